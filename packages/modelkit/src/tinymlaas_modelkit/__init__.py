@@ -1,0 +1,1 @@
+"""Read, check and convert model files: ONNX and TFLite, float and int8."""
