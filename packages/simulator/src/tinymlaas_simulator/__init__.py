@@ -1,0 +1,42 @@
+"""Run microcontroller code on a simulated CPU: exact instruction counts, memory limits, faults."""
+
+from tinymlaas_simulator._hook import cache_dir
+from tinymlaas_simulator.cpus import CPUS, Arch, Cpu, cpu_named
+from tinymlaas_simulator.cycles import CYCLE_ASSUMPTIONS, estimate_cycles
+from tinymlaas_simulator.errors import DoesNotFit, Fault, FaultKind, SimulatorError
+from tinymlaas_simulator.machine import (
+    DEFAULT_INSTRUCTION_LIMIT,
+    CallResult,
+    Device,
+    Machine,
+    Region,
+    Touched,
+    Window,
+)
+from tinymlaas_simulator.native import FLASH_BASE, RAM_BASE, NativeRun, run_native, standard_machine
+
+__all__ = [
+    "CPUS",
+    "CYCLE_ASSUMPTIONS",
+    "DEFAULT_INSTRUCTION_LIMIT",
+    "FLASH_BASE",
+    "RAM_BASE",
+    "Arch",
+    "CallResult",
+    "Cpu",
+    "Device",
+    "DoesNotFit",
+    "Fault",
+    "FaultKind",
+    "Machine",
+    "NativeRun",
+    "Region",
+    "SimulatorError",
+    "Touched",
+    "Window",
+    "cache_dir",
+    "cpu_named",
+    "estimate_cycles",
+    "run_native",
+    "standard_machine",
+]

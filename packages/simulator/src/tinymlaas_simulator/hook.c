@@ -1,0 +1,133 @@
+/* Native observers of the simulated CPU: what they see is exact, and they cost nanoseconds instead of microseconds.
+ *
+ * One `sim_state` belongs to one machine. The CPU emulator calls `sim_on_code` before each instruction and
+ * `sim_on_memory` before each data access. Both stop the machine at the first thing that real hardware, or the
+ * caller's memory map, would refuse. Layouts must match `_hook.py`. */
+#include <stddef.h>
+#include <stdint.h>
+
+enum { PERM_READ = 1, PERM_WRITE = 2 };
+enum { MAX_RANGES = 16, MAX_SEGMENTS = 4 };
+enum { ALIGN_ANY = 0, ALIGN_NATURAL = 1, ALIGN_THUMB2 = 2 };
+enum { STOP_NONE = 0, STOP_LIMIT = 1, STOP_RANGE = 2, STOP_MISALIGNED = 3, STOP_REQUESTED = 4 };
+enum { ACCESS_WRITE = 17 }; /* UC_MEM_WRITE */
+
+typedef struct {
+    uint64_t base, end; /* end is exclusive */
+    uint64_t lowest_write, highest_write; /* highest is exclusive; lowest > highest while nothing was written */
+    uint64_t lowest_read, highest_read;
+    uint32_t perms, unused;
+} sim_range;
+
+typedef struct {
+    uint64_t base, end;
+    uint64_t *executed; /* one counter for each halfword */
+    uint64_t *taken;    /* how often control left the instruction elsewhere than to the next one */
+} sim_segment;
+
+typedef struct {
+    uint64_t instructions, limit, accesses;
+    int (*stop)(void *engine);
+    int (*read)(void *engine, uint64_t address, void *bytes, uint64_t size);
+    uint64_t pc, pc_size, previous_pc, previous_size;
+    uint64_t fault_address, fault_size;
+    uint32_t reason, fault_is_write, alignment, range_count, segment_count, unused;
+    sim_range ranges[MAX_RANGES];
+    sim_segment segments[MAX_SEGMENTS];
+} sim_state;
+
+uint64_t sim_state_bytes(void) { return sizeof(sim_state); }
+
+static sim_segment *segment_of(sim_state *state, uint64_t address)
+{
+    for (uint32_t i = 0; i < state->segment_count; i++)
+        if (address >= state->segments[i].base && address < state->segments[i].end)
+            return &state->segments[i];
+    return NULL;
+}
+
+static void halt(void *engine, sim_state *state, uint32_t reason)
+{
+    if (state->reason == STOP_NONE)
+        state->reason = reason;
+    state->stop(engine);
+}
+
+void sim_on_code(void *engine, uint64_t address, uint32_t size, void *user)
+{
+    sim_state *state = user;
+    if (state->reason != STOP_NONE) {
+        state->stop(engine);
+        return;
+    }
+    if (state->instructions >= state->limit) {
+        halt(engine, state, STOP_LIMIT);
+        return;
+    }
+    sim_segment *segment = segment_of(state, address);
+    if (state->pc_size && address != state->pc + state->pc_size) {
+        sim_segment *from = segment && state->pc >= segment->base && state->pc < segment->end
+                                ? segment : segment_of(state, state->pc);
+        if (from)
+            from->taken[(state->pc - from->base) >> 1]++;
+    }
+    state->previous_pc = state->pc;
+    state->previous_size = state->pc_size;
+    state->pc = address;
+    state->pc_size = size;
+    state->instructions++;
+    if (segment)
+        segment->executed[(address - segment->base) >> 1]++;
+}
+
+/* Arm v7-M and v8-M Mainline let single loads and stores be unaligned; the multiple, dual, exclusive and
+ * floating-point ones fault (DDI 0403E A3.2.1, DDI 0553B B7.3). */
+static int thumb2_needs_alignment(void *engine, sim_state *state)
+{
+    uint16_t half[1] = {0};
+    if (state->read(engine, state->pc, half, sizeof half))
+        return 1;
+    uint16_t first = half[0];
+    if (state->pc_size == 2)
+        return (first & 0xf000) == 0xc000 || (first & 0xf600) == 0xb400; /* LDM, STM, PUSH, POP */
+    return (first & 0xfe00) == 0xe800                                    /* LDM, STM, LDRD, STRD, LDREX, TBH */
+        || (first & 0xfe00) == 0xec00;                                   /* VLDR, VSTR, VLDM, VSTM */
+}
+
+void sim_on_memory(void *engine, int type, uint64_t address, int size, int64_t value, void *user)
+{
+    sim_state *state = user;
+    (void)value;
+    if (state->reason != STOP_NONE)
+        return;
+    state->accesses++;
+    int is_write = type == ACCESS_WRITE;
+    uint64_t unit = size > 4 ? 4 : (uint64_t)size;
+    if ((address & (unit - 1)) && state->alignment != ALIGN_ANY
+        && (state->alignment == ALIGN_NATURAL || thumb2_needs_alignment(engine, state))) {
+        state->fault_address = address;
+        state->fault_size = (uint64_t)size;
+        state->fault_is_write = (uint32_t)is_write;
+        halt(engine, state, STOP_MISALIGNED);
+        return;
+    }
+    uint32_t need = is_write ? PERM_WRITE : PERM_READ;
+    uint64_t end = address + (uint64_t)size;
+    for (uint32_t i = 0; i < state->range_count; i++) {
+        sim_range *range = &state->ranges[i];
+        if (address < range->base || end > range->end || !(range->perms & need))
+            continue;
+        if (is_write) {
+            if (address < range->lowest_write) range->lowest_write = address;
+            if (end > range->highest_write) range->highest_write = end;
+        } else {
+            if (address < range->lowest_read) range->lowest_read = address;
+            if (end > range->highest_read) range->highest_read = end;
+        }
+        return;
+    }
+    state->fault_address = address;
+    state->fault_size = (uint64_t)size;
+    state->fault_is_write = (uint32_t)is_write;
+    halt(engine, state, STOP_RANGE);
+}

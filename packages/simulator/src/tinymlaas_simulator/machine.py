@@ -1,0 +1,488 @@
+"""A simulated microcontroller: a CPU, memory regions with exact sizes, memory-mapped devices, and exact observation."""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import unicorn
+from unicorn import arm_const, riscv_const
+from unicorn.unicorn_py3 import unicorn as binding
+
+from tinymlaas_simulator import _hook
+from tinymlaas_simulator.cpus import Arch, Cpu, cpu_named
+from tinymlaas_simulator.errors import Fault, FaultKind, SimulatorError
+from tinymlaas_simulator.scan import refused_instruction
+
+DEFAULT_INSTRUCTION_LIMIT = 2_000_000_000
+_PAGE = 4096
+_GUARD = 4096
+_RETURN_STUB = 0x1FFF_0000
+_STACK_ALIGN = {Arch.THUMB: 8, Arch.RISCV32: 16}
+_PERMS = {"r": unicorn.UC_PROT_READ, "w": unicorn.UC_PROT_WRITE, "x": unicorn.UC_PROT_EXEC}
+_NOTHING = 0xFFFF_FFFF_FFFF_FFFF
+
+_ARM_R = [getattr(arm_const, f"UC_ARM_REG_R{i}") for i in range(13)]
+_RV_A = [getattr(riscv_const, f"UC_RISCV_REG_A{i}") for i in range(8)]
+_ARM_SAVED = _ARM_R[4:12]
+_ARM_SAVED_FPU = [getattr(arm_const, f"UC_ARM_REG_S{i}") for i in range(16, 32)]
+_RV_SAVED = [getattr(riscv_const, f"UC_RISCV_REG_S{i}") for i in range(12)]
+
+_ARM_INTERRUPTS = {
+    2: (FaultKind.SUPERVISOR_CALL, "SVC"),
+    3: (FaultKind.FETCH_PROTECTED, "prefetch abort"),
+    4: (FaultKind.MISALIGNED, "data abort: unaligned access"),
+    7: (FaultKind.BREAKPOINT, "BKPT"),
+    8: (FaultKind.FETCH_UNMAPPED, "exception return without an exception"),
+    17: (FaultKind.UNSUPPORTED_INSTRUCTION, "coprocessor or FPU instruction on a CPU without it"),
+    18: (FaultKind.INVALID_STATE, "branch to an address without the Thumb bit, or a bad IT state"),
+}
+_RV_INTERRUPTS = {
+    0: (FaultKind.MISALIGNED, "instruction address misaligned"),
+    2: (FaultKind.UNDEFINED_INSTRUCTION, "illegal instruction"),
+    3: (FaultKind.BREAKPOINT, "EBREAK"),
+    4: (FaultKind.MISALIGNED, "load or atomic address misaligned"),
+    6: (FaultKind.MISALIGNED, "store address misaligned"),
+    8: (FaultKind.SUPERVISOR_CALL, "ECALL"),
+    9: (FaultKind.SUPERVISOR_CALL, "ECALL"),
+    11: (FaultKind.SUPERVISOR_CALL, "ECALL"),
+}
+_MEMORY_ERRORS = {
+    unicorn.UC_ERR_READ_UNMAPPED: FaultKind.READ_UNMAPPED,
+    unicorn.UC_ERR_WRITE_UNMAPPED: FaultKind.WRITE_UNMAPPED,
+    unicorn.UC_ERR_FETCH_UNMAPPED: FaultKind.FETCH_UNMAPPED,
+    unicorn.UC_ERR_WRITE_PROT: FaultKind.WRITE_PROTECTED,
+    unicorn.UC_ERR_READ_PROT: FaultKind.READ_UNMAPPED,
+    unicorn.UC_ERR_FETCH_PROT: FaultKind.FETCH_PROTECTED,
+    unicorn.UC_ERR_INSN_INVALID: FaultKind.UNDEFINED_INSTRUCTION,
+}
+
+
+@dataclass(frozen=True)
+class Region:
+    """A memory region: base and size in bytes (base on a 4 KiB page), perms out of "r", "w", "x"."""
+
+    name: str
+    base: int
+    size: int
+    perms: str
+
+    @property
+    def end(self) -> int:
+        return self.base + self.size
+
+
+@dataclass(frozen=True)
+class Device:
+    """A memory-mapped device: `read(offset, size) -> value`, `write(offset, size, value)`; base and size on 4 KiB pages.
+
+    A callback may call `Machine.request_stop`, or raise: the exception comes out of the call that ran the machine.
+    """
+
+    name: str
+    base: int
+    size: int
+    read: Callable[[int, int], int]
+    write: Callable[[int, int, int], None]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Data addresses [base, base + size) that a call may touch; perms "r" or "rw"."""
+
+    base: int
+    size: int
+    perms: str
+
+
+@dataclass(frozen=True)
+class Touched:
+    """The extremes of what was accessed in one window: [lowest, highest), None where nothing was."""
+
+    window: Window
+    written: tuple[int, int] | None
+    read: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class CallResult:
+    """What one run gave: return value (unsigned 32-bit), exact instruction count, stack peak, what was touched.
+
+    `stack_peak_bytes` is the distance from the stack top to the lowest stack byte that was written (0 if none):
+    exact for what was stored, silent about space reserved but never written.
+    """
+
+    return_value: int
+    instructions: int
+    stack_peak_bytes: int
+    touched: tuple[Touched, ...]
+    stopped: bool = False
+
+
+class Machine:
+    """A simulated microcontroller whose regions, devices and CPU refuse what the hardware would.
+
+    Enforced: unmapped and protected accesses to the byte, instruction set and FPU of the CPU, alignment (all accesses on
+    Armv6-M and RV32; multiple, dual, exclusive and FPU accesses elsewhere), the instruction limit. Not modelled: time,
+    interrupts, caches, the MPU, TrustZone, privilege. After a Fault the machine is dead: further runs raise the same.
+    """
+
+    def __init__(self, cpu: str | Cpu, regions: Sequence[Region], devices: Sequence[Device] = ()) -> None:
+        self.cpu = cpu_named(cpu) if isinstance(cpu, str) else cpu
+        self.regions = tuple(regions)
+        self.devices = tuple(devices)
+        self._fault: Fault | None = None
+        self._pending: BaseException | None = None
+        self._interrupt: int | None = None
+        self._native = _hook.load()
+        thumb = self.cpu.arch is Arch.THUMB
+        self._engine = unicorn.Uc(
+            unicorn.UC_ARCH_ARM if thumb else unicorn.UC_ARCH_RISCV,
+            unicorn.UC_MODE_THUMB if thumb else unicorn.UC_MODE_RISCV32,
+            cpu=self.cpu.model,
+        )
+        self._map_memory()
+        self._state = _hook.State()
+        self._state.alignment = self.cpu.alignment
+        self._state.stop = ctypes.cast(binding.uclib.uc_emu_stop, ctypes.c_void_p).value
+        self._state.read = ctypes.cast(binding.uclib.uc_mem_read, ctypes.c_void_p).value
+        self._counts = self._make_segments()
+        self._hook_ids: list[ctypes.c_size_t] = []
+        self._install(unicorn.UC_HOOK_CODE, self._native.sim_on_code)
+        self._install(unicorn.UC_HOOK_MEM_READ | unicorn.UC_HOOK_MEM_WRITE, self._native.sim_on_memory)
+        self._engine.hook_add(unicorn.UC_HOOK_INTR, self._on_interrupt)
+
+    # --- memory -----------------------------------------------------------------------------------------------
+
+    def _map_memory(self) -> None:
+        spans = sorted(
+            [(r.base, r.size, r.name) for r in self.regions]
+            + [(d.base, d.size, d.name) for d in self.devices]
+            + [(_RETURN_STUB, _PAGE, "return stub")]
+        )
+        for base, size, name in spans:
+            if base % _PAGE or size <= 0 or base + size > 0x1_0000_0000:
+                raise SimulatorError("REGION_INVALID", f"region {name}: base {base:#x}, size {size:#x}",
+                                     metadata={"region": name}, help="start regions on 4 KiB pages inside 32 bits")
+        for (base, size, name), (following, _, other) in zip(spans, spans[1:], strict=False):
+            if base + -(-size // _PAGE) * _PAGE > following:
+                raise SimulatorError("REGION_INVALID", f"regions {name} and {other} share a page",
+                                     metadata={"region": name, "other": other}, help="move one of them")
+        for region in self.regions:
+            perms = sum(_PERMS[letter] for letter in region.perms)
+            self._engine.mem_map(region.base, -(-region.size // _PAGE) * _PAGE, perms)
+        self._engine.mem_map(_RETURN_STUB, _PAGE, unicorn.UC_PROT_READ | unicorn.UC_PROT_EXEC)
+        for device in self.devices:
+            self._engine.mmio_map(device.base, device.size, self._reader(device), None, self._writer(device), None)
+
+    def _reader(self, device: Device) -> Callable[[object, int, int, object], int]:
+        def read(_engine: object, offset: int, size: int, _user: object) -> int:
+            if self._pending is not None:
+                return 0
+            try:
+                return device.read(offset, size)
+            except BaseException as error:
+                self._abandon(error)
+                return 0
+
+        return read
+
+    def _writer(self, device: Device) -> Callable[[object, int, int, int, object], None]:
+        def write(_engine: object, offset: int, size: int, value: int, _user: object) -> None:
+            if self._pending is not None:
+                return
+            try:
+                device.write(offset, size, value)
+            except BaseException as error:
+                self._abandon(error)
+
+        return write
+
+    def _abandon(self, error: BaseException) -> None:
+        """Stop at once: the state's reason keeps any further instruction from running."""
+        self._pending = error
+        self.request_stop()
+
+    def request_stop(self) -> None:
+        """Stop the run after the present instruction; only from a device callback."""
+        if self._state.reason == _hook.STOP_NONE:
+            self._state.reason = _hook.STOP_REQUESTED
+        self._engine.emu_stop()
+
+    def load(self, address: int, data: bytes) -> None:
+        """Put bytes into memory as a programmer or debug probe would: permissions do not apply, bounds do."""
+        self._region_of(address, len(data))
+        self._engine.mem_write(address, data)
+        self._engine.ctl_remove_cache(address, address + max(len(data), 1))
+
+    def read(self, address: int, size: int) -> bytes:
+        """Give `size` bytes of memory from `address`; they must lie in one region."""
+        self._region_of(address, size)
+        return bytes(self._engine.mem_read(address, size))
+
+    def _region_of(self, address: int, size: int) -> Region:
+        for region in self.regions:
+            if region.base <= address and size >= 0 and address + size <= region.end:
+                return region
+        raise SimulatorError("ADDRESS_INVALID", f"{size} bytes at {address:#x} lie in no region",
+                             metadata={"address": f"{address:#x}", "size": str(size)}, help="see Machine.regions")
+
+    # --- counting ---------------------------------------------------------------------------------------------
+
+    def _make_segments(self) -> dict[str, tuple[Region, npt.NDArray[np.uint64], npt.NDArray[np.uint64]]]:
+        code = [region for region in self.regions if "x" in region.perms]
+        if len(code) > _hook.MAX_SEGMENTS:
+            raise SimulatorError("REGION_INVALID", f"more than {_hook.MAX_SEGMENTS} executable regions")
+        made: dict[str, tuple[Region, npt.NDArray[np.uint64], npt.NDArray[np.uint64]]] = {}
+        for index, region in enumerate(code):
+            executed = np.zeros((region.size + 1) // 2 + 1, dtype=np.uint64)
+            taken = np.zeros_like(executed)
+            segment = self._state.segments[index]
+            segment.base, segment.end = region.base, region.end
+            segment.executed, segment.taken = executed.ctypes.data, taken.ctypes.data
+            made[region.name] = (region, executed, taken)
+        self._state.segment_count = len(code)
+        self._checked = {name: np.zeros(len(entry[1]), dtype=bool) for name, entry in made.items()}
+        return made
+
+    def histogram(self, region: str) -> npt.NDArray[np.uint64]:
+        """Give how often the instruction at each halfword of an executable region ran, since the last reset of counts."""
+        return self._counts[region][1].copy()
+
+    def taken(self, region: str) -> npt.NDArray[np.uint64]:
+        """Give how often control left the instruction at each halfword elsewhere than to the one after it."""
+        return self._counts[region][2].copy()
+
+    def reset_counts(self) -> None:
+        """Set histograms to zero."""
+        for _, executed, taken in self._counts.values():
+            executed[:] = 0
+            taken[:] = 0
+
+    def instructions_in(self, begin: int, end: int) -> int:
+        """Give the exact number of instructions executed in [begin, end), for instance the range of a symbol."""
+        total = 0
+        for region, executed, _ in self._counts.values():
+            first, last = max(begin, region.base), min(end, region.end)
+            if first < last:
+                total += int(executed[(first - region.base + 1) // 2 : (last - region.base + 1) // 2].sum())
+        return total
+
+    def _install(self, kind: int, function: object) -> None:
+        handle = ctypes.c_size_t()
+        status = binding.uclib.uc_hook_add(
+            self._engine._uch, ctypes.byref(handle), kind, ctypes.cast(function, ctypes.c_void_p),  # type: ignore[arg-type]
+            ctypes.cast(ctypes.pointer(self._state), ctypes.c_void_p), ctypes.c_uint64(1), ctypes.c_uint64(0),
+        )
+        if status != unicorn.UC_ERR_OK:
+            raise SimulatorError("HOOK_BUILD_FAILED", f"the emulator refused a hook: {status}")
+        self._hook_ids.append(handle)
+
+    # --- running ----------------------------------------------------------------------------------------------
+
+    def call(
+        self,
+        address: int,
+        args: Sequence[int] = (),
+        *,
+        stack_top: int,
+        stack_bytes: int | None = None,
+        windows: Sequence[Window] | None = None,
+        instruction_limit: int = DEFAULT_INSTRUCTION_LIMIT,
+        check_abi: bool = True,
+    ) -> CallResult:
+        """Call the function at `address` (no Thumb bit) with up to four 32-bit arguments and run until it returns.
+
+        `windows` are the data addresses that it may touch beside its stack [stack_top - stack_bytes, stack_top); by
+        default every region by its permissions. Raises Fault, also ABI_VIOLATION when a callee-saved register or the
+        stack pointer differs afterwards.
+        """
+        if len(args) > 4:
+            raise SimulatorError("ARGUMENT_INVALID", "at most four arguments in registers")
+        if stack_top % _STACK_ALIGN[self.cpu.arch]:
+            raise SimulatorError("ARGUMENT_INVALID", f"stack top {stack_top:#x} is not aligned")
+        stack = Window(stack_top - stack_bytes, stack_bytes, "rw") if stack_bytes is not None else None
+        spans = [*(self._default_windows() if windows is None else windows)]
+        if stack is not None:
+            spans.insert(0, stack)
+        registers = self._argument_registers()
+        for register, value in zip(registers, args, strict=False):
+            self._engine.reg_write(register, value & 0xFFFF_FFFF)
+        saved = self._set_saved_registers()
+        thumb = self.cpu.arch is Arch.THUMB
+        self._engine.reg_write(arm_const.UC_ARM_REG_LR if thumb else riscv_const.UC_RISCV_REG_RA, _RETURN_STUB | int(thumb))
+        self.stack_pointer = stack_top
+        before = self._run(address, spans, stack, instruction_limit)
+        if self._state.reason != _hook.STOP_REQUESTED and check_abi:
+            self._check_saved_registers(saved, stack_top)
+        return self._result(before, spans, stack, stack_top)
+
+    def resume(
+        self, *, windows: Sequence[Window] | None = None, instruction_limit: int = DEFAULT_INSTRUCTION_LIMIT
+    ) -> CallResult:
+        """Run on from the program counter until a device requests a stop; `stopped` is then True."""
+        spans = [*(self._default_windows() if windows is None else windows)]
+        before = self._run(self.program_counter, spans, None, instruction_limit)
+        return self._result(before, spans, None, 0)
+
+    def _default_windows(self) -> list[Window]:
+        perms = {region: "".join(letter for letter in region.perms if letter in "rw") for region in self.regions}
+        return [Window(region.base, region.size, perms[region]) for region in self.regions if perms[region]]
+
+    def _run(self, address: int, spans: Sequence[Window], stack: Window | None, limit: int) -> int:
+        if self._fault is not None:
+            raise self._fault
+        state = self._state
+        device_spans = [Window(device.base, device.size, "rw") for device in self.devices]
+        every = [*spans, *device_spans]
+        if len(every) > _hook.MAX_RANGES:
+            raise SimulatorError("ARGUMENT_INVALID", f"more than {_hook.MAX_RANGES} windows")
+        for index, window in enumerate(every):
+            state.ranges[index] = _hook.Range(
+                window.base, window.base + window.size, _NOTHING, 0, _NOTHING, 0,
+                int("r" in window.perms) | 2 * int("w" in window.perms), 0,
+            )
+        state.range_count = len(every)
+        before = int(state.instructions)
+        state.limit = before + limit
+        state.reason = _hook.STOP_NONE
+        state.pc = state.pc_size = 0
+        self._interrupt = None
+        self._pending = None
+        error: unicorn.UcError | None = None
+        try:
+            self._engine.emu_start(address | int(self.cpu.arch is Arch.THUMB), _RETURN_STUB)
+        except unicorn.UcError as raised:
+            error = raised
+        self._raise_if_faulted(error, stack, before)
+        return before
+
+    def _raise_if_faulted(self, error: unicorn.UcError | None, stack: Window | None, before: int) -> None:
+        state = self._state
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            self._fault = Fault(FaultKind.DEVICE_FAULT, str(pending), pc=state.pc)
+            raise pending
+        ran = int(state.instructions) - before
+        kind: FaultKind | None = None
+        detail, address = "", None
+        if state.reason == _hook.STOP_LIMIT:
+            kind, detail = FaultKind.INSTRUCTION_LIMIT, f"still running after {ran} instructions"
+        elif state.reason == _hook.STOP_MISALIGNED:
+            address = int(state.fault_address)
+            kind, detail = FaultKind.MISALIGNED, f"{state.fault_size}-byte access on {self.cpu.name}"
+        elif state.reason == _hook.STOP_RANGE:
+            address = int(state.fault_address)
+            kind, detail = self._classify_access(address, bool(state.fault_is_write), stack), f"{state.fault_size} bytes"
+        elif self._interrupt is not None:
+            table = _ARM_INTERRUPTS if self.cpu.arch is Arch.THUMB else _RV_INTERRUPTS
+            kind, detail = table.get(self._interrupt, (FaultKind.INVALID_STATE, f"exception {self._interrupt}"))
+        elif error is not None:
+            kind = _MEMORY_ERRORS.get(error.errno, FaultKind.INVALID_STATE)
+            detail = str(error)
+            address = self.program_counter if kind in (FaultKind.FETCH_PROTECTED, FaultKind.FETCH_UNMAPPED) else None
+        elif state.reason == _hook.STOP_NONE and self.program_counter != _RETURN_STUB:
+            kind, detail = FaultKind.STALLED, "waits for an interrupt that never comes"
+        refused = self._first_refused()
+        if refused is not None:
+            self._fault = Fault(FaultKind.UNSUPPORTED_INSTRUCTION, refused[1], pc=refused[0], instructions=ran)
+        elif kind is not None:
+            self._fault = Fault(kind, detail, pc=int(state.pc), address=address, instructions=ran)
+        if self._fault is not None:
+            raise self._fault
+
+    def _classify_access(self, address: int, is_write: bool, stack: Window | None) -> FaultKind:
+        if stack is not None and stack.base - _GUARD <= address < stack.base:
+            return FaultKind.STACK_OVERFLOW
+        region = next((r for r in self.regions if r.base <= address < r.end), None)
+        if region is None:
+            return FaultKind.WRITE_UNMAPPED if is_write else FaultKind.READ_UNMAPPED
+        if is_write and "w" not in region.perms:
+            return FaultKind.WRITE_PROTECTED
+        return FaultKind.WRITE_OUT_OF_BOUNDS if is_write else FaultKind.READ_OUT_OF_BOUNDS
+
+    def _first_refused(self) -> tuple[int, str] | None:
+        """Look at each newly executed instruction for what the emulator lets through but this CPU would not."""
+        for name, (region, executed, _) in self._counts.items():
+            checked = self._checked[name]
+            fresh = np.flatnonzero((executed > 0) & ~checked)
+            if not fresh.size:
+                continue
+            checked[fresh] = True
+            code = bytes(self._engine.mem_read(region.base, region.size)) + b"\0\0\0\0"
+            for index in fresh:
+                reason = refused_instruction(self.cpu, code, 2 * int(index))
+                if reason is not None:
+                    return region.base + 2 * int(index), reason
+        return None
+
+    def _on_interrupt(self, _engine: unicorn.Uc, number: int, _user: object) -> None:
+        if self._interrupt is None:
+            self._interrupt = number
+        self.request_stop()
+
+    def _result(self, before: int, spans: Sequence[Window], stack: Window | None, stack_top: int) -> CallResult:
+        state = self._state
+        touched = []
+        for index, window in enumerate(spans):
+            span = state.ranges[index]
+            written = (span.lowest_write, span.highest_write) if span.highest_write else None
+            read = (span.lowest_read, span.highest_read) if span.highest_read else None
+            touched.append(Touched(window, written, read))
+        peak = stack_top - touched[0].written[0] if stack is not None and touched[0].written else 0
+        return CallResult(
+            return_value=int(self._engine.reg_read(self._argument_registers()[0])) & 0xFFFF_FFFF,
+            instructions=int(state.instructions) - before,
+            stack_peak_bytes=peak,
+            touched=tuple(touched),
+            stopped=state.reason == _hook.STOP_REQUESTED,
+        )
+
+    # --- registers --------------------------------------------------------------------------------------------
+
+    def _argument_registers(self) -> list[int]:
+        return _ARM_R if self.cpu.arch is Arch.THUMB else _RV_A
+
+    @property
+    def program_counter(self) -> int:
+        """The address of the next instruction."""
+        register = arm_const.UC_ARM_REG_PC if self.cpu.arch is Arch.THUMB else riscv_const.UC_RISCV_REG_PC
+        return int(self._engine.reg_read(register))
+
+    def start_at(self, address: int, stack_pointer: int) -> None:
+        """Set program counter and stack pointer, as a reset does; `resume` then runs."""
+        self.stack_pointer = stack_pointer
+        thumb = self.cpu.arch is Arch.THUMB
+        self._engine.reg_write(
+            arm_const.UC_ARM_REG_PC if thumb else riscv_const.UC_RISCV_REG_PC, address | int(thumb)
+        )
+
+    @property
+    def stack_pointer(self) -> int:
+        """The stack pointer."""
+        return int(self._engine.reg_read(self._sp()))
+
+    @stack_pointer.setter
+    def stack_pointer(self, value: int) -> None:
+        self._engine.reg_write(self._sp(), value)
+
+    def _sp(self) -> int:
+        return arm_const.UC_ARM_REG_SP if self.cpu.arch is Arch.THUMB else riscv_const.UC_RISCV_REG_SP
+
+    def _saved(self) -> list[int]:
+        if self.cpu.arch is Arch.RISCV32:
+            return _RV_SAVED
+        return _ARM_SAVED + (_ARM_SAVED_FPU if self.cpu.has_fpu else [])
+
+    def _set_saved_registers(self) -> list[tuple[int, int]]:
+        values = [(register, 0x3C5A_0000 + 0x101 * index) for index, register in enumerate(self._saved())]
+        for register, value in values:
+            self._engine.reg_write(register, value)
+        return values
+
+    def _check_saved_registers(self, saved: list[tuple[int, int]], stack_top: int) -> None:
+        wrong = [index for index, (register, value) in enumerate(saved) if self._engine.reg_read(register) != value]
+        if self.stack_pointer != stack_top or wrong:
+            what = "the stack pointer" if self.stack_pointer != stack_top else f"callee-saved register number {wrong[0]}"
+            raise Fault(FaultKind.ABI_VIOLATION, f"{what} was not restored", pc=int(self._state.pc))
