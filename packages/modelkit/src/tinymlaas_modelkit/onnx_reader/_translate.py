@@ -1,0 +1,156 @@
+"""From ONNX nodes to the graph, node by node; operators that cannot be expressed are collected and reported together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from tinymlaas_modelkit.errors import MalformedModel, OffendingOperator, UnsupportedOperator
+from tinymlaas_modelkit.graph import DType, Graph, OpKind, Quantization, Tensor
+from tinymlaas_modelkit.onnx_reader import _ops_conv, _ops_elementwise, _ops_linear, _ops_pool, _ops_shape, _qdq
+from tinymlaas_modelkit.onnx_reader._context import Act, Const, Context, NotExpressible, bind_unknown
+from tinymlaas_modelkit.onnx_reader._source import Node, Source
+from tinymlaas_modelkit.passes import tidy
+
+Handler = Callable[[Context, Node], None]
+
+HANDLERS: Mapping[str, Handler] = {
+    "QuantizeLinear": _qdq.quantize_linear,
+    "DequantizeLinear": _qdq.dequantize_linear,
+    "Conv": _ops_conv.conv,
+    "MatMul": _ops_linear.matmul,
+    "Gemm": _ops_linear.gemm,
+    "AveragePool": _ops_pool.average_pool,
+    "MaxPool": _ops_pool.max_pool,
+    "GlobalAveragePool": _ops_pool.global_average_pool,
+    "GlobalMaxPool": _ops_pool.global_max_pool,
+    "ReduceMean": _ops_pool.reduce_mean,
+    "Add": _ops_elementwise.binary,
+    "Sub": _ops_elementwise.binary,
+    "Mul": _ops_elementwise.binary,
+    "Relu": _ops_elementwise.relu,
+    "Clip": _ops_elementwise.relu,
+    "Sigmoid": _ops_elementwise.unary,
+    "Tanh": _ops_elementwise.unary,
+    "HardSwish": _ops_elementwise.unary,
+    "LeakyRelu": _ops_elementwise.unary,
+    "Softmax": _ops_elementwise.softmax,
+    "Reshape": _ops_shape.reshape,
+    "Flatten": _ops_shape.reshape,
+    "Squeeze": _ops_shape.reshape,
+    "Unsqueeze": _ops_shape.reshape,
+    "Transpose": _ops_shape.transpose,
+    "Identity": _ops_shape.identity,
+    "Dropout": _ops_shape.identity,
+    "Concat": _ops_shape.concat,
+    "Pad": _ops_shape.pad,
+    "Slice": _ops_shape.slice_,
+    "Split": _ops_shape.split,
+}
+ELEMENT_TYPES = frozenset({"float32", "int8", "uint8"})
+
+
+def _bind_inputs(context: Context) -> None:
+    source = context.source
+    for name, array in source.constants.items():
+        context.values[name] = Const(name, array)
+    for name in source.inputs:
+        dtype, shape = source.dtypes[name], source.shapes[name]
+        identity = tuple(range(len(shape)))
+        q = context.quantizations.get(name)
+        if dtype not in ELEMENT_TYPES or (dtype != "float32" and q is None):
+            reader = next(iter(source.consumers.get(name, [])), None)
+            node = reader or Node("input", name, (name,), (), {}, -1)
+            detail = (
+                f"input of type {dtype}"
+                if dtype not in ELEMENT_TYPES
+                else f"{dtype} input without scale and zero point"
+            )
+            context.report(node, detail)
+            context.tensors[name] = Tensor(name, shape, DType.FLOAT32)
+            context.values[name] = Act(name, identity)
+        elif dtype == "uint8":
+            assert q is not None
+            in_file = Quantization(q.scales, q.zero_points + 128, q.axis)
+            context.tensors[name] = Tensor(name, shape, DType.UINT8, in_file)
+            moved = context.emit(OpKind.QUANTIZE, (name,), f"{name}_int8", shape, q, {}, "input")
+            context.values[name] = Act(moved, identity)
+        else:
+            context.tensors[name] = Tensor(name, shape, DType(dtype), q if dtype == "int8" else None)
+            context.values[name] = Act(name, identity)
+
+
+def _bind_outputs(context: Context) -> Graph:
+    """Name the results as the file names its outputs, in the layout and type that the file says."""
+    rename: dict[str, str] = {}
+    for name in context.source.outputs:
+        value = context.values[name]
+        if isinstance(value, Const):
+            raise UnsupportedOperator(
+                [OffendingOperator("output", name, "unknown", "a constant as output of the model")]
+            )
+        act = context.plain(context.real(value))
+        tensor = context.tensors[act.tensor]
+        q = tensor.quantization
+        if context.source.dtypes.get(name) == "uint8" and q is not None:
+            in_file = Quantization(q.scales, q.zero_points + 128, q.axis)
+            act = Act(
+                context.emit(
+                    OpKind.QUANTIZE, (act.tensor,), f"{name}_uint8", tensor.shape, in_file, {}, "output", DType.UINT8
+                ),
+                act.perm,
+            )
+        elif act.tensor in context.source.inputs or act.tensor in rename:
+            copy = context.emit(
+                OpKind.RESHAPE,
+                (act.tensor,),
+                f"{name}_copy",
+                tensor.shape,
+                q,
+                {"shape": tensor.shape},
+                "output",
+                tensor.dtype,
+            )
+            act = Act(copy, act.perm)
+        rename[act.tensor] = name
+    tensors = {rename.get(n, n): dataclasses.replace(t, name=rename.get(n, n)) for n, t in context.tensors.items()}
+    ops = tuple(
+        dataclasses.replace(
+            op,
+            inputs=tuple(None if i is None else rename.get(i, i) for i in op.inputs),
+            outputs=tuple(rename.get(o, o) for o in op.outputs),
+        )
+        for op in context.ops
+    )
+    return Graph(tensors, ops, context.source.inputs, context.source.outputs)
+
+
+def translate(source: Source) -> Graph:
+    """The graph of a parsed ONNX model; raises UnsupportedOperator with all nodes that cannot be expressed."""
+    context = Context(source, _qdq.find_quantizations(source))
+    _bind_inputs(context)
+    for node in source.nodes:
+        if node.index in context.done:
+            continue
+        handler = HANDLERS.get(node.op)
+        try:
+            if handler is None:
+                raise NotExpressible("no such operator in the graph")
+            handler(context, node)
+        except NotExpressible as reason:
+            context.report(node, str(reason))
+            _report_rest_if_lost(context, node)
+    if context.offending:
+        raise UnsupportedOperator(context.offending)
+    return tidy(_bind_outputs(context))
+
+
+def _report_rest_if_lost(context: Context, node: Node) -> None:
+    """Go on behind stand-ins; where shapes are lost, list at least all operators that are unknown by name, then raise."""
+    try:
+        bind_unknown(context, node)
+    except MalformedModel as error:
+        for later in context.source.nodes[context.source.nodes.index(node) + 1 :]:
+            if later.op not in HANDLERS:
+                context.report(later, "no such operator in the graph")
+        raise UnsupportedOperator(context.offending) from error
