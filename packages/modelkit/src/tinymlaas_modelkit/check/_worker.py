@@ -1,0 +1,63 @@
+"""The process in which a hostile file is checked.
+
+`python -m tinymlaas_modelkit.check._worker`, request in, verdict out.
+
+Protocol: standard input holds one line of JSON {format, limits, size} and then `size` bytes of the model. Standard
+output gets the line `ready` once everything is imported and the limits are set, and then one line of JSON: {"report":
+...} or {"rejected": ...}. From `ready` on the process can open no file, write none, and take no more than its limits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from typing import Any, Final
+
+from ._limits import Limits
+from ._onnx import CheckedOnnx
+from ._onnx_shapes import check_onnx_shapes
+from ._rejection import ModelRejected, Problem
+from ._structure import check_structure
+
+READY: Final = b"ready\n"
+
+
+def _confine(limits: Limits) -> None:
+    """Set the limits of this process; they can't be raised again."""
+    resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
+    # The second more lets Python answer SIGXCPU with a verdict before the kernel kills it.
+    resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_seconds, limits.cpu_seconds + 1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+
+
+def run(data: bytes, format: Any, limits: Limits) -> dict[str, Any]:
+    """The verdict on a file as JSON values."""
+    try:
+        checked = check_structure(data, format, limits)
+        report = check_onnx_shapes(checked, limits) if isinstance(checked, CheckedOnnx) else checked
+    except ModelRejected as rejected:
+        return {"rejected": rejected.to_dict()}
+    except MemoryError:
+        detail = f"the check takes more than {limits.memory_bytes} bytes"
+        return {"rejected": ModelRejected(Problem.CHECK_MEMORY, "file", detail).to_dict()}
+    return {"report": report.to_dict()}
+
+
+def main() -> None:
+    """Read one request from standard input, write its verdict to standard output."""
+    request = json.loads(sys.stdin.buffer.readline())
+    limits = Limits(**request["limits"])
+    _confine(limits)
+    os.write(1, READY)
+    data = sys.stdin.buffer.read(request["size"])
+    verdict = json.dumps(run(data, request["format"], limits))
+    sys.stdout.write(verdict + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
