@@ -209,7 +209,7 @@ class Board(Protocol):
         """Give how many bytes of the download are safely in flash."""
 
     def verify(self, slot: int) -> None:
-        """Check the complete image: digest, format, signature, security counter, ISA, RAM; then the slot is INSTALLED."""
+        """Check the complete image: digest, format, signature, counter, ISA, RAM; then the slot is INSTALLED."""
 
     def self_test(self, slot: int) -> SelfTest:
         """Run the module's golden vectors; the slot is TESTED when they pass and INSTALLED when not."""

@@ -86,7 +86,8 @@ def cache_dir() -> Path:
     Raises SimulatorError (CACHE_UNUSABLE) when it cannot be made or written.
     """
     configured = os.environ.get("TINYMLAAS_CACHE_DIR")
-    base = Path(configured) if configured else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinymlaas"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    base = Path(configured) if configured else home / "tinymlaas"
     try:
         base.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:

@@ -34,26 +34,32 @@ class Cpu:
         return "fpu-sp" in self.features
 
 
-def _arm(name: str, isa: str, features: set[str], model: int, zig_cpu: str, zig_target: str, alignment: int) -> Cpu:
-    return Cpu(name, isa, Arch.THUMB, frozenset(features), alignment, model, zig_target, zig_cpu)
+def _arm(name: str, isa: str, features: set[str], model: int) -> Cpu:
+    alignment = _hook.ALIGN_THUMB2 if "thumb2" in features else _hook.ALIGN_NATURAL
+    zig_target = "thumb-freestanding-eabihf" if "fpu-sp" in features else "thumb-freestanding-eabi"
+    return Cpu(name, isa, Arch.THUMB, frozenset(features), alignment, model, zig_target, name.replace("-", "_"))
 
 
-_SOFT = "thumb-freestanding-eabi"
-_HARD = "thumb-freestanding-eabihf"
+_M4_FEATURES = {"thumb2", "dsp", "fpu-sp"}
 
 CPUS: dict[str, Cpu] = {
     cpu.name: cpu
     for cpu in (
-        _arm("cortex-m0plus", "armv6-m", set(), arm_const.UC_CPU_ARM_CORTEX_M0, "cortex_m0plus", _SOFT, _hook.ALIGN_NATURAL),
-        _arm("cortex-m3", "armv7-m", {"thumb2"}, arm_const.UC_CPU_ARM_CORTEX_M3, "cortex_m3", _SOFT, _hook.ALIGN_THUMB2),
-        _arm("cortex-m4", "armv7e-m", {"thumb2", "dsp", "fpu-sp"}, arm_const.UC_CPU_ARM_CORTEX_M4, "cortex_m4", _HARD,
-             _hook.ALIGN_THUMB2),
-        _arm("cortex-m7", "armv7e-m", {"thumb2", "dsp", "fpu-sp"}, arm_const.UC_CPU_ARM_CORTEX_M7, "cortex_m7", _HARD,
-             _hook.ALIGN_THUMB2),
-        _arm("cortex-m33", "armv8-m.main", {"thumb2", "dsp", "fpu-sp"}, arm_const.UC_CPU_ARM_CORTEX_M33, "cortex_m33", _HARD,
-             _hook.ALIGN_THUMB2),
-        Cpu("rv32imc", "rv32imc", Arch.RISCV32, frozenset(), _hook.ALIGN_NATURAL, riscv_const.UC_CPU_RISCV32_SIFIVE_E31,
-            "riscv32-freestanding-none", "generic_rv32+m+c"),
+        _arm("cortex-m0plus", "armv6-m", set(), arm_const.UC_CPU_ARM_CORTEX_M0),
+        _arm("cortex-m3", "armv7-m", {"thumb2"}, arm_const.UC_CPU_ARM_CORTEX_M3),
+        _arm("cortex-m4", "armv7e-m", _M4_FEATURES, arm_const.UC_CPU_ARM_CORTEX_M4),
+        _arm("cortex-m7", "armv7e-m", _M4_FEATURES, arm_const.UC_CPU_ARM_CORTEX_M7),
+        _arm("cortex-m33", "armv8-m.main", _M4_FEATURES, arm_const.UC_CPU_ARM_CORTEX_M33),
+        Cpu(
+            "rv32imc",
+            "rv32imc",
+            Arch.RISCV32,
+            frozenset(),
+            _hook.ALIGN_NATURAL,
+            riscv_const.UC_CPU_RISCV32_SIFIVE_E31,
+            "riscv32-freestanding-none",
+            "generic_rv32+m+c",
+        ),
     )
 }
 

@@ -13,27 +13,27 @@ import numpy.typing as npt
 from tinymlaas_simulator.cpus import Arch, Cpu
 
 CYCLE_ASSUMPTIONS: dict[str, str] = {
-    "cortex-m0plus": "Cortex-M0+ TRM: loads and stores 2, multiples 1+N, taken branch 2, single-cycle multiplier; zero wait states",
-    "cortex-m3": "Cortex-M3 TRM: pipelined loads, multiples 1+N, taken branch 3, MLA 2, long multiply 4, divide 12; zero wait states",
-    "cortex-m4": "Cortex-M4 TRM: pipelined loads, multiples 1+N, taken branch 3, divide 12, FPU MAC 3, FPU divide 14; zero wait states",
-    "cortex-m7": "costs of the Cortex-M4 TRM; the M7 issues two instructions at once, so this is an upper bound; zero wait states",
-    "cortex-m33": "costs of the Cortex-M4 TRM, as Arm publishes none for the M33; zero wait states",
-    "rv32imc": "costs of the Ibex core: loads and stores 2, taken branch 3, jump 2, multiply 1, divide 37; zero wait states",
+    "cortex-m0plus": "Cortex-M0+ TRM: load, store 2; multiple 1+N; taken branch 2; multiply 1; no wait states",
+    "cortex-m3": "Cortex-M3 TRM: pipelined loads; multiple 1+N; taken branch 3; MLA 2; long multiply 4; divide 12; "
+    "no wait states",
+    "cortex-m4": "Cortex-M4 TRM: pipelined loads; multiple 1+N; taken branch 3; divide 12; FPU MAC 3, divide 14; "
+    "no wait states",
+    "cortex-m7": "costs of the Cortex-M4 TRM: an upper bound, as the M7 issues two at once; no wait states",
+    "cortex-m33": "costs of the Cortex-M4 TRM, as none are published for the M33; no wait states",
+    "rv32imc": "costs of the Ibex core: load, store 2; taken branch 3; jump 2; multiply 1; divide 37; no wait states",
 }
 
 
 @dataclass(frozen=True)
 class _Cost:
-    """Cycles when control falls through, extra cycles when it goes elsewhere, and whether it pipelines with its neighbour."""
+    """Cycles when control falls through, extra ones when it goes elsewhere, whether it pipelines with its neighbour."""
 
     base: int
     taken: int = 0
     single_access: bool = False
 
 
-def estimate_cycles(
-    cpu: Cpu, code: bytes, executed: npt.NDArray[np.uint64], taken: npt.NDArray[np.uint64]
-) -> int:
+def estimate_cycles(cpu: Cpu, code: bytes, executed: npt.NDArray[np.uint64], taken: npt.NDArray[np.uint64]) -> int:
     """Give the estimated cycles of what was executed in `code`; the histograms have one entry per halfword of it."""
     total = 0
     padded = code + b"\0\0\0\0"

@@ -60,7 +60,7 @@ class FaultKind(StrEnum):
 
 
 class Fault(SimulatorError):
-    """The simulated program was stopped; `kind`, `pc`, `address` (None where it has none), `instructions` run so far."""
+    """The simulated program was stopped: `kind`, `pc`, `address` (None where unknown), `instructions` run so far."""
 
     code = "FAILED_PRECONDITION"
 

@@ -1,6 +1,7 @@
 """A simulated microcontroller: a CPU, memory regions with exact sizes, memory-mapped devices, and exact observation."""
 
 import ctypes
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from tinymlaas_simulator.scan import refused_instruction
 
 DEFAULT_INSTRUCTION_LIMIT = 2_000_000_000
 _PAGE = 4096
-_GUARD = 4096
+_OVERFLOW_REACH = 512
 _RETURN_STUB = 0x1FFF_0000
 _STACK_ALIGN = {Arch.THUMB: 8, Arch.RISCV32: 16}
 _PERMS = {"r": unicorn.UC_PROT_READ, "w": unicorn.UC_PROT_WRITE, "x": unicorn.UC_PROT_EXEC}
@@ -75,7 +76,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Device:
-    """A memory-mapped device: `read(offset, size) -> value`, `write(offset, size, value)`; base and size on 4 KiB pages.
+    """A memory-mapped device: `read(offset, size) -> value`, `write(offset, size, value)`; base, size on 4 KiB pages.
 
     A callback may call `Machine.request_stop`, or raise: the exception comes out of the call that ran the machine.
     """
@@ -123,9 +124,10 @@ class CallResult:
 class Machine:
     """A simulated microcontroller whose regions, devices and CPU refuse what the hardware would.
 
-    Enforced: unmapped and protected accesses to the byte, instruction set and FPU of the CPU, alignment (all accesses on
-    Armv6-M and RV32; multiple, dual, exclusive and FPU accesses elsewhere), the instruction limit. Not modelled: time,
-    interrupts, caches, the MPU, TrustZone, privilege. After a Fault the machine is dead: further runs raise the same.
+    Enforced: unmapped and protected accesses to the byte, instruction set and FPU of the CPU, alignment (all accesses
+    on Armv6-M and RV32; multiple, dual, exclusive and FPU accesses elsewhere; the fault address is not known on
+    Armv6-M), the instruction limit. Not modelled: time, interrupts, caches, the MPU, TrustZone, privilege.
+    After a Fault the machine is dead: further runs raise the same.
     """
 
     def __init__(self, cpu: str | Cpu, regions: Sequence[Region], devices: Sequence[Device] = ()) -> None:
@@ -135,6 +137,7 @@ class Machine:
         self._fault: Fault | None = None
         self._pending: BaseException | None = None
         self._interrupt: int | None = None
+        self._invalid_address: int | None = None
         self._native = _hook.load()
         thumb = self.cpu.arch is Arch.THUMB
         self._engine = unicorn.Uc(
@@ -152,6 +155,7 @@ class Machine:
         self._install(unicorn.UC_HOOK_CODE, self._native.sim_on_code)
         self._install(unicorn.UC_HOOK_MEM_READ | unicorn.UC_HOOK_MEM_WRITE, self._native.sim_on_memory)
         self._engine.hook_add(unicorn.UC_HOOK_INTR, self._on_interrupt)
+        self._engine.hook_add(unicorn.UC_HOOK_MEM_INVALID, self._on_invalid_access)
 
     # --- memory -----------------------------------------------------------------------------------------------
 
@@ -163,12 +167,20 @@ class Machine:
         )
         for base, size, name in spans:
             if base % _PAGE or size <= 0 or base + size > 0x1_0000_0000:
-                raise SimulatorError("REGION_INVALID", f"region {name}: base {base:#x}, size {size:#x}",
-                                     metadata={"region": name}, help="start regions on 4 KiB pages inside 32 bits")
-        for (base, size, name), (following, _, other) in zip(spans, spans[1:], strict=False):
+                raise SimulatorError(
+                    "REGION_INVALID",
+                    f"region {name}: base {base:#x}, size {size:#x}",
+                    metadata={"region": name},
+                    help="start regions on 4 KiB pages inside 32 bits",
+                )
+        for (base, size, name), (following, _, other) in itertools.pairwise(spans):
             if base + -(-size // _PAGE) * _PAGE > following:
-                raise SimulatorError("REGION_INVALID", f"regions {name} and {other} share a page",
-                                     metadata={"region": name, "other": other}, help="move one of them")
+                raise SimulatorError(
+                    "REGION_INVALID",
+                    f"regions {name} and {other} share a page",
+                    metadata={"region": name, "other": other},
+                    help="move one of them",
+                )
         for region in self.regions:
             perms = sum(_PERMS[letter] for letter in region.perms)
             self._engine.mem_map(region.base, -(-region.size // _PAGE) * _PAGE, perms)
@@ -225,8 +237,12 @@ class Machine:
         for region in self.regions:
             if region.base <= address and size >= 0 and address + size <= region.end:
                 return region
-        raise SimulatorError("ADDRESS_INVALID", f"{size} bytes at {address:#x} lie in no region",
-                             metadata={"address": f"{address:#x}", "size": str(size)}, help="see Machine.regions")
+        raise SimulatorError(
+            "ADDRESS_INVALID",
+            f"{size} bytes at {address:#x} lie in no region",
+            metadata={"address": f"{address:#x}", "size": str(size)},
+            help="see Machine.regions",
+        )
 
     # --- counting ---------------------------------------------------------------------------------------------
 
@@ -247,7 +263,7 @@ class Machine:
         return made
 
     def histogram(self, region: str) -> npt.NDArray[np.uint64]:
-        """Give how often the instruction at each halfword of an executable region ran, since the last reset of counts."""
+        """Give how often the instruction at each halfword of an executable region ran since the last `reset_counts`."""
         return self._counts[region][1].copy()
 
     def taken(self, region: str) -> npt.NDArray[np.uint64]:
@@ -272,8 +288,13 @@ class Machine:
     def _install(self, kind: int, function: object) -> None:
         handle = ctypes.c_size_t()
         status = binding.uclib.uc_hook_add(
-            self._engine._uch, ctypes.byref(handle), kind, ctypes.cast(function, ctypes.c_void_p),  # type: ignore[arg-type]
-            ctypes.cast(ctypes.pointer(self._state), ctypes.c_void_p), ctypes.c_uint64(1), ctypes.c_uint64(0),
+            self._engine._uch,
+            ctypes.byref(handle),
+            kind,
+            ctypes.cast(function, ctypes.c_void_p),  # type: ignore[arg-type]
+            ctypes.cast(ctypes.pointer(self._state), ctypes.c_void_p),
+            ctypes.c_uint64(1),
+            ctypes.c_uint64(0),
         )
         if status != unicorn.UC_ERR_OK:
             raise SimulatorError("HOOK_BUILD_FAILED", f"the emulator refused a hook: {status}")
@@ -311,7 +332,8 @@ class Machine:
             self._engine.reg_write(register, value & 0xFFFF_FFFF)
         saved = self._set_saved_registers()
         thumb = self.cpu.arch is Arch.THUMB
-        self._engine.reg_write(arm_const.UC_ARM_REG_LR if thumb else riscv_const.UC_RISCV_REG_RA, _RETURN_STUB | int(thumb))
+        link_register = arm_const.UC_ARM_REG_LR if thumb else riscv_const.UC_RISCV_REG_RA
+        self._engine.reg_write(link_register, _RETURN_STUB | int(thumb))
         self.stack_pointer = stack_top
         before = self._run(address, spans, stack, instruction_limit)
         if self._state.reason != _hook.STOP_REQUESTED and check_abi:
@@ -340,8 +362,14 @@ class Machine:
             raise SimulatorError("ARGUMENT_INVALID", f"more than {_hook.MAX_RANGES} windows")
         for index, window in enumerate(every):
             state.ranges[index] = _hook.Range(
-                window.base, window.base + window.size, _NOTHING, 0, _NOTHING, 0,
-                int("r" in window.perms) | 2 * int("w" in window.perms), 0,
+                window.base,
+                window.base + window.size,
+                _NOTHING,
+                0,
+                _NOTHING,
+                0,
+                int("r" in window.perms) | 2 * int("w" in window.perms),
+                0,
             )
         state.range_count = len(every)
         before = int(state.instructions)
@@ -349,6 +377,7 @@ class Machine:
         state.reason = _hook.STOP_NONE
         state.pc = state.pc_size = 0
         self._interrupt = None
+        self._invalid_address = None
         self._pending = None
         error: unicorn.UcError | None = None
         try:
@@ -374,14 +403,17 @@ class Machine:
             kind, detail = FaultKind.MISALIGNED, f"{state.fault_size}-byte access on {self.cpu.name}"
         elif state.reason == _hook.STOP_RANGE:
             address = int(state.fault_address)
-            kind, detail = self._classify_access(address, bool(state.fault_is_write), stack), f"{state.fault_size} bytes"
+            kind = self._classify_access(address, bool(state.fault_is_write), stack)
+            detail = f"{state.fault_size} bytes"
         elif self._interrupt is not None:
             table = _ARM_INTERRUPTS if self.cpu.arch is Arch.THUMB else _RV_INTERRUPTS
             kind, detail = table.get(self._interrupt, (FaultKind.INVALID_STATE, f"exception {self._interrupt}"))
         elif error is not None:
             kind = _MEMORY_ERRORS.get(error.errno, FaultKind.INVALID_STATE)
             detail = str(error)
-            address = self.program_counter if kind in (FaultKind.FETCH_PROTECTED, FaultKind.FETCH_UNMAPPED) else None
+            address = self._invalid_address
+            if address is not None and kind in (FaultKind.READ_UNMAPPED, FaultKind.WRITE_UNMAPPED):
+                kind = self._classify_access(address, kind is FaultKind.WRITE_UNMAPPED, stack)
         elif state.reason == _hook.STOP_NONE and self.program_counter != _RETURN_STUB:
             kind, detail = FaultKind.STALLED, "waits for an interrupt that never comes"
         refused = self._first_refused()
@@ -393,7 +425,8 @@ class Machine:
             raise self._fault
 
     def _classify_access(self, address: int, is_write: bool, stack: Window | None) -> FaultKind:
-        if stack is not None and stack.base - _GUARD <= address < stack.base:
+        below = stack is not None and address < stack.base and self.stack_pointer < stack.base + _OVERFLOW_REACH
+        if below and address >= self.stack_pointer - _OVERFLOW_REACH:
             return FaultKind.STACK_OVERFLOW
         region = next((r for r in self.regions if r.base <= address < r.end), None)
         if region is None:
@@ -416,6 +449,13 @@ class Machine:
                 if reason is not None:
                     return region.base + 2 * int(index), reason
         return None
+
+    def _on_invalid_access(
+        self, _engine: unicorn.Uc, _access: int, address: int, _size: int, _value: int, _user: object
+    ) -> bool:
+        if self._invalid_address is None:
+            self._invalid_address = address
+        return False
 
     def _on_interrupt(self, _engine: unicorn.Uc, number: int, _user: object) -> None:
         if self._interrupt is None:
@@ -454,9 +494,7 @@ class Machine:
         """Set program counter and stack pointer, as a reset does; `resume` then runs."""
         self.stack_pointer = stack_pointer
         thumb = self.cpu.arch is Arch.THUMB
-        self._engine.reg_write(
-            arm_const.UC_ARM_REG_PC if thumb else riscv_const.UC_RISCV_REG_PC, address | int(thumb)
-        )
+        self._engine.reg_write(arm_const.UC_ARM_REG_PC if thumb else riscv_const.UC_RISCV_REG_PC, address | int(thumb))
 
     @property
     def stack_pointer(self) -> int:
@@ -484,5 +522,6 @@ class Machine:
     def _check_saved_registers(self, saved: list[tuple[int, int]], stack_top: int) -> None:
         wrong = [index for index, (register, value) in enumerate(saved) if self._engine.reg_read(register) != value]
         if self.stack_pointer != stack_top or wrong:
-            what = "the stack pointer" if self.stack_pointer != stack_top else f"callee-saved register number {wrong[0]}"
+            moved = self.stack_pointer != stack_top
+            what = "the stack pointer" if moved else f"callee-saved register number {wrong[0]}"
             raise Fault(FaultKind.ABI_VIOLATION, f"{what} was not restored", pc=int(self._state.pc))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tinymlaas_simulator.cpus import Arch, Cpu, cpu_named
+from tinymlaas_simulator.cpus import Cpu, cpu_named
 from tinymlaas_simulator.cycles import estimate_cycles
 from tinymlaas_simulator.errors import DoesNotFit, Fault, FaultKind, SimulatorError
 from tinymlaas_simulator.machine import DEFAULT_INSTRUCTION_LIMIT, CallResult, Machine, Region, Window
@@ -47,9 +47,7 @@ class NativeRun:
 
 def standard_machine(cpu: str, ram_bytes: int, flash_bytes: int) -> Machine:
     """Make a machine with flash (r-x) at 0x08000000 and RAM (rw-, never executable) at 0x20000000."""
-    return Machine(
-        cpu, [Region("flash", FLASH_BASE, flash_bytes, "rx"), Region("ram", RAM_BASE, ram_bytes, "rw")]
-    )
+    return Machine(cpu, [Region("flash", FLASH_BASE, flash_bytes, "rx"), Region("ram", RAM_BASE, ram_bytes, "rw")])
 
 
 @dataclass(frozen=True)
@@ -95,14 +93,32 @@ def run_native(
     ram_end = RAM_BASE + ram_bytes // _ALIGN * _ALIGN
     first = _Layout(FLASH_BASE, FLASH_BASE, RAM_BASE, ram_end, 0x5A)
     run = _run_once(
-        described, payload, first, entry_offset, arena_bytes, stack_bytes, inputs, outputs, ram_bytes, flash_bytes,
+        described,
+        payload,
+        first,
+        entry_offset,
+        arena_bytes,
+        stack_bytes,
+        inputs,
+        outputs,
+        ram_bytes,
+        flash_bytes,
         instruction_limit,
     )
     if check_relocation:
         second = _Layout(_SHIFTED_FLASH, _SHIFTED_FLASH + _SHIFT, RAM_BASE + stack_bytes, RAM_BASE + stack_bytes, 0xA7)
         again = _run_once(
-            described, payload, second, entry_offset, arena_bytes, stack_bytes, inputs, outputs, ram_bytes,
-            flash_bytes + _SHIFT, instruction_limit,
+            described,
+            payload,
+            second,
+            entry_offset,
+            arena_bytes,
+            stack_bytes,
+            inputs,
+            outputs,
+            ram_bytes,
+            flash_bytes + _SHIFT,
+            instruction_limit,
         )
         if again.outputs != run.outputs or again.return_value != run.return_value:
             raise Fault(
@@ -121,16 +137,22 @@ def _check_arguments(
     outputs: Sequence[tuple[int, int]],
 ) -> None:
     if payload_size == 0 or not 0 <= entry_offset < payload_size or entry_offset % 2:
-        raise SimulatorError("ARGUMENT_INVALID", f"entry offset {entry_offset} in a payload of {payload_size} bytes",
-                             help="the entry offset is even, inside the payload, without the Thumb bit")
+        raise SimulatorError(
+            "ARGUMENT_INVALID",
+            f"entry offset {entry_offset} in a payload of {payload_size} bytes",
+            help="the entry offset is even, inside the payload, without the Thumb bit",
+        )
     if arena_bytes < 0 or stack_limit <= 0:
         raise SimulatorError("ARGUMENT_INVALID", "arena must not be negative and the stack must have room")
     spans = [(offset, len(data)) for offset, data in inputs.items()] + list(outputs)
     for offset, size in spans:
         if offset < 0 or size < 0 or offset + size > arena_bytes:
-            raise SimulatorError("ARGUMENT_INVALID", f"tensor at {offset}, {size} bytes, outside the arena of {arena_bytes}",
-                                 metadata={"offset": str(offset), "size": str(size)},
-                                 help="tensor offsets and sizes must lie inside the arena")
+            raise SimulatorError(
+                "ARGUMENT_INVALID",
+                f"tensor at {offset}, {size} bytes, not in {arena_bytes}",
+                metadata={"offset": str(offset), "size": str(size)},
+                help="tensor offsets and sizes must lie inside the arena",
+            )
 
 
 def _run_once(
@@ -187,7 +209,7 @@ def _background(size: int, seed: int) -> bytes:
 def _check_untouched(
     machine: Machine, background: bytes, layout: _Layout, arena_bytes: int, stack_bytes: int, payload: bytes
 ) -> None:
-    """Compare memory outside arena and stack with what was there: a second, independent witness beside the access check."""
+    """Compare memory outside arena and stack with what was there: a second witness beside the access check."""
     now = machine.read(RAM_BASE, len(background))
     spans = sorted([(layout.arena, layout.arena + arena_bytes), (layout.stack_top - stack_bytes, layout.stack_top)])
     position = RAM_BASE
@@ -209,8 +231,3 @@ def _high_water(result: CallResult, arena: int) -> int:
         if span is not None
     ]
     return max(ends, default=arena) - arena
-
-
-def supported_arch(cpu: str) -> Arch:
-    """Give the instruction set family of a CPU name."""
-    return cpu_named(cpu).arch

@@ -1,7 +1,7 @@
 """Instructions that the emulator executes although the CPU does not have them.
 
-The emulator itself refuses Thumb-2 on Armv6-M, the FPU on Cortex-M3, double precision on M4 and M33, MVE and the F and D
-extensions. What it lets through is found here, in the instructions that were really executed (never in data).
+The emulator itself refuses Thumb-2 on Armv6-M, the FPU on Cortex-M3, double precision on M4 and M33, MVE, and the
+F and D extensions. What it lets through is found here, in the instructions that were really executed (never in data).
 """
 
 from tinymlaas_simulator.cpus import Arch, Cpu

@@ -1,0 +1,188 @@
+"""Instruction counts, histograms, stack and outputs are exact, and the same every time."""
+
+import struct
+from collections.abc import Callable
+
+import pytest
+from tinymlaas_simulator import CPUS, FLASH_BASE, RAM_BASE, run_native, standard_machine
+
+Builder = Callable[..., bytes]
+
+THUMB_LOOP = """
+.syntax unified
+.thumb
+.section .text.entry
+.global entry
+.thumb_func
+entry:
+    push {r4, r5, r6, lr}
+    movs r1, #0
+    movs r2, #10
+loop:
+    adds r1, r1, r2
+    subs r2, r2, #1
+    bne loop
+    str r1, [r0]
+    movs r0, #0
+    pop {r4, r5, r6, pc}
+"""
+RISCV_LOOP = """
+.section .text.entry
+.global entry
+entry:
+    addi sp, sp, -16
+    sw ra, 12(sp)
+    li a1, 0
+    li a2, 10
+loop:
+    add a1, a1, a2
+    addi a2, a2, -1
+    bnez a2, loop
+    sw a1, 0(a0)
+    li a0, 0
+    lw ra, 12(sp)
+    addi sp, sp, 16
+    ret
+"""
+SUM = """
+signed int entry(unsigned char *arena) {
+    const signed char *values = (const signed char *)arena;
+    int total = 0;
+    for (int i = 0; i < 64; i++) total += values[i] * (i + 1);
+    *(int *)(arena + 64) = total;
+    return 7;
+}
+"""
+
+
+@pytest.mark.parametrize("cpu", sorted(CPUS))
+def test_every_instruction_of_a_loop_is_counted_once(build: Builder, cpu: str) -> None:
+    riscv = cpu == "rv32imc"
+    image = build(cpu, RISCV_LOOP if riscv else THUMB_LOOP, assembly=True)
+    run = run_native(
+        image,
+        cpu=cpu,
+        entry_offset=0,
+        arena_bytes=16,
+        stack_limit=64,
+        inputs={},
+        outputs=[(0, 4)],
+        ram_bytes=1024,
+        flash_bytes=4096,
+    )
+    assert run.outputs == (struct.pack("<i", 55),)
+    assert run.instructions == (4 + 3 * 10 + 5 if riscv else 3 + 3 * 10 + 3)
+    assert run.stack_peak_bytes == (4 if riscv else 16)
+    assert run.arena_high_water == 4
+    assert int(run.executed.sum()) == run.instructions
+    loop = sorted(int(count) for count in run.executed if count)
+    assert loop.count(10) == 3
+    assert int(run.taken.max()) == 9
+
+
+@pytest.mark.parametrize("cpu", sorted(CPUS))
+def test_c_code_gives_the_same_output_and_count_on_every_run(build: Builder, cpu: str) -> None:
+    image = build(cpu, SUM)
+    values = bytes((i * 37) & 0xFF for i in range(64))
+    expected = sum(struct.unpack("<64b", values)[i] * (i + 1) for i in range(64))
+    runs = [
+        run_native(
+            image,
+            cpu=cpu,
+            entry_offset=0,
+            arena_bytes=68,
+            stack_limit=128,
+            inputs={0: values},
+            outputs=[(64, 4)],
+            ram_bytes=2048,
+            flash_bytes=4096,
+        )
+        for _ in range(2)
+    ]
+    assert runs[0].outputs == (struct.pack("<i", expected),)
+    assert runs[0].return_value == 7
+    assert runs[0].instructions == runs[1].instructions > 64 * 4
+    assert runs[0].estimated_cycles == runs[1].estimated_cycles >= runs[0].instructions
+
+
+def test_instructions_of_one_symbol_are_told_apart(build: Builder) -> None:
+    source = """
+    .syntax unified
+    .thumb
+    .section .text.entry
+    .global entry
+    .thumb_func
+    entry:
+        push {r4, lr}
+        bl inner
+        bl inner
+        pop {r4, pc}
+    .thumb_func
+    inner:
+        movs r0, #0
+        nop
+        bx lr
+    """
+    image = build("cortex-m0plus", source, assembly=True)
+    run = run_native(
+        image,
+        cpu="cortex-m0plus",
+        entry_offset=0,
+        arena_bytes=0,
+        stack_limit=32,
+        inputs={},
+        outputs=[],
+        ram_bytes=1024,
+        flash_bytes=4096,
+    )
+    assert run.instructions_in(0, 12) == 4
+    assert run.instructions_in(12, 18) == 6
+
+
+def test_estimated_cycles_follow_the_documented_costs(build: Builder) -> None:
+    source = """
+    .syntax unified
+    .thumb
+    .section .text.entry
+    .global entry
+    .thumb_func
+    entry:
+        ldr r1, [r0]
+        ldr r2, [r0, #4]
+        adds r1, r1, r2
+        ldm r0!, {r1, r2, r3}
+        movs r0, #0
+        bx lr
+    """
+    figures = {}
+    for cpu in ("cortex-m0plus", "cortex-m4"):
+        image = build(cpu, source, assembly=True)
+        figures[cpu] = run_native(
+            image,
+            cpu=cpu,
+            entry_offset=0,
+            arena_bytes=16,
+            stack_limit=32,
+            inputs={0: bytes(16)},
+            outputs=[],
+            ram_bytes=1024,
+            flash_bytes=4096,
+        ).estimated_cycles
+    # The return leaves the payload, so it counts as not taken: its branch belongs to the caller.
+    assert figures["cortex-m0plus"] == 2 + 2 + 1 + 4 + 1 + 1
+    assert figures["cortex-m4"] == 2 + 1 + 1 + 4 + 1 + 1
+
+
+def test_memory_of_a_machine_is_read_back_as_loaded() -> None:
+    machine = standard_machine("cortex-m3", 4096, 8192)
+    machine.load(RAM_BASE + 5, b"abc")
+    machine.load(FLASH_BASE, b"\x70\x47")
+    assert machine.read(RAM_BASE + 5, 3) == b"abc"
+    assert machine.call(FLASH_BASE, [41], stack_top=RAM_BASE + 4096, stack_bytes=64).return_value == 41
+
+
+def test_code_that_is_loaded_again_runs_as_the_new_code() -> None:
+    machine = standard_machine("cortex-m3", 4096, 8192)
+    for value in (1, 2):
+        machine.load(FLASH_BASE, struct.pack("<HH", 0x2000 | value, 0x4770))
+        assert machine.call(FLASH_BASE, stack_top=RAM_BASE + 4096, stack_bytes=64).return_value == value
