@@ -4,12 +4,14 @@ import ctypes
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import unicorn
 from unicorn import arm_const, riscv_const
 from unicorn.unicorn_py3 import unicorn as binding
+from unicorn.unicorn_py3.unicorn import Uc, UcError
 
 from tinymlaas_simulator import _hook
 from tinymlaas_simulator.cpus import Arch, Cpu, cpu_named
@@ -140,7 +142,7 @@ class Machine:
         self._invalid_address: int | None = None
         self._native = _hook.load()
         thumb = self.cpu.arch is Arch.THUMB
-        self._engine = unicorn.Uc(
+        self._engine: Any = Uc(
             unicorn.UC_ARCH_ARM if thumb else unicorn.UC_ARCH_RISCV,
             unicorn.UC_MODE_THUMB if thumb else unicorn.UC_MODE_RISCV32,
             cpu=self.cpu.model,
@@ -379,15 +381,15 @@ class Machine:
         self._interrupt = None
         self._invalid_address = None
         self._pending = None
-        error: unicorn.UcError | None = None
+        error: UcError | None = None
         try:
             self._engine.emu_start(address | int(self.cpu.arch is Arch.THUMB), _RETURN_STUB)
-        except unicorn.UcError as raised:
+        except UcError as raised:
             error = raised
         self._raise_if_faulted(error, stack, before)
         return before
 
-    def _raise_if_faulted(self, error: unicorn.UcError | None, stack: Window | None, before: int) -> None:
+    def _raise_if_faulted(self, error: UcError | None, stack: Window | None, before: int) -> None:
         state = self._state
         if self._pending is not None:
             pending, self._pending = self._pending, None
@@ -451,13 +453,13 @@ class Machine:
         return None
 
     def _on_invalid_access(
-        self, _engine: unicorn.Uc, _access: int, address: int, _size: int, _value: int, _user: object
+        self, _engine: object, _access: int, address: int, _size: int, _value: int, _user: object
     ) -> bool:
         if self._invalid_address is None:
             self._invalid_address = address
         return False
 
-    def _on_interrupt(self, _engine: unicorn.Uc, number: int, _user: object) -> None:
+    def _on_interrupt(self, _engine: object, number: int, _user: object) -> None:
         if self._interrupt is None:
             self._interrupt = number
         self.request_stop()
