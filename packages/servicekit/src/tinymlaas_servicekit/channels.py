@@ -1,0 +1,110 @@
+"""Client channels to our services: sizes, keepalive, retries of repeatable calls, token and trace context."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from .telemetry import context_headers
+from .validation import contract_modules
+
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+# Methods that change nothing, or the same thing however often they are called; see the comments in the protos.
+REPEATABLE_PREFIXES = ("Get", "List", "Probe", "Upsert", "Read", "Explain")
+
+
+@lru_cache(maxsize=1)
+def service_config() -> str:
+    """gRPC service config (JSON): up to 4 tries on UNAVAILABLE, only for repeatable calls with a single request."""
+    names = [
+        {"service": service.full_name, "method": method.name}
+        for module in contract_modules()
+        for service in module.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+        if method.name.startswith(REPEATABLE_PREFIXES) and not method.client_streaming and not method.server_streaming
+    ]
+    policy = {
+        "maxAttempts": 4,
+        "initialBackoff": "0.1s",
+        "maxBackoff": "2s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    return json.dumps({"methodConfig": [{"name": names, "retryPolicy": policy}]})
+
+
+def connect(
+    address: str, token: str | None = None, *, max_message_bytes: int = MAX_MESSAGE_BYTES, retry: bool = True
+) -> grpc.aio.Channel:
+    """A channel to `host:port` or `unix:/path`, without TLS: for loopback and for meshes that bring their own.
+
+    Every call carries the token, when given, and the current trace context. The channel connects lazily; close it.
+    """
+    options: list[tuple[str, Any]] = [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.enable_http_proxy", 0),
+        # Loopback channels of one process must not share a connection, or closing one would disturb another.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    if retry:
+        options.append(("grpc.service_config", service_config()))
+    return grpc.aio.insecure_channel(address, options=options, interceptors=_metadata_interceptors(token))
+
+
+class _Metadata:
+    """Adds authorization and trace context to a call's metadata."""
+
+    def __init__(self, token: str | None) -> None:
+        self._authorization = None if token is None else f"Bearer {token}"
+
+    def extend(self, details: grpc.aio.ClientCallDetails) -> grpc.aio.ClientCallDetails:
+        pairs = list(details.metadata or ())
+        if self._authorization is not None and not any(key == "authorization" for key, _ in pairs):
+            pairs.append(("authorization", self._authorization))
+        pairs.extend(context_headers())
+        return grpc.aio.ClientCallDetails(
+            details.method, details.timeout, grpc.aio.Metadata(*pairs), details.credentials, details.wait_for_ready
+        )
+
+
+class _UnaryUnary(_Metadata, grpc.aio.UnaryUnaryClientInterceptor):
+    async def intercept_unary_unary(
+        self, continuation: Callable[..., Any], client_call_details: Any, request: Any
+    ) -> Any:
+        return await continuation(self.extend(client_call_details), request)
+
+
+class _UnaryStream(_Metadata, grpc.aio.UnaryStreamClientInterceptor):
+    async def intercept_unary_stream(
+        self, continuation: Callable[..., Any], client_call_details: Any, request: Any
+    ) -> Any:
+        return await continuation(self.extend(client_call_details), request)
+
+
+class _StreamUnary(_Metadata, grpc.aio.StreamUnaryClientInterceptor):
+    async def intercept_stream_unary(
+        self, continuation: Callable[..., Any], client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        return await continuation(self.extend(client_call_details), request_iterator)
+
+
+class _StreamStream(_Metadata, grpc.aio.StreamStreamClientInterceptor):
+    async def intercept_stream_stream(
+        self, continuation: Callable[..., Any], client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        return await continuation(self.extend(client_call_details), request_iterator)
+
+
+def _metadata_interceptors(token: str | None) -> Sequence[grpc.aio.ClientInterceptor]:
+    return [_UnaryUnary(token), _UnaryStream(token), _StreamUnary(token), _StreamStream(token)]

@@ -1,0 +1,113 @@
+"""Logs and traces: structlog lines that carry trace ids, OpenTelemetry spans, W3C context through every hop."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import AsyncIterator, MutableMapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import grpc
+import structlog
+from opentelemetry import context as otel_context
+from opentelemetry import propagate, trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import SpanKind, Status, StatusCode
+
+from ._calls import OPEN_SERVICES, Call, CallInterceptor
+from .settings import ServiceSettings
+
+_TRACER = "tinymlaas.servicekit"
+
+
+def add_trace_ids(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """structlog processor: the ids of the current span, when there is one."""
+    span = trace.get_current_span().get_span_context()
+    if span.is_valid:
+        event["trace_id"] = trace.format_trace_id(span.trace_id)
+        event["span_id"] = trace.format_span_id(span.span_id)
+    return event
+
+
+def configure_logging(settings: ServiceSettings) -> None:
+    """Writes one line per event to stderr, JSON or for a console; records of `logging` go the same way."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        add_trace_ids,
+    ]
+    as_json = settings.log_format == "json"
+    renderer: Any = (
+        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    final: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    if as_json:
+        final.append(structlog.processors.format_exc_info)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[*final, renderer]))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.log_level.upper())
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+
+
+def configure_tracing(settings: ServiceSettings, service: str) -> None:
+    """Makes spans real; exports them by OTLP when an endpoint is set. Called once per process."""
+    provider = TracerProvider(resource=Resource.create({"service.name": service}))
+    if settings.otlp_endpoint:
+        # Imported late: the exporter is heavy, and most processes (tests, laptops) export nothing.
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+        insecure = not settings.otlp_endpoint.startswith("https://")
+        provider.add_span_processor(
+            BatchSpanProcessor(OTLPSpanExporter(endpoint=settings.otlp_endpoint, insecure=insecure))
+        )
+    trace.set_tracer_provider(provider)
+
+
+class TelemetryInterceptor(CallInterceptor):
+    """A span per call, child of the caller's span, with the RPC semantic conventions' attributes."""
+
+    def around(self, call: Call) -> AbstractAsyncContextManager[None]:
+        """Runs the call inside its span; health and reflection calls get none."""
+        return _spanned(call)
+
+
+@asynccontextmanager
+async def _spanned(call: Call) -> AsyncIterator[None]:
+    if call.service in OPEN_SERVICES:
+        yield
+        return
+    parent = propagate.extract(call.metadata)
+    span = trace.get_tracer(_TRACER).start_span(call.method.lstrip("/"), context=parent, kind=SpanKind.SERVER)
+    span.set_attributes(
+        {"rpc.system": "grpc", "rpc.service": call.service, "rpc.method": call.method.rsplit("/", 1)[-1]}
+    )
+    token = otel_context.attach(trace.set_span_in_context(span, parent))
+    try:
+        yield
+    finally:
+        code = call.context.code()
+        number = code.value[0] if isinstance(code, grpc.StatusCode) else int(code or 0)
+        span.set_attribute("rpc.grpc.status_code", number)
+        if number:
+            span.set_status(Status(StatusCode.ERROR, call.context.details() or ""))
+        otel_context.detach(token)
+        span.end()
+
+
+def context_headers() -> list[tuple[str, str]]:
+    """The current trace context as call metadata (W3C Trace Context)."""
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return list(carrier.items())
