@@ -2,8 +2,7 @@
 
 ModelKitError
 ├── MalformedModel        the file is wrong, whoever compiles it            INVALID_ARGUMENT    MODEL_INVALID
-├── UnsupportedOperator   operators that the integer graph cannot express   FAILED_PRECONDITION OP_UNSUPPORTED
-└── LimitExceeded         right, but larger than a stated limit             RESOURCE_EXHAUSTED  LIMIT_EXCEEDED
+└── UnsupportedOperator   operators that the graph cannot express           FAILED_PRECONDITION OP_UNSUPPORTED
 """
 
 from __future__ import annotations
@@ -43,20 +42,6 @@ class MalformedModel(ModelKitError):
         detail = printable(detail)
         metadata = {"problem": problem, "where": where, "detail": detail}
         super().__init__(f"{problem}: {detail}" + (f" (at {where})" if where else ""), metadata)
-        self.problem = problem
-
-
-class LimitExceeded(ModelKitError):
-    """The model is larger than a stated limit."""
-
-    code = "RESOURCE_EXHAUSTED"
-    reason = "LIMIT_EXCEEDED"
-    help = "Use a smaller model, or raise the limit in the service's settings."
-
-    def __init__(self, problem: str, limit: str, value: str) -> None:
-        super().__init__(
-            f"{problem}: {value} is over the limit of {limit}", {"problem": problem, "limit": limit, "value": value}
-        )
         self.problem = problem
 
 

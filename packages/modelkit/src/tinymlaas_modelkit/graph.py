@@ -89,7 +89,8 @@ ATTRIBUTES: Mapping[OpKind, tuple[str, ...]] = {
     OpKind.RESHAPE: ("shape",),
     OpKind.TRANSPOSE: ("permutation",),
     OpKind.MEAN: ("axes", "keep_dims"),
-    # paddings: ((before, after), ...) one pair a dimension; pads with the zero point (real 0).
+    # paddings: ((before, after), ...) one pair a dimension; pads with the zero point (real 0) unless the optional attribute
+    # `value` gives another real number.
     OpKind.PAD: ("paddings",),
     OpKind.LEAKY_RELU: ("alpha",),
     OpKind.SLICE: ("begin", "size"),
@@ -157,7 +158,8 @@ class Op:
     """One operator: names of tensors in and out, attributes as `ATTRIBUTES` lists them, `origin` = node name in the file.
 
     Inputs follow TFLite's order: CONV_2D, DEPTHWISE_CONV_2D, FULLY_CONNECTED take (activation, filter, bias or None).
-    Filters: CONV_2D [O, kh, kw, I]; DEPTHWISE_CONV_2D [1, kh, kw, O]; FULLY_CONNECTED [O, I].
+    Filters: CONV_2D [O, kh, kw, I], or [O, kh, kw, I / groups] for a grouped convolution, where group g of the outputs reads
+    group g of the input channels; DEPTHWISE_CONV_2D [1, kh, kw, O]; FULLY_CONNECTED [O, I].
     Biases are int32 with scale input_scale * filter_scale when quantized, float32 otherwise.
     """
 

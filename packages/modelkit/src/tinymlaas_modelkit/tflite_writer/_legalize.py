@@ -1,0 +1,213 @@
+"""Make a graph fit TFLite's operators: paddings that SAME and VALID cannot say, and scales that kernels fix or share.
+
+Each rewrite keeps the reals; where TFLite can only round twice (a pool between two scales) the docstring says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from tinymlaas_modelkit.errors import OffendingOperator, UnsupportedOperator
+from tinymlaas_modelkit.graph import DType, Graph, Op, OpKind, Quantization, Tensor
+from tinymlaas_modelkit.quantization import per_tensor, same_quantization
+
+FIXED_OUTPUT = {
+    OpKind.SOFTMAX: per_tensor(1 / 256, -128),
+    OpKind.LOGISTIC: per_tensor(1 / 256, -128),
+    OpKind.TANH: per_tensor(1 / 128, 0),
+}
+"""int8 outputs that the kernels demand (TFLite 8-bit quantization specification)."""
+
+SHARED_SCALE = frozenset(
+    {
+        OpKind.AVERAGE_POOL_2D,
+        OpKind.MAX_POOL_2D,
+        OpKind.RESHAPE,
+        OpKind.TRANSPOSE,
+        OpKind.PAD,
+        OpKind.SLICE,
+        OpKind.STRIDED_SLICE,
+        OpKind.SPLIT,
+        OpKind.RESIZE_BILINEAR,
+        OpKind.RESIZE_NEAREST_NEIGHBOR,
+    }
+)
+"""Operators whose int8 kernels copy or average integers: input and output have one quantization."""
+
+WINDOWED = frozenset({OpKind.CONV_2D, OpKind.DEPTHWISE_CONV_2D, OpKind.AVERAGE_POOL_2D, OpKind.MAX_POOL_2D})
+
+
+class _Rewriter:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.tensors = dict(graph.tensors)
+        self.ops: list[Op] = []
+        self.offending: list[OffendingOperator] = []
+
+    def new(self, name: str, like: Tensor, **changes: Any) -> str:
+        unique, number = name, 0
+        while unique in self.tensors:
+            number += 1
+            unique = f"{name}_{number}"
+        self.tensors[unique] = dataclasses.replace(like, name=unique, data=None, **changes)
+        return unique
+
+    def refuse(self, op: Op, detail: str) -> None:
+        first = op.inputs[0]
+        dtype = str(self.tensors[first].dtype) if first is not None else "unknown"
+        self.offending.append(OffendingOperator(op.kind.value, op.origin, dtype, detail))
+
+    # Padding
+
+    def padding(self, op: Op) -> Op:
+        """The operator with pads that are SAME or VALID; other pads become a PAD before it."""
+        source = op.inputs[0]
+        assert source is not None
+        data, out = self.tensors[source], self.tensors[op.outputs[0]]
+        pads = trimmed_pads(op, data.shape, out.shape, self.graph)
+        if not any(pads) or pads == same_pads_of(op, data.shape, self.graph):
+            return dataclasses.replace(op, attributes={**op.attributes, "pads": pads})
+        if op.kind is OpKind.AVERAGE_POOL_2D:
+            self.refuse(op, f"average over a window with pads {list(pads)}: TFLite knows only SAME and VALID")
+            return op
+        top, left, bottom, right = pads
+        n, h, w, c = data.shape
+        padded = self.new(f"{data.name}/padded", data, shape=(n, h + top + bottom, w + left + right, c))
+        attributes: dict[str, object] = {"paddings": ((0, 0), (top, bottom), (left, right), (0, 0))}
+        if op.kind is OpKind.MAX_POOL_2D:
+            attributes["value"] = lowest(data)
+        self.ops.append(Op(OpKind.PAD, (data.name,), (padded,), attributes, f"{op.origin}/pad"))
+        return dataclasses.replace(
+            op, inputs=(padded, *op.inputs[1:]), attributes={**op.attributes, "pads": (0, 0, 0, 0)}
+        )
+
+    # Scales
+
+    def requantized(self, name: str, q: Quantization, origin: str) -> str:
+        """The name of an int8 tensor under another quantization (adds QUANTIZE)."""
+        tensor = self.tensors[name]
+        if same_quantization(tensor.quantization, q):
+            return name
+        if tensor.data is not None:
+            from tinymlaas_modelkit.quantization import dequantize, quantize
+
+            assert tensor.quantization is not None
+            unique = self.new(f"{name}/rescaled", tensor, quantization=q)
+            integers = quantize(dequantize(np.asarray(tensor.data), tensor.quantization), q)
+            self.tensors[unique] = dataclasses.replace(self.tensors[unique], data=integers)
+            return unique
+        rescaled = self.new(f"{name}/rescaled", tensor, quantization=q)
+        self.ops.append(Op(OpKind.QUANTIZE, (name,), (rescaled,), {}, f"{origin}/rescale"))
+        return rescaled
+
+    def scaled_after(self, op: Op, q: Quantization) -> None:
+        """Add the operator with outputs quantized by `q`, and QUANTIZE to what the graph wants."""
+        outputs, rescales = [], []
+        for name in op.outputs:
+            wanted = self.tensors[name]
+            if same_quantization(wanted.quantization, q):
+                outputs.append(name)
+                continue
+            inner = self.new(f"{name}/unscaled", wanted, quantization=q)
+            outputs.append(inner)
+            rescales.append(Op(OpKind.QUANTIZE, (inner,), (name,), {}, f"{op.origin}/rescale"))
+        self.ops.append(dataclasses.replace(op, outputs=tuple(outputs)))
+        self.ops.extend(rescales)
+
+    def add(self, op: Op) -> None:
+        """Add an operator, rewritten where TFLite asks for it."""
+        if op.kind in WINDOWED:
+            op = self.padding(op)
+        source = op.inputs[0]
+        assert source is not None
+        out = self.tensors[op.outputs[0]]
+        if out.dtype is not DType.INT8 or out.quantization is None:
+            self.ops.append(op)
+            return
+        if op.kind in FIXED_OUTPUT:
+            self.scaled_after(op, FIXED_OUTPUT[op.kind])
+        elif op.kind is OpKind.CONCATENATION:
+            inputs = tuple(None if i is None else self.requantized(i, out.quantization, op.origin) for i in op.inputs)
+            self.ops.append(dataclasses.replace(op, inputs=inputs))
+        elif op.kind in SHARED_SCALE:
+            own = self.tensors[source].quantization
+            assert own is not None
+            if (
+                op.kind is OpKind.AVERAGE_POOL_2D
+                and not same_quantization(own, out.quantization)
+                and whole_window(op, self.tensors)
+            ):
+                # MEAN rounds once, from one scale to the other.
+                op = Op(OpKind.MEAN, op.inputs, op.outputs, {"axes": (1, 2), "keep_dims": True}, op.origin)
+                self.ops.append(op)
+            else:
+                self.scaled_after(op, own)
+        else:
+            self.ops.append(op)
+
+
+def lowest(tensor: Tensor) -> float:
+    """The smallest real that a tensor can hold."""
+    if tensor.quantization is None:
+        return float(np.finfo(np.float32).min)
+    return tensor.quantization.scale * (-128 - tensor.quantization.zero_point)
+
+
+def whole_window(op: Op, tensors: dict[str, Tensor]) -> bool:
+    """Whether a pool's window is the whole image and nothing is clamped."""
+    source = op.inputs[0]
+    assert source is not None
+    shape = tensors[source].shape
+    return (
+        tuple(shape[1:3]) == op.attributes["kernel"]
+        and op.attributes["activation"] == "NONE"
+        and tensors[op.outputs[0]].shape[1:3] == (1, 1)
+    )
+
+
+def _ints(op: Op, name: str) -> tuple[int, ...]:
+    values = op.attributes[name]
+    assert isinstance(values, tuple)
+    return values
+
+
+def reach_of(op: Op, graph: Graph) -> tuple[int, int]:
+    """Rows and columns of the input that one output looks at."""
+    if op.kind in (OpKind.AVERAGE_POOL_2D, OpKind.MAX_POOL_2D):
+        kh, kw = _ints(op, "kernel")
+        return kh, kw
+    filter_name = op.inputs[1]
+    assert filter_name is not None
+    _, kh, kw, _ = graph.tensors[filter_name].shape
+    dh, dw = _ints(op, "dilations")
+    return (kh - 1) * dh + 1, (kw - 1) * dw + 1
+
+
+def same_pads_of(op: Op, shape: tuple[int, ...], graph: Graph) -> tuple[int, int, int, int]:
+    """The pads that SAME stands for."""
+    from tinymlaas_modelkit.tflite_reader._context import same_pads
+
+    sh, sw = _ints(op, "strides")
+    return same_pads((shape[1], shape[2]), reach_of(op, graph), (sh, sw))
+
+
+def trimmed_pads(op: Op, shape: tuple[int, ...], out: tuple[int, ...], graph: Graph) -> tuple[int, int, int, int]:
+    """The pads without rows and columns at the end that no window reaches."""
+    top, left, bottom, right = _ints(op, "pads")
+    reach, (sh, sw) = reach_of(op, graph), _ints(op, "strides")
+    used_bottom = (out[1] - 1) * sh + reach[0] - (shape[1] + top)
+    used_right = (out[2] - 1) * sw + reach[1] - (shape[2] + left)
+    return top, left, min(bottom, max(used_bottom, 0)), min(right, max(used_right, 0))
+
+
+def legalize(graph: Graph) -> Graph:
+    """The same graph in operators that TFLite has; UnsupportedOperator lists what cannot be said in TFLite."""
+    rewriter = _Rewriter(graph)
+    for op in graph.ops:
+        rewriter.add(op)
+    if rewriter.offending:
+        raise UnsupportedOperator(rewriter.offending)
+    return Graph(rewriter.tensors, tuple(rewriter.ops), graph.inputs, graph.outputs)
