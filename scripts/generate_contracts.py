@@ -41,8 +41,15 @@ def generate(sources: Path, folder: Path) -> None:
     """Write the Python modules and type stubs of every proto below `sources`/tinymlaas into `folder`."""
     files = sorted(str(path.relative_to(sources)) for path in (sources / "tinymlaas").rglob("*.proto"))
     includes = [f"-I{sources}", f"-I{resources.files('grpc_tools') / '_proto'}"]
-    outputs = [f"--python_out={folder}", f"--grpc_python_out={folder}", f"--mypy_out=quiet:{folder}", f"--mypy_grpc_out=quiet:{folder}"]
-    plugins = [f"--plugin=protoc-gen-{name}={Path(sys.executable).parent}/protoc-gen-{name}" for name in ("mypy", "mypy_grpc")]
+    outputs = [
+        f"--python_out={folder}",
+        f"--grpc_python_out={folder}",
+        f"--mypy_out=quiet:{folder}",
+        f"--mypy_grpc_out=quiet:{folder}",
+    ]
+    plugins = [
+        f"--plugin=protoc-gen-{name}={Path(sys.executable).parent}/protoc-gen-{name}" for name in ("mypy", "mypy_grpc")
+    ]
     if protoc.main(["protoc", *includes, *plugins, *outputs, *files]) != 0:
         raise SystemExit("protoc failed")
     for stub in folder.rglob("*_pb2_grpc.py"):
@@ -53,11 +60,20 @@ def generate(sources: Path, folder: Path) -> None:
 
 def differences(left: Path, right: Path) -> list[str]:
     """Paths that are only in one of two folders, or differ."""
-    names = {path.relative_to(root) for root in (left, right) for path in root.rglob("*.py*") if "__pycache__" not in path.parts}
+    names = {
+        path.relative_to(root)
+        for root in (left, right)
+        for path in root.rglob("*.py*")
+        if "__pycache__" not in path.parts
+    }
     return sorted(
         str(name)
         for name in names
-        if not ((left / name).is_file() and (right / name).is_file() and filecmp.cmp(left / name, right / name, shallow=False))
+        if not (
+            (left / name).is_file()
+            and (right / name).is_file()
+            and filecmp.cmp(left / name, right / name, shallow=False)
+        )
     )
 
 
@@ -65,7 +81,9 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare only; exit 1 when the tree is out of date")
-    parser.add_argument("--sources", type=Path, help="only collect the protos with their imports into this folder (for buf)")
+    parser.add_argument(
+        "--sources", type=Path, help="only collect the protos with their imports into this folder (for buf)"
+    )
     arguments = parser.parse_args()
     if arguments.sources:
         collect_sources(arguments.sources)

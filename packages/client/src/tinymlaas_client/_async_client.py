@@ -14,8 +14,14 @@ import grpc.aio
 from google.longrunning import operations_pb2
 from google.protobuf import struct_pb2
 from google.protobuf.json_format import ParseDict
-
-from tinymlaas.gateway.v1 import builds_pb2, builds_pb2_grpc, deployments_pb2, deployments_pb2_grpc, routing_pb2, routing_pb2_grpc
+from tinymlaas.gateway.v1 import (
+    builds_pb2,
+    builds_pb2_grpc,
+    deployments_pb2,
+    deployments_pb2_grpc,
+    routing_pb2,
+    routing_pb2_grpc,
+)
 from tinymlaas.registry.v1 import (
     artifacts_pb2,
     artifacts_pb2_grpc,
@@ -119,7 +125,9 @@ class AsyncClient:
 
     async def get_model_version(self, name: str) -> models_pb2.ModelVersion:
         """A version by "MODEL", "MODEL/versions/VERSION" or its full resource name; a bare model means its latest."""
-        return await _call(self._models.GetModelVersion(models_pb2.GetModelVersionRequest(name=self.version_name(name))))
+        return await _call(
+            self._models.GetModelVersion(models_pb2.GetModelVersionRequest(name=self.version_name(name)))
+        )
 
     def version_name(self, name: str) -> str:
         """Full resource name of a model version given in short."""

@@ -62,6 +62,14 @@ class Suite:
             raise SuiteError(f"no suite in {self.state}: start it with `tinymlaas up`") from None
 
     @property
+    def public_key(self) -> bytes:
+        """The 32 bytes of the Ed25519 key that signs this suite's modules; SuiteError when the suite was never started."""
+        try:
+            return bytes.fromhex((self.state / "signing.pub").read_text(encoding="ascii").strip())
+        except FileNotFoundError:
+            raise SuiteError(f"no suite in {self.state}: start it with `tinymlaas up`") from None
+
+    @property
     def gateway_address(self) -> str:
         """host:port of the gateway; SuiteError when the suite was never started."""
         address = self.records().get("gateway")
@@ -147,7 +155,9 @@ class Suite:
     def _python(self, environment: str, name: str) -> Path:
         python = self.manifest.root / environment / "bin" / "python"
         if not python.exists():
-            raise SuiteError(f"{name} is not installed ({environment} is missing): run `make setup` in {self.manifest.root}")
+            raise SuiteError(
+                f"{name} is not installed ({environment} is missing): run `make setup` in {self.manifest.root}"
+            )
         return python
 
     def _spawn(
