@@ -1,0 +1,47 @@
+# One command per task; `make help` lists them. What CI runs is what a person runs.
+PYTHON ?= python3.11
+STATE  ?= build/state
+BIN    := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint contracts proto-check bench lock clean
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: ## install everything into .venv folders of this checkout (first time: about 1 GB of downloads)
+	@$(PYTHON) scripts/environments.py setup
+
+demo: setup ## watch a real model travel from a file onto virtual microcontrollers
+	@TINYMLAAS_STATE_DIR=$(STATE) $(BIN)/tinymlaas demo --output build/demo.json
+
+test: setup ## run every test: unit, contract over loopback, end to end with virtual boards
+	@$(BIN)/python scripts/run_tests.py
+
+test-fast: setup ## the same without the slow ones
+	@$(BIN)/python scripts/run_tests.py --fast
+
+lint: setup ## style, types, and whether generated code is up to date
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/python scripts/check_types.py
+	@$(BIN)/python scripts/generate_contracts.py --check
+
+contracts: setup ## generate packages/contracts from protos/
+	@$(BIN)/python scripts/generate_contracts.py
+
+proto-check: setup ## buf lint, and buf breaking against the contracts of the commit before (needs npm)
+	@$(BIN)/python scripts/check_protos.py
+
+bench: setup ## measure and print the tables of docs/benchmarks.md
+	@$(BIN)/python -m bench
+
+lock: ## resolve all packages again and write the lock files
+	@$(PYTHON) scripts/environments.py lock
+
+clean: ## remove what was built (environments stay; `make clean-all` removes them too)
+	rm -rf build/state build/demo.json build/protos
+
+.PHONY: clean-all
+clean-all: clean ## remove everything that is not in git
+	rm -rf build .venv services/*/.venv
