@@ -80,11 +80,11 @@ HELP: Final[Mapping[Problem, str]] = {
     Problem.SHAPE_NOT_STATIC: "Export with fixed shapes and batch 1, and fold constants.",
     Problem.BAD_SHAPE: "Give every dimension a positive size.",
     Problem.SHAPE_MISMATCH: "Correct the shapes: the operators do not compute what is declared.",
-    Problem.TYPE_MISMATCH: "Correct the element types: the operators do not compute or accept what is declared.",
+    Problem.TYPE_MISMATCH: "Correct the element types: the operators do not compute what is declared.",
     Problem.EXTERNAL_DATA: "Save the model with all of its weights inside the file.",
     Problem.DATA_SIZE_MISMATCH: "Write as many values as the tensor's shape says.",
     Problem.DUPLICATE_NAME: "Give every tensor one name and one writer.",
-    Problem.UNDEFINED_TENSOR: "Make each tensor that is read an input, a constant or the output of an earlier operator.",
+    Problem.UNDEFINED_TENSOR: "Make each tensor that is read an input, a constant or an earlier result.",
     Problem.NO_INPUT: "Give the graph at least one input.",
     Problem.NO_OUTPUT: "Give the graph at least one output.",
     Problem.BAD_VALUE: "Use finite weights, positive finite scales, and values inside the range of their type.",
@@ -95,14 +95,14 @@ HELP: Final[Mapping[Problem, str]] = {
     Problem.TOO_MANY_TENSORS: "Remove unused tensors, or ask the administrator to raise the limit.",
     Problem.CHECK_DEADLINE: "The check ran out of time: use a smaller model, or try later.",
     Problem.CHECK_MEMORY: "The check ran out of memory: use a smaller model.",
-    Problem.OP_UNSUPPORTED: "Use standard operators without control flow, or another compiler.",
+    Problem.OP_UNSUPPORTED: "Use standard operators without control flow.",
     Problem.DTYPE_UNSUPPORTED: "Convert the tensor to float32, int8, uint8, int16, int32, int64 or bool.",
     Problem.OPSET_UNSUPPORTED: "Convert the model to a version of the format that is supported.",
 }
 
 
 def safe_text(text: str, limit: int = _SHOWN) -> str:
-    """The text on one line of printable ASCII, at most `limit` characters, so that no name can forge a log or a source."""
+    """The text on one line of printable ASCII, at most `limit` characters, so that no name can forge a log."""
     escaped = text[: limit + 1].encode("unicode_escape").decode("ascii")
     return escaped if len(escaped) <= limit else escaped[: limit - 3] + "..."
 

@@ -13,7 +13,7 @@ import json
 import os
 import resource
 import sys
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from ._limits import Limits
 from ._onnx import CheckedOnnx
@@ -34,9 +34,10 @@ def _confine(limits: Limits) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
 
 
-def run(data: bytes, format: Any, limits: Limits) -> dict[str, Any]:
-    """The verdict on a file as JSON values."""
+def run(source: BinaryIO, size: int, format: Any, limits: Limits) -> dict[str, Any]:
+    """The verdict on a file of `size` bytes, read from `source`, as JSON values."""
     try:
+        data = source.read(size)
         checked = check_structure(data, format, limits)
         report = check_onnx_shapes(checked, limits) if isinstance(checked, CheckedOnnx) else checked
     except ModelRejected as rejected:
@@ -53,8 +54,7 @@ def main() -> None:
     limits = Limits(**request["limits"])
     _confine(limits)
     os.write(1, READY)
-    data = sys.stdin.buffer.read(request["size"])
-    verdict = json.dumps(run(data, request["format"], limits))
+    verdict = json.dumps(run(sys.stdin.buffer, request["size"], request["format"], limits))
     sys.stdout.write(verdict + "\n")
     sys.stdout.flush()
 
