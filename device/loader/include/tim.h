@@ -74,7 +74,8 @@ typedef enum tim_status {
     TIM_TOO_LARGE = 51,            /* image does not fit the slot */
     TIM_OFFSET_MISMATCH = 52,      /* bytes do not continue where the slot's download stands */
     TIM_NOTHING_TO_ROLL_BACK = 53,
-    TIM_CONFIG_INVALID = 54        /* flash geometry or slot table is impossible */
+    TIM_CONFIG_INVALID = 54,       /* flash geometry or slot table is impossible */
+    TIM_NOT_CONFIRMED = 55         /* a module that was activated did not prove itself in time */
 } tim_status;
 
 enum tim_kind { TIM_NATIVE = 1, TIM_TFLITE, TIM_TFLITE_VELA, TIM_IREE_VMFB, TIM_SHARED_OBJECT, TIM_FPGA };

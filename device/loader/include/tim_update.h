@@ -6,7 +6,7 @@
  * Life of a slot:
  *   EMPTY -begin-> WRITING -write…-> WRITTEN -verify-> VERIFIED -test-> TESTED -activate-> ACTIVE
  *   ACTIVE -a newer module of the same name is activated-> PREVIOUS -rollback-> ACTIVE
- *   every state but ACTIVE -erase or failure-> EMPTY
+ *   ACTIVE -deactivate-> TESTED;  every state but ACTIVE -erase or failure-> EMPTY
  */
 #ifndef TIM_UPDATE_H
 #define TIM_UPDATE_H
@@ -47,6 +47,7 @@ typedef struct tim_update_config {
     tim_region journal;                /* two halves, each whole pages and >= 2 records (TIM_JOURNAL_RECORD_BYTES) */
     tim_region slots[TIM_MAX_SLOTS];
     uint32_t slot_count;
+    uint32_t minimum_counter;          /* the firmware's own floor under the security counter */
     uint8_t max_attempts;              /* self-tests or unconfirmed boots that may end in a reset; 0 means 3 */
 } tim_update_config;
 
@@ -76,11 +77,13 @@ typedef struct tim_slot {
 typedef struct tim_update {
     const tim_update_config *config;
     uint32_t sequence;                 /* of the journal's newest record */
-    uint32_t journal_next;             /* flash offset for the next record */
+    uint32_t journal_used;             /* bytes used in the journal half that is written to */
     uint32_t counter;                  /* device's security counter: modules below it are refused */
-    uint32_t received;                 /* bytes of the one download in progress that are in flash */
+    uint32_t received;                 /* bytes of the download in progress that are in flash */
     uint32_t pending;                  /* bytes in `unit`, not yet programmed */
-    uint8_t writing_slot;              /* slot of the download in progress; TIM_MAX_SLOTS: none */
+    uint8_t writing_slot;              /* slot whose download was begun since the reset; TIM_MAX_SLOTS: none */
+    uint8_t journal_half;              /* the half that is written to */
+    uint8_t newest_half;               /* the half that holds the newest record */
     bool head_checked;
     uint8_t unit[32];                  /* collects a program unit */
     tim_slot slots[TIM_MAX_SLOTS];
@@ -92,7 +95,8 @@ tim_status tim_update_init(tim_update *update, const tim_update_config *config);
 
 /* Begin (or go on with) a download of `size` bytes into `slot`. `download_id` names the bytes (start of the content
  * digest). The same id and size after a power cut continue: `*resume_offset` says from where (0 for a fresh one).
- * Allowed in any state but ACTIVE; a PREVIOUS module in the slot is given up. One download at a time. */
+ * Bytes that are complete already (WRITTEN to TESTED, or PREVIOUS, which becomes WRITTEN) give `*resume_offset` = size.
+ * Allowed in any state but ACTIVE. One download at a time: one in another slot is given up. */
 tim_status tim_update_begin(tim_update *update, uint32_t slot, uint32_t size,
                             const uint8_t download_id[TIM_DOWNLOAD_ID_BYTES], uint32_t *resume_offset);
 
@@ -116,8 +120,8 @@ tim_status tim_update_test(tim_update *update, uint32_t slot, uint8_t *arena, ui
 tim_status tim_update_test_begin(tim_update *update, uint32_t slot, tim_module *module);
 tim_status tim_update_test_end(tim_update *update, uint32_t slot, tim_status verdict);
 
-/* TESTED -> ACTIVE, not yet confirmed. An ACTIVE module of the same name becomes PREVIOUS in the same record; an
- * older PREVIOUS of that name becomes EMPTY. */
+/* TESTED -> ACTIVE, not yet confirmed. In the same record an ACTIVE module of the same name becomes PREVIOUS and an older
+ * PREVIOUS becomes EMPTY; but an ACTIVE one that never was confirmed goes back to TESTED where there is a PREVIOUS. */
 tim_status tim_update_activate(tim_update *update, uint32_t slot);
 
 /* The ACTIVE module proved itself: it stays after resets, and the device's security counter rises to the module's.
@@ -127,14 +131,16 @@ tim_status tim_update_confirm(tim_update *update, uint32_t slot);
 /* ACTIVE -> TESTED: the module stays in the slot and is no longer run. */
 tim_status tim_update_deactivate(tim_update *update, uint32_t slot);
 
-/* ACTIVE -> EMPTY, and the PREVIOUS module of the same name -> ACTIVE, confirmed. TIM_NOTHING_TO_ROLL_BACK without one
- * (the slot stays ACTIVE). `error` is kept as the slot's last_error. */
+/* ACTIVE -> EMPTY, and the PREVIOUS module of the same name, checked again, -> ACTIVE, confirmed. Without a sound one:
+ * TIM_NOTHING_TO_ROLL_BACK; below the device's counter: TIM_DOWNGRADE; the slot then stays ACTIVE. `error` is kept as
+ * the slot's last_error. */
 tim_status tim_update_rollback(tim_update *update, uint32_t slot, tim_status error);
 
 /* Any state but ACTIVE -> EMPTY. */
 tim_status tim_update_erase(tim_update *update, uint32_t slot);
 
-/* Open the module in `slot` (VERIFIED and later), checked again in full: flash may have decayed. */
+/* Open the module in `slot` (VERIFIED and later), checked again in full: flash may have decayed. The security counter is
+ * held against a module when it is verified, activated or rolled back to, not here: an ACTIVE module goes on running. */
 tim_status tim_update_open(const tim_update *update, uint32_t slot, tim_module *module);
 
 const char *tim_slot_state_name(tim_slot_state state);
