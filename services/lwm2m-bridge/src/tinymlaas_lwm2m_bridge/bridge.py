@@ -1,0 +1,273 @@
+"""The bridge as a whole, free of gRPC: what the servicer maps its calls to."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import structlog
+from tinymlaas.registry.v1 import devices_pb2
+from tinymlaas_lwm2m import MlRes, Path, SelfTestResult, SoftwareRes, UpdateState, Value, Values, ml, multiple, software
+
+from .coap.endpoint import CoapEndpoint, CoapSettings
+from .coap.link import LinkSettings
+from .core.catalogue import Catalogue
+from .core.directory import Clock, DeviceEvent, Directory
+from .core.errors import BridgeError, Reason
+from .core.install_plan import DeviceView
+from .core.install_record import InstallEvent, InstallRequest
+from .core.installer import Installer, InstallSettings
+from .core.ports import ArtifactSource, ImageCheck
+from .core.registration import Registration
+from .core.survey import Surveyor
+from .images import TensorShapes
+from .store import SqlStore
+
+log = structlog.get_logger("tinymlaas.bridge")
+
+
+@dataclass(frozen=True)
+class BridgeSettings:
+    """Settings of all parts of the bridge."""
+
+    coap: CoapSettings = field(default_factory=CoapSettings)
+    link: LinkSettings = field(default_factory=LinkSettings)
+    install: InstallSettings = field(default_factory=InstallSettings)
+    max_devices: int = 20_000
+    max_input_bytes: int = 4 * 1024 * 1024
+    expiry_poll_s: float = 1.0
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a device counts; `latency_unit` names the unit of `last_latency`."""
+
+    invocations: int
+    errors: int
+    last_latency: int
+    latency_unit: str
+    self_test_passed: bool
+    last_error: str
+
+
+@dataclass(frozen=True)
+class Inference:
+    """Outputs of one run, one entry for each output tensor, and its cost."""
+
+    outputs: tuple[bytes, ...]
+    latency: int
+    latency_unit: str
+
+
+class Bridge:
+    """Registered devices and what can be done with them. `start`, use, `close`."""
+
+    def __init__(
+        self,
+        store: SqlStore,
+        artifacts: ArtifactSource,
+        check: ImageCheck,
+        settings: BridgeSettings | None = None,
+        *,
+        catalogue: Catalogue | None = None,
+        clock: Clock = time.time,
+    ) -> None:
+        self._store = store
+        self._artifacts = artifacts
+        self._check = check
+        self._settings = settings or BridgeSettings()
+        self._catalogue = catalogue or Catalogue.builtin()
+        self._clock = clock
+        self._shapes = TensorShapes(artifacts)
+        self._expiry: asyncio.Task[None] | None = None
+        self.directory = Directory(store, clock, max_devices=self._settings.max_devices)
+
+    async def start(self) -> None:
+        """Serve CoAP and take up open installs."""
+        self.endpoint = await CoapEndpoint.start(self.directory, self._settings.coap, self._settings.link)
+        self._link = self.endpoint.link
+        self._surveyor = Surveyor(self._link, self._catalogue)
+        self._installer = Installer(
+            self.directory,
+            self._link,
+            self.endpoint.packages,
+            self._artifacts,
+            self._check,
+            self._store,
+            self._surveyor,
+            self._clock,
+            self._settings.install,
+        )
+        resumed = self._installer.resume()
+        self._expiry = asyncio.create_task(self._expire(), name="expiry of registrations")
+        log.info("bridge started", devices=len(self.directory), installs_resumed=resumed)
+
+    async def close(self) -> None:
+        """Stop; open installs stay open in the store, registrations stay registered."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._expiry
+        await self._installer.close()
+        await self.endpoint.close()
+        self._store.close()
+
+    def watch_devices(self) -> AsyncIterator[DeviceEvent]:
+        """Every device, then an event with `change` None, then each change."""
+        return self.directory.watch()
+
+    def registration(self, endpoint: str) -> Registration:
+        """Registration of a device; DEVICE_UNKNOWN where there is none."""
+        return self.directory.get(endpoint)
+
+    async def read_capabilities(self, endpoint: str) -> devices_pb2.Device:
+        """The device's record, afresh from the device."""
+        return await self._surveyor.capabilities(self.directory.get(endpoint))
+
+    def install(self, request: InstallRequest) -> AsyncIterator[InstallEvent]:
+        """Bring a module into a slot and self-test it; the timeline until its end."""
+        return self._installer.install(request)
+
+    def cancel_install(self, install_id: str) -> None:
+        """Stop an install at the next safe point."""
+        self._installer.cancel(install_id)
+
+    async def activate(self, endpoint: str, slot: int) -> None:
+        """Make a self-tested module the active one. Repeatable."""
+        async with self._installer.device_lock(endpoint):
+            device = self.directory.get(endpoint)
+            view = await self._surveyor.view(device)
+            state = view.slot(slot)
+            if state.active:
+                return
+            if state.update_state != UpdateState.INSTALLED:
+                reason = Reason.SLOT_EMPTY if state.empty else Reason.SELF_TEST_REQUIRED
+                raise BridgeError(reason, f"slot {slot} holds no installed module", slot=slot)
+            if view.has_ml_object and state.self_test != SelfTestResult.PASSED:
+                raise BridgeError(Reason.SELF_TEST_REQUIRED, f"slot {slot} has not passed its self-test", slot=slot)
+            await self._link.execute(device, software(slot, SoftwareRes.ACTIVATE))
+            await self._confirm_active(device, slot)
+
+    async def deactivate(self, endpoint: str, slot: int) -> None:
+        """Take the module of a slot out of use. Repeatable."""
+        async with self._installer.device_lock(endpoint):
+            device = self.directory.get(endpoint)
+            if (await self._surveyor.view(device)).slot(slot).active:
+                await self._link.execute(device, software(slot, SoftwareRes.DEACTIVATE))
+
+    async def rollback(self, endpoint: str) -> None:
+        """Make the module active again that was active before."""
+        async with self._installer.device_lock(endpoint):
+            device = self.directory.get(endpoint)
+            view = await self._surveyor.view(device)
+            if not view.has_ml_object or view.previous_slot is None:
+                raise BridgeError(Reason.NO_PREVIOUS_MODULE, f"{endpoint} keeps no earlier module", device=endpoint)
+            await self._link.execute(device, ml(MlRes.ROLLBACK))
+            await self._confirm_active(device, view.previous_slot)
+
+    async def uninstall(self, endpoint: str, slot: int) -> None:
+        """Empty a slot, deactivating it first where needed. Repeatable."""
+        async with self._installer.device_lock(endpoint):
+            device = self.directory.get(endpoint)
+            state = (await self._surveyor.view(device)).slot(slot)
+            if state.empty:
+                return
+            if state.active:
+                await self._link.execute(device, software(slot, SoftwareRes.DEACTIVATE))
+            await self._link.execute(device, software(slot, SoftwareRes.UNINSTALL))
+            left = (await self._surveyor.view(device)).slot(slot)
+            if not left.empty:
+                raise BridgeError(Reason.UNINSTALL_FAILED, left.status_reason or "the slot is not empty", slot=slot)
+
+    async def observe(self, endpoint: str) -> AsyncIterator[Observation]:
+        """Counters and self-test result now and whenever the device notifies."""
+        device = self.directory.get(endpoint)
+        if not device.has(ml(MlRes.ISA).object_id):
+            raise BridgeError(Reason.DEVICE_REJECTED, "the device has no ML capability object", device=endpoint)
+        async for values in self._link.observe(device, Path(ml(MlRes.ISA).object_id, 0)):
+            yield _observation(values)
+
+    async def infer(self, endpoint: str, inputs: tuple[bytes, ...]) -> Inference:
+        """Run the active module once; `inputs` has the bytes of each input tensor in table order."""
+        async with self._installer.device_lock(endpoint):
+            device = self.directory.get(endpoint)
+            active = (await self._surveyor.view(device)).active
+            if active is None or active.digest is None:
+                raise BridgeError(Reason.NO_ACTIVE_MODULE, f"{endpoint} has no active module", device=endpoint)
+            shapes = await self._shapes.sizes(active.digest.hex())
+            if tuple(len(tensor) for tensor in inputs) != shapes.inputs:
+                raise BridgeError(
+                    Reason.ARGUMENT_INVALID,
+                    f"input tensors must have {shapes.inputs} bytes",
+                    field="inputs",
+                    need=str(shapes.inputs),
+                    have=str(tuple(len(tensor) for tensor in inputs)),
+                )
+            if sum(shapes.inputs) > self._settings.max_input_bytes:
+                raise BridgeError(
+                    Reason.LIMIT_EXCEEDED,
+                    "the input is too long",
+                    limit="max_input_bytes",
+                    value=self._settings.max_input_bytes,
+                )
+            return await self._infer(device, b"".join(inputs), shapes.outputs)
+
+    async def _infer(self, device: Registration, data: bytes, output_sizes: tuple[int, ...]) -> Inference:
+        await self._link.write(device, ml(MlRes.INPUT), data)
+        try:
+            await self._link.execute(device, ml(MlRes.INVOKE))
+        except BridgeError as error:
+            if error.reason == Reason.DEVICE_REJECTED:
+                raise BridgeError(
+                    Reason.INFERENCE_FAILED, error.metadata.get("text") or error.detail, device=device.endpoint
+                ) from error
+            raise
+        values = await self._link.read(device, ml(MlRes.OUTPUT))
+        output = values.get(ml(MlRes.OUTPUT))
+        if not isinstance(output, bytes) or len(output) != sum(output_sizes):
+            raise BridgeError(
+                Reason.DEVICE_ANSWER_INVALID,
+                "the output has not the size of the module's outputs",
+                device=device.endpoint,
+            )
+        outputs, offset = [], 0
+        for size in output_sizes:
+            outputs.append(output[offset : offset + size])
+            offset += size
+        values = await self._link.read(device, ml(MlRes.LAST_LATENCY))
+        unit = await self._link.read(device, ml(MlRes.LATENCY_UNIT))
+        return Inference(
+            tuple(outputs), _count(values.get(ml(MlRes.LAST_LATENCY))), str(unit.get(ml(MlRes.LATENCY_UNIT), ""))
+        )
+
+    async def _confirm_active(self, device: Registration, slot: int) -> None:
+        """Ask the device rather than believe that a switch worked."""
+        view: DeviceView = await self._surveyor.view(device)
+        state = view.slot(slot)
+        if not state.active:
+            raise BridgeError(Reason.ACTIVATION_FAILED, state.status_reason or f"slot {slot} is not active", slot=slot)
+
+    async def _expire(self) -> None:
+        while True:
+            for registration in self.directory.expire():
+                log.info("device lost", endpoint=registration.endpoint)
+            await asyncio.sleep(self._settings.expiry_poll_s)
+
+
+def _observation(values: Values) -> Observation:
+    tests = multiple(values, ml(MlRes.SELF_TEST_RESULT))
+    return Observation(
+        invocations=_count(values.get(ml(MlRes.INVOCATIONS))),
+        errors=_count(values.get(ml(MlRes.ERROR_COUNT))),
+        last_latency=_count(values.get(ml(MlRes.LAST_LATENCY))),
+        latency_unit=str(values.get(ml(MlRes.LATENCY_UNIT), "")),
+        self_test_passed=any(result == SelfTestResult.PASSED for result in tests.values()),
+        last_error=str(values.get(ml(MlRes.LAST_ERROR), ""))[:256],
+    )
+
+
+def _count(value: Value | None) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0

@@ -1,0 +1,1 @@
+"""The CoAP side of the bridge."""

@@ -1,0 +1,91 @@
+"""The CoAP endpoint of the bridge: one UDP socket that serves devices and asks them."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from dataclasses import dataclass
+
+import aiocoap
+import structlog
+
+from ..core.directory import Directory
+from ..core.errors import BridgeError, Reason
+from .link import CoapLink, LinkSettings
+from .server import PackageResource, build_site
+
+log = structlog.get_logger("tinymlaas.bridge.coap")
+
+
+@dataclass(frozen=True)
+class CoapSettings:
+    """Where to listen. Plain CoAP has no security: other hosts are served only when `allow_plain_coap` says so."""
+
+    host: str = "127.0.0.1"
+    port: int = 5683
+    allow_plain_coap: bool = False
+    public_address: str = ""
+
+
+class CoapEndpoint:
+    """Server and client of the bridge on one socket, as LwM2M over UDP needs (Transport TS 1.1, clause 6.2)."""
+
+    def __init__(self, context: aiocoap.Context, link: CoapLink, packages: PackageResource, address: str) -> None:
+        self._context = context
+        self.link = link
+        self.packages = packages
+        self.address = address
+
+    @staticmethod
+    async def start(
+        directory: Directory, settings: CoapSettings, link_settings: LinkSettings | None = None
+    ) -> CoapEndpoint:
+        """Bind and serve. PLAIN_COAP_REFUSED for an address beyond loopback without the flag; ARGUMENT_INVALID when taken."""
+        _refuse_open_address(settings)
+        port = _free_port(settings.host, settings.port)
+        context = await aiocoap.Context.create_server_context(None, bind=(settings.host, port), transports=["udp6"])
+        link = CoapLink(context, link_settings or LinkSettings())
+        packages = PackageResource()
+        packages.announce(settings.public_address or None)
+        context.serversite = build_site(directory, packages, link.remember)
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        address = f"coap://{host}:{port}"
+        log.info("CoAP is served", address=address)
+        return CoapEndpoint(context, link, packages, address)
+
+    async def close(self) -> None:
+        """Stop serving and free the socket."""
+        await self._context.shutdown()
+
+
+def _refuse_open_address(settings: CoapSettings) -> None:
+    try:
+        loopback = ipaddress.ip_address(settings.host).is_loopback
+    except ValueError:
+        loopback = settings.host == "localhost"
+    if loopback:
+        return
+    if not settings.allow_plain_coap:
+        raise BridgeError(
+            Reason.PLAIN_COAP_REFUSED, f"{settings.host} is reachable from other hosts", host=settings.host
+        )
+    log.warning(
+        "PLAIN COAP IS SERVED TO OTHER HOSTS: anybody on the network can pose as any device and read every module",
+        host=settings.host,
+    )
+
+
+def _free_port(host: str, port: int) -> int:
+    """The port, or a free one for 0; ARGUMENT_INVALID where it is taken.
+
+    aiocoap binds with SO_REUSEPORT, which would let two bridges share a port in silence, each getting half of the packets.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise BridgeError(
+                Reason.ARGUMENT_INVALID, f"can't bind {host} port {port}: {error.strerror}", field="coap_port"
+            ) from error
+        return int(probe.getsockname()[1])

@@ -1,0 +1,261 @@
+"""Device management over CoAP: Read, Write, Execute, Observe (LwM2M Core TS 1.1, clause 6.3; Transport TS, clause 6.4).
+
+Block-wise answers are collected here rather than in aiocoap, because aiocoap takes as many blocks as a device sends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import aiocoap
+from aiocoap import Code, Message
+from aiocoap.numbers.constants import TransportTuning
+from aiocoap.optiontypes import BlockOption
+from tinymlaas_lwm2m import (
+    CodecError,
+    Format,
+    Kind,
+    Limits,
+    Path,
+    Value,
+    Values,
+    decode,
+    encode,
+    format_arguments,
+    kind_of,
+)
+
+from ..core.errors import BridgeError, Reason
+from ..core.registration import Registration
+
+_FORMATS = (Format.TLV, Format.SENML_CBOR, Format.SENML_JSON)
+_SZX = 6
+_BLOCK = 1 << (_SZX + 4)
+
+
+@dataclass(frozen=True)
+class LinkSettings:
+    """Times in seconds, sizes in bytes. `ack_timeout_s` and `max_retransmit` are those of RFC 7252 clause 4.8."""
+
+    ack_timeout_s: float = 2.0
+    max_retransmit: int = 4
+    answer_s: float = 60.0
+    execute_s: float = 300.0
+    max_answer_bytes: int = 65_536
+    max_known: int = 20_000
+
+
+class CoapLink:
+    """Implements `DeviceLink` on one aiocoap context, which is also the server that devices registered at."""
+
+    def __init__(self, context: aiocoap.Context, settings: LinkSettings) -> None:
+        self._context = context
+        self._settings = settings
+        self._remotes: OrderedDict[str, tuple[str, Any]] = OrderedDict()
+        self._formats: OrderedDict[str, Format] = OrderedDict()
+
+        class Tuning(TransportTuning):
+            ACK_TIMEOUT = settings.ack_timeout_s
+            MAX_RETRANSMIT = settings.max_retransmit
+
+        self._tuning = Tuning()
+
+    def remember(self, endpoint: str, address: str, remote: Any) -> None:
+        """Keep aiocoap's address of a device, which also knows the local address that the device talks to."""
+        _keep(self._remotes, endpoint, (address, remote), self._settings.max_known)
+
+    async def read(self, device: Registration, path: Path) -> Values:
+        """Values at or under `path`; a resource that the device does not have gives none."""
+        opaque = path.depth >= 3 and kind_of(path.object_id, path.resource_id or 0) is Kind.OPAQUE
+        accepted = self._accepted(device.endpoint)
+        if opaque and path.depth == 3:
+            accepted = (Format.OPAQUE, *accepted)
+        for content_format in accepted:
+            try:
+                answer, payload = await self._get(device, path, content_format)
+            except BridgeError as error:
+                if error.metadata.get("coap_code") == "4.04" and path.depth >= 3:
+                    return {}
+                if error.metadata.get("coap_code") in ("4.06", "4.15"):
+                    continue
+                raise
+            values = self._decode(answer.opt.content_format, payload, path)
+            if content_format is not Format.OPAQUE:
+                _keep(self._formats, device.endpoint, content_format, self._settings.max_known)
+            return values
+        raise BridgeError(
+            Reason.DEVICE_ANSWER_INVALID,
+            f"{path}: the device speaks none of TLV, SenML-CBOR and SenML-JSON",
+            path=str(path),
+        )
+
+    async def write(self, device: Registration, path: Path, value: Value) -> None:
+        """Write one resource (replacing it) or one resource instance."""
+        kind = kind_of(path.object_id, path.resource_id or 0)
+        if isinstance(value, bytes) and (kind is Kind.OPAQUE or kind is None):
+            await self.push(device, path, value, lambda _: None)
+            return
+        content_format = Format.TEXT if path.depth == 3 else self._accepted(device.endpoint)[0]
+        message = self._message(device, Code.PUT, path)
+        message.opt.content_format = content_format
+        message.payload = encode(content_format, {path: value}, path)
+        self._expect(await self._ask(message, self._settings.answer_s, path), path)
+
+    async def push(self, device: Registration, path: Path, data: bytes, progress: Callable[[int], None]) -> None:
+        """Write an opaque resource, in blocks where it is longer than one (RFC 7959, Block1)."""
+        szx, offset = _SZX, 0
+        while True:
+            size = 1 << (szx + 4)
+            part = data[offset : offset + size]
+            more = offset + len(part) < len(data)
+            message = self._message(device, Code.PUT, path)
+            message.opt.content_format = Format.OPAQUE
+            message.payload = part
+            if more or offset:
+                message.opt.block1 = BlockOption.BlockwiseTuple(offset // size, more, szx)
+                if offset == 0:
+                    message.opt.size1 = len(data)
+            # The last block may start real work on the device, such as checking a signature.
+            limit = self._settings.answer_s if more else self._settings.execute_s
+            answer = await self._ask(message, limit, path)
+            self._expect(answer, path)
+            offset += len(part)
+            progress(offset)
+            if not more:
+                return
+            block = answer.opt.block1
+            if block is not None and block.size_exponent < szx:
+                # RFC 7959 clause 2.3: the device took the block whole and wants smaller ones from here on.
+                szx = block.size_exponent
+
+    async def execute(self, device: Registration, path: Path, arguments: dict[int, str] | None = None) -> None:
+        """Execute a resource; its answer may come late, as a separate response."""
+        message = self._message(device, Code.POST, path)
+        if arguments:
+            message.opt.content_format = Format.TEXT
+            message.payload = format_arguments(arguments)
+        self._expect(await self._ask(message, self._settings.execute_s, path), path)
+
+    async def observe(self, device: Registration, path: Path) -> AsyncIterator[Values]:
+        """The values at `path` now and at each notification (RFC 7641)."""
+        message = self._message(device, Code.GET, path)
+        message.opt.accept = self._accepted(device.endpoint)[0]
+        message.opt.observe = 0
+        request = self._context.request(message, handle_blockwise=False)
+        try:
+            answer = await self._await(request.response, self._settings.answer_s, path)
+            self._expect(answer, path)
+            yield self._decode(answer.opt.content_format, answer.payload, path)
+            if answer.opt.observe is None:
+                raise BridgeError(Reason.DEVICE_REJECTED, f"{path} can't be observed", path=str(path))
+            try:
+                async for notification in request.observation:
+                    self._expect(notification, path)
+                    yield self._decode(notification.opt.content_format, notification.payload, path)
+            except (aiocoap.error.Error, OSError) as error:
+                raise _unreachable(path, error) from error
+        finally:
+            if not request.observation.cancelled:
+                request.observation.cancel()
+
+    def _accepted(self, endpoint: str) -> tuple[Format, ...]:
+        """Formats to try, the one that the device used last first."""
+        known = self._formats.get(endpoint)
+        return _FORMATS if known is None else (known, *(f for f in _FORMATS if f is not known))
+
+    async def _get(self, device: Registration, path: Path, content_format: Format) -> tuple[Message, bytes]:
+        """One representation, all blocks; an ETag that changes between them starts it anew, three times at most."""
+        for _ in range(3):
+            body = bytearray()
+            first: Message | None = None
+            szx = _SZX
+            while True:
+                message = self._message(device, Code.GET, path)
+                message.opt.accept = content_format
+                if first is not None:
+                    message.opt.block2 = BlockOption.BlockwiseTuple(len(body) >> (szx + 4), False, szx)
+                answer = await self._ask(message, self._settings.answer_s, path)
+                self._expect(answer, path)
+                first = first or answer
+                if answer.opt.etag != first.opt.etag:
+                    break
+                block = answer.opt.block2
+                if block is not None and block.start != len(body):
+                    raise BridgeError(Reason.DEVICE_ANSWER_INVALID, f"{path}: block out of order", path=str(path))
+                body += answer.payload
+                if len(body) > self._settings.max_answer_bytes:
+                    raise BridgeError(
+                        Reason.LIMIT_EXCEEDED,
+                        f"{path}: the device's answer is too long",
+                        limit="max_answer_bytes",
+                        value=self._settings.max_answer_bytes,
+                    )
+                if block is None or not block.more:
+                    return first, bytes(body)
+                if len(answer.payload) != block.size:
+                    raise BridgeError(Reason.DEVICE_ANSWER_INVALID, f"{path}: block of a wrong size", path=str(path))
+                szx = block.size_exponent
+        raise BridgeError(Reason.DEVICE_ANSWER_INVALID, f"{path} changes faster than it can be read", path=str(path))
+
+    def _message(self, device: Registration, code: Code, path: Path) -> Message:
+        message = Message(code=code, transport_tuning=self._tuning)
+        known = self._remotes.get(device.endpoint)
+        if known is not None and known[0] == device.address:
+            message.remote = known[1]
+        else:
+            message.unresolved_remote = device.address.removeprefix("coap://")
+        message.opt.uri_path = path.segments
+        return message
+
+    async def _ask(self, message: Message, limit: float, path: Path) -> Message:
+        return await self._await(self._context.request(message, handle_blockwise=False).response, limit, path)
+
+    @staticmethod
+    async def _await(response: asyncio.Future[Message], limit: float, path: Path) -> Message:
+        try:
+            return await asyncio.wait_for(response, limit)
+        except TimeoutError as error:
+            raise BridgeError(Reason.DEVICE_UNREACHABLE, f"no answer in {limit:g} s", path=str(path)) from error
+        except (aiocoap.error.Error, OSError) as error:
+            raise _unreachable(path, error) from error
+
+    @staticmethod
+    def _expect(answer: Message, path: Path) -> None:
+        if not answer.code.is_successful():
+            text = ""
+            with suppress(UnicodeDecodeError):
+                text = answer.payload[:200].decode("utf-8")
+            raise BridgeError(
+                Reason.DEVICE_REJECTED,
+                f"{path}: {answer.code}" + (f" ({text})" if text else ""),
+                path=str(path),
+                coap_code=answer.code.dotted,
+                text=text,
+            )
+
+    def _decode(self, content_format: int | None, payload: bytes, path: Path) -> Values:
+        try:
+            return decode(
+                None if content_format is None else int(content_format),
+                payload,
+                path,
+                limits=Limits(max_bytes=self._settings.max_answer_bytes),
+            )
+        except CodecError as error:
+            raise BridgeError(Reason.DEVICE_ANSWER_INVALID, f"{path}: {error}", path=str(path)) from error
+
+
+def _unreachable(path: Path, error: Exception) -> BridgeError:
+    return BridgeError(Reason.DEVICE_UNREACHABLE, f"no answer ({type(error).__name__})", path=str(path))
+
+
+def _keep(known: OrderedDict[str, Any], key: str, value: Any, limit: int) -> None:
+    known[key] = value
+    known.move_to_end(key)
+    if len(known) > limit:
+        known.popitem(last=False)

@@ -1,0 +1,1 @@
+"""The bridge's core: registrations, capabilities, installs. No gRPC, no SQL, no network."""

@@ -1,0 +1,98 @@
+"""What the core needs from the outside: a link to devices, bytes by digest, a memory for installs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
+from tinymlaas_lwm2m import Path, Value, Values
+
+from .install_record import InstallEvent, InstallRecord
+from .registration import Registration
+
+
+class ArtifactSource(Protocol):
+    """The artifact store."""
+
+    async def read(self, digest: str) -> bytes:
+        """All bytes of the artifact with that sha256 (hex); ARTIFACT_NOT_FOUND where there is none.
+
+        The caller checks the digest again; a source need not.
+        """
+        ...
+
+
+class DeviceLink(Protocol):
+    """Device management interface to one registered device at a time.
+
+    Every call may raise DEVICE_UNREACHABLE (no answer), DEVICE_REJECTED (an error answer; `coap_code` in the metadata) and
+    DEVICE_ANSWER_INVALID (an answer that breaks the standard).
+    """
+
+    async def read(self, device: Registration, path: Path) -> Values:
+        """Values at or under `path`; empty where the device answers that there is nothing."""
+        ...
+
+    async def write(self, device: Registration, path: Path, value: Value) -> None:
+        """Write one resource or resource instance; long opaque values go block-wise."""
+        ...
+
+    async def push(self, device: Registration, path: Path, data: bytes, progress: Callable[[int], None]) -> None:
+        """Write an opaque resource block by block; `progress` hears the bytes that the device has taken."""
+        ...
+
+    async def execute(self, device: Registration, path: Path, arguments: dict[int, str] | None = None) -> None:
+        """Execute a resource; returns when the device has answered."""
+        ...
+
+    def observe(self, device: Registration, path: Path) -> AsyncIterator[Values]:
+        """The values at `path` now and at each notification, until the iterator is closed."""
+        ...
+
+
+class PackageServer(Protocol):
+    """Serves images to devices that pull."""
+
+    def offer(self, digest: str, image: bytes) -> None:
+        """Start to serve an image under its digest. Repeatable; counted, each needs its own `withdraw`."""
+        ...
+
+    def withdraw(self, digest: str) -> None:
+        """Stop to serve an image once all that offered it have withdrawn it."""
+        ...
+
+    def uri(self, digest: str, device: Registration) -> str:
+        """Package URI of an image, as this device can reach it."""
+        ...
+
+
+class InstallStore(Protocol):
+    """Where installs outlive the process."""
+
+    def get_install(self, install_id: str) -> InstallRecord | None:
+        """The record of an install, or None."""
+        ...
+
+    def put_install(self, record: InstallRecord) -> None:
+        """Store a record, replacing the earlier one."""
+        ...
+
+    def open_installs(self) -> list[InstallRecord]:
+        """Records that have not ended, oldest first."""
+        ...
+
+    def add_event(self, event: InstallEvent) -> None:
+        """Append to an install's timeline."""
+        ...
+
+    def events(self, install_id: str) -> list[InstallEvent]:
+        """Timeline of an install, oldest first."""
+        ...
+
+
+class ImageCheck(Protocol):
+    """The last look at an image before a byte of it goes out."""
+
+    def __call__(self, image: bytes) -> None:
+        """Raise an error with code, reason, metadata and help where the image must not be installed."""
+        ...
