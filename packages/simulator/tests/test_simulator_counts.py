@@ -4,7 +4,7 @@ import struct
 from collections.abc import Callable
 
 import pytest
-from tinymlaas_simulator import CPUS, FLASH_BASE, RAM_BASE, run_native, standard_machine
+from tinymlaas_simulator import CPUS, FLASH_BASE, RAM_BASE, SimulatorError, run_native, standard_machine
 
 Builder = Callable[..., bytes]
 
@@ -186,3 +186,13 @@ def test_code_that_is_loaded_again_runs_as_the_new_code() -> None:
     for value in (1, 2):
         machine.load(FLASH_BASE, struct.pack("<HH", 0x2000 | value, 0x4770))
         assert machine.call(FLASH_BASE, stack_top=RAM_BASE + 4096, stack_bytes=64).return_value == value
+
+
+def test_a_closed_machine_refuses_to_run_and_to_be_read() -> None:
+    with standard_machine("cortex-m4", 4096, 8192) as machine:
+        machine.load(FLASH_BASE, b"\x70\x47")
+    for use in (lambda: machine.read(RAM_BASE, 4), lambda: machine.call(FLASH_BASE, stack_top=RAM_BASE + 64)):
+        with pytest.raises(SimulatorError) as caught:
+            use()
+        assert caught.value.reason == "MACHINE_CLOSED"
+    machine.close()

@@ -21,6 +21,7 @@ from tinymlaas_simulator.scan import refused_instruction
 DEFAULT_INSTRUCTION_LIMIT = 2_000_000_000
 _PAGE = 4096
 _OVERFLOW_REACH = 512
+_TRANSLATION_BYTES = 32 << 20
 _RETURN_STUB = 0x1FFF_0000
 _STACK_ALIGN = {Arch.THUMB: 8, Arch.RISCV32: 16}
 _PERMS = {"r": unicorn.UC_PROT_READ, "w": unicorn.UC_PROT_WRITE, "x": unicorn.UC_PROT_EXEC}
@@ -123,6 +124,13 @@ class CallResult:
     stopped: bool = False
 
 
+class _Closed:
+    """Stands where the emulator was, so that a closed machine raises instead of touching freed memory."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise SimulatorError("MACHINE_CLOSED", "the machine was closed", help="make a new one")
+
+
 class Machine:
     """A simulated microcontroller whose regions, devices and CPU refuse what the hardware would.
 
@@ -147,6 +155,7 @@ class Machine:
             unicorn.UC_MODE_THUMB if thumb else unicorn.UC_MODE_RISCV32,
             cpu=self.cpu.model,
         )
+        self._engine.ctl_set_tcg_buffer_size(_TRANSLATION_BYTES)
         self._map_memory()
         self._state = _hook.State()
         self._state.alignment = self.cpu.alignment
@@ -158,6 +167,21 @@ class Machine:
         self._install(unicorn.UC_HOOK_MEM_READ | unicorn.UC_HOOK_MEM_WRITE, self._native.sim_on_memory)
         self._engine.hook_add(unicorn.UC_HOOK_INTR, self._on_interrupt)
         self._engine.hook_add(unicorn.UC_HOOK_MEM_INVALID, self._on_invalid_access)
+
+    def close(self) -> None:
+        """Free the emulator's memory; the machine cannot be used afterwards. Repeatable.
+
+        The emulator and its callbacks refer to each other from native code, so nothing else frees it in time.
+        """
+        if not isinstance(self._engine, _Closed):
+            self._engine._Uc__finalizer()
+            self._engine = _Closed()
+
+    def __enter__(self) -> "Machine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # --- memory -----------------------------------------------------------------------------------------------
 

@@ -168,37 +168,37 @@ def _run_once(
     flash_bytes: int,
     instruction_limit: int,
 ) -> NativeRun:
-    machine = Machine(
+    with Machine(
         cpu, [Region("flash", layout.flash_base, flash_bytes, "rx"), Region("ram", RAM_BASE, ram_bytes, "rw")]
-    )
-    machine.load(layout.payload, payload)
-    background = _background(ram_bytes, layout.fill)
-    machine.load(RAM_BASE, background)
-    for offset, data in inputs.items():
-        machine.load(layout.arena + offset, data)
-    result = machine.call(
-        layout.payload + entry_offset,
-        [layout.arena],
-        stack_top=layout.stack_top,
-        stack_bytes=stack_bytes,
-        windows=[Window(layout.payload, len(payload), "r"), Window(layout.arena, arena_bytes, "rw")],
-        instruction_limit=instruction_limit,
-    )
-    _check_untouched(machine, background, layout, arena_bytes, stack_bytes, payload)
-    base = (layout.payload - layout.flash_base) // 2
-    halves = (len(payload) + 1) // 2
-    executed = machine.histogram("flash")[base : base + halves]
-    taken = machine.taken("flash")[base : base + halves]
-    return NativeRun(
-        outputs=tuple(machine.read(layout.arena + offset, size) for offset, size in outputs),
-        return_value=result.return_value - (1 << 32) if result.return_value >> 31 else result.return_value,
-        instructions=result.instructions,
-        estimated_cycles=estimate_cycles(cpu, payload, executed, taken),
-        stack_peak_bytes=result.stack_peak_bytes,
-        arena_high_water=_high_water(result, layout.arena),
-        executed=executed,
-        taken=taken,
-    )
+    ) as machine:
+        machine.load(layout.payload, payload)
+        background = _background(ram_bytes, layout.fill)
+        machine.load(RAM_BASE, background)
+        for offset, data in inputs.items():
+            machine.load(layout.arena + offset, data)
+        result = machine.call(
+            layout.payload + entry_offset,
+            [layout.arena],
+            stack_top=layout.stack_top,
+            stack_bytes=stack_bytes,
+            windows=[Window(layout.payload, len(payload), "r"), Window(layout.arena, arena_bytes, "rw")],
+            instruction_limit=instruction_limit,
+        )
+        _check_untouched(machine, background, layout, arena_bytes, stack_bytes, payload)
+        base = (layout.payload - layout.flash_base) // 2
+        halves = (len(payload) + 1) // 2
+        executed = machine.histogram("flash")[base : base + halves]
+        taken = machine.taken("flash")[base : base + halves]
+        return NativeRun(
+            outputs=tuple(machine.read(layout.arena + offset, size) for offset, size in outputs),
+            return_value=result.return_value - (1 << 32) if result.return_value >> 31 else result.return_value,
+            instructions=result.instructions,
+            estimated_cycles=estimate_cycles(cpu, payload, executed, taken),
+            stack_peak_bytes=result.stack_peak_bytes,
+            arena_high_water=_high_water(result, layout.arena),
+            executed=executed,
+            taken=taken,
+        )
 
 
 def _background(size: int, seed: int) -> bytes:

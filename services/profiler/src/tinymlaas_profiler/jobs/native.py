@@ -1,0 +1,93 @@
+"""Job: run a native payload on the simulated CPU for each sample."""
+
+from typing import Any
+
+import numpy as np
+from tinymlaas_simulator import DoesNotFit, Fault, NativeRun, SimulatorError, run_native
+
+from tinymlaas_profiler.errors import ProfilerError
+
+
+def run(request: dict[str, Any], blobs: list[bytes]) -> tuple[dict[str, Any], list[bytes]]:
+    """Run payload `blobs[0]` on each sample; further blobs are input tensors, sample by sample.
+
+    The report has the figures of every sample, and instructions per symbol summed over all samples; the blobs given
+    back are output tensors, sample by sample.
+    """
+    payload = blobs[0]
+    offsets = [int(offset) for offset in request["input_offsets"]]
+    spans = [(int(offset), int(size)) for offset, size in request["output_spans"]]
+    samples = [blobs[1 + i : 1 + i + len(offsets)] for i in range(0, len(blobs) - 1, len(offsets))]
+    figures: list[dict[str, int]] = []
+    outputs: list[bytes] = []
+    symbols = np.zeros(len(request["symbols"]), dtype=np.int64)
+    for index, sample in enumerate(samples):
+        result = _run_sample(request, payload, dict(zip(offsets, sample, strict=True)), spans, index)
+        if result.return_value != 0:
+            raise ProfilerError(
+                "PAYLOAD_FAULT",
+                f"the payload returned {result.return_value}",
+                metadata={"kind": "PAYLOAD_ERROR", "returned": str(result.return_value), "sample": str(index)},
+            )
+        outputs.extend(result.outputs)
+        figures.append(
+            {
+                "instructions": result.instructions,
+                "estimated_cycles": result.estimated_cycles,
+                "stack_bytes": result.stack_peak_bytes,
+                "arena_high_water": result.arena_high_water,
+            }
+        )
+        for number, (begin, end) in enumerate(request["symbols"]):
+            symbols[number] += result.instructions_in(int(begin), int(end))
+    return {"samples": figures, "symbols": [int(count) for count in symbols]}, outputs
+
+
+def _run_sample(
+    request: dict[str, Any], payload: bytes, inputs: dict[int, bytes], spans: list[tuple[int, int]], index: int
+) -> NativeRun:
+    stack_claim = int(request["stack_bytes"])
+
+    def attempt(stack_limit: int) -> NativeRun:
+        return run_native(
+            payload,
+            cpu=str(request["cpu"]),
+            entry_offset=int(request["entry_offset"]),
+            arena_bytes=int(request["arena_bytes"]),
+            stack_limit=stack_limit,
+            inputs=inputs,
+            outputs=spans,
+            ram_bytes=int(request["ram_bytes"]),
+            flash_bytes=int(request["flash_bytes"]),
+            instruction_limit=int(request["instruction_limit"]),
+            check_relocation=index == 0,
+        )
+
+    try:
+        return attempt(stack_claim)
+    except DoesNotFit as error:
+        raise ProfilerError(error.reason, str(error), metadata=error.metadata, help=error.help) from error
+    except Fault as fault:
+        if fault.reason == "STACK_OVERFLOW":
+            raise _stack_claim_refuted(request, stack_claim, attempt) from fault
+        raise ProfilerError("PAYLOAD_FAULT", str(fault), metadata={**fault.metadata, "sample": str(index)}) from fault
+    except SimulatorError as error:
+        reason = error.reason if error.reason == "TARGET_UNSUPPORTED" else "PAYLOAD_INVALID"
+        raise ProfilerError(reason, str(error), metadata=error.metadata) from error
+
+
+def _stack_claim_refuted(request: dict[str, Any], claimed: int, attempt: Any) -> ProfilerError:
+    """Measure the true stack need with all RAM that is left, for the error's numbers."""
+    room = (int(request["ram_bytes"]) - int(request["arena_bytes"])) // 16 * 16 - 16
+    measured = f"more than {room}"
+    if room > claimed:
+        try:
+            measured = str(attempt(room).stack_peak_bytes)
+        except Fault as fault:
+            if fault.reason != "STACK_OVERFLOW":
+                measured = f"more than {claimed}"
+    return ProfilerError(
+        "CLAIM_REFUTED",
+        f"the payload's stack is deeper than the claimed {claimed} bytes",
+        metadata={"claim": "stack_bytes", "claimed": str(claimed), "measured": measured},
+    )

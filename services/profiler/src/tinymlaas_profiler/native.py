@@ -1,0 +1,210 @@
+"""Profile a native payload: exact instructions, stack, arena, outputs; claims compared with what was seen."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tinymlaas.plugin.v1 import compiler_pb2
+from tinymlaas.type.v1 import measurement_pb2, target_pb2
+from tinymlaas_simulator import CPUS, CYCLE_ASSUMPTIONS
+
+from tinymlaas_profiler.errors import ProfilerError
+from tinymlaas_profiler.measurements import measure, sha256
+from tinymlaas_profiler.tensors import Sample, check_samples, grouped, tensor_bytes
+from tinymlaas_profiler.worker import JobResult, Limits, run_job
+
+MAX_SAMPLES = 1024
+INSTRUCTION_LIMIT = 4_000_000_000
+CLAIMED_METRICS = {"arena_bytes": measurement_pb2.METRIC_ARENA_BYTES, "stack_bytes": measurement_pb2.METRIC_STACK_BYTES}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a payload did: figures, cost of each operator, output tensors of each sample."""
+
+    measurements: tuple[measurement_pb2.Measurement, ...]
+    operators: tuple[measurement_pb2.OperatorProfile, ...]
+    outputs: tuple[tuple[bytes, ...], ...]
+
+
+def supported_target(target: target_pb2.Target) -> bool:
+    """Tell whether payloads for this target can be run."""
+    return target.cpu in CPUS and CPUS[target.cpu].isa == target.isa
+
+
+def profile_native(
+    parts: compiler_pb2.CompileResult,
+    payload: bytes,
+    target: target_pb2.Target,
+    samples: Sequence[Sample],
+    *,
+    limits: Limits | None = None,
+) -> Profile:
+    """Run a native payload on the simulated CPU of `target` for each sample (1 to 1024), in a child process.
+
+    The payload gets exactly the arena and stack that `parts` claims, and RAM and flash of the target. Raises
+    ProfilerError: CLAIM_REFUTED (payload larger or stack deeper than claimed), DOES_NOT_FIT, PAYLOAD_FAULT (with kind,
+    address and pc), PAYLOAD_INVALID, INPUT_INVALID, TARGET_UNSUPPORTED, PAYLOAD_CRASH, DEADLINE_EXCEEDED.
+    """
+    _check(parts, payload, target, samples)
+    request = {
+        "cpu": target.cpu,
+        "entry_offset": parts.entry_offset,
+        "arena_bytes": parts.arena_bytes,
+        "stack_bytes": parts.stack_bytes,
+        "ram_bytes": memory_bytes(target, target_pb2.MemoryRegion.KIND_RAM),
+        "flash_bytes": memory_bytes(target, target_pb2.MemoryRegion.KIND_FLASH),
+        "instruction_limit": INSTRUCTION_LIMIT,
+        "input_offsets": [spec.arena_offset for spec in parts.inputs],
+        "output_spans": [[spec.arena_offset, tensor_bytes(spec)] for spec in parts.outputs],
+        "symbols": [[symbol.offset, symbol.offset + symbol.bytes] for symbol in parts.symbols],
+    }
+    blobs = [payload, *(tensor for sample in samples for tensor in sample)]
+    result = run_job("native", request, blobs, limits=limits or Limits(), crash_reason="PAYLOAD_CRASH")
+    return _profile(parts, payload, target, samples, result)
+
+
+def memory_bytes(target: target_pb2.Target, kind: "target_pb2.MemoryRegion.Kind.ValueType") -> int:
+    """Give the bytes of the largest region of that kind that a module may use: free where known, else total."""
+    sizes = [
+        region.free_bytes if region.HasField("free_bytes") else region.total_bytes
+        for region in target.memory_regions
+        if region.kind == kind
+    ]
+    if not sizes:
+        name = target_pb2.MemoryRegion.Kind.Name(kind)
+        raise ProfilerError(
+            "TARGET_UNSUPPORTED", f"the target has no {name}", metadata={"constraint": "memory_regions", "value": name}
+        )
+    return max(sizes)
+
+
+def _check(
+    parts: compiler_pb2.CompileResult, payload: bytes, target: target_pb2.Target, samples: Sequence[Sample]
+) -> None:
+    if not supported_target(target):
+        raise ProfilerError(
+            "TARGET_UNSUPPORTED",
+            f"no simulated CPU for {target.cpu!r} with {target.isa!r}",
+            metadata={"constraint": "cpu", "value": target.cpu},
+        )
+    if parts.payload_kind != target_pb2.PAYLOAD_KIND_NATIVE or parts.loader_abi != 1:
+        raise ProfilerError(
+            "PAYLOAD_INVALID",
+            "not a native payload of ABI 1",
+            metadata={"where": "parts", "detail": f"loader_abi {parts.loader_abi}"},
+        )
+    if len(payload) != parts.payload_bytes or bytes.fromhex(sha256(payload)) != parts.payload_sha256:
+        raise ProfilerError(
+            "CLAIM_REFUTED",
+            "the payload is not the one that the parts describe",
+            metadata={"claim": "payload_bytes", "claimed": str(parts.payload_bytes), "measured": str(len(payload))},
+        )
+    if not 1 <= len(samples) <= MAX_SAMPLES:
+        raise ProfilerError(
+            "LIMIT_EXCEEDED",
+            f"{len(samples)} samples; 1 to {MAX_SAMPLES} are served",
+            metadata={"limit": "samples", "value": str(MAX_SAMPLES)},
+        )
+    if not parts.inputs or not parts.outputs:
+        raise ProfilerError("PAYLOAD_INVALID", "a payload has inputs and outputs", metadata={"where": "parts"})
+    for spec in (*parts.inputs, *parts.outputs):
+        if spec.arena_offset % 4 or spec.arena_offset + tensor_bytes(spec) > parts.arena_bytes:
+            raise ProfilerError(
+                "PAYLOAD_INVALID",
+                f"tensor {spec.name!r} does not lie in the arena",
+                metadata={"where": spec.name, "detail": f"offset {spec.arena_offset}"},
+            )
+    for symbol in parts.symbols:
+        if symbol.offset + symbol.bytes > len(payload):
+            raise ProfilerError(
+                "PAYLOAD_INVALID",
+                f"symbol {symbol.symbol!r} does not lie in the payload",
+                metadata={"where": symbol.symbol},
+            )
+    check_samples(samples, parts.inputs)
+
+
+def _profile(
+    parts: compiler_pb2.CompileResult,
+    payload: bytes,
+    target: target_pb2.Target,
+    samples: Sequence[Sample],
+    result: JobResult,
+) -> Profile:
+    figures = result.report["samples"]
+    outputs = grouped(result.blobs, len(parts.outputs))
+    check_samples(outputs, parts.outputs)
+    inputs_digest = sha256(b"".join(tensor for sample in samples for tensor in sample))
+    subjects = [sha256(payload), inputs_digest]
+    conditions = {"cpu": target.cpu, "samples": str(len(samples)), "aggregate": "max"}
+    simulated, estimated = measurement_pb2.METHOD_SIMULATED, measurement_pb2.METHOD_ESTIMATED
+
+    def worst(name: str) -> int:
+        return max(int(figure[name]) for figure in figures)
+
+    assumed = {**conditions, "assumption": CYCLE_ASSUMPTIONS[target.cpu]}
+    measurements = [
+        measure(
+            measurement_pb2.METRIC_INSTRUCTIONS,
+            worst("instructions"),
+            simulated,
+            subjects=subjects,
+            conditions=conditions,
+        ),
+        measure(
+            measurement_pb2.METRIC_CYCLES, worst("estimated_cycles"), estimated, subjects=subjects, conditions=assumed
+        ),
+        measure(
+            measurement_pb2.METRIC_STACK_BYTES,
+            worst("stack_bytes"),
+            simulated,
+            subjects=subjects,
+            conditions={**conditions, "claimed": str(parts.stack_bytes), "meaning": "lowest stack byte written"},
+        ),
+        measure(
+            measurement_pb2.METRIC_ARENA_BYTES,
+            worst("arena_high_water"),
+            simulated,
+            subjects=subjects,
+            conditions={**conditions, "claimed": str(parts.arena_bytes), "meaning": "highest arena byte touched"},
+        ),
+        measure(
+            measurement_pb2.METRIC_FLASH_BYTES,
+            len(payload),
+            measurement_pb2.METHOD_LINKED,
+            subjects=subjects[:1],
+            conditions={"part": "payload"},
+        ),
+    ]
+    if target.clock_hz:
+        seconds = worst("estimated_cycles") / target.clock_hz
+        measurements.append(
+            measure(
+                measurement_pb2.METRIC_LATENCY_SECONDS,
+                seconds,
+                estimated,
+                subjects=subjects,
+                conditions={**assumed, "clock_hz": str(target.clock_hz)},
+            )
+        )
+    return Profile(
+        tuple(measurements),
+        _operators(parts, result.report["symbols"], len(samples)),
+        tuple(tuple(sample) for sample in outputs),
+    )
+
+
+def _operators(
+    parts: compiler_pb2.CompileResult, counts: Sequence[int], samples: int
+) -> tuple[measurement_pb2.OperatorProfile, ...]:
+    """Sum the symbols of each node; instructions are the mean over the samples, rounded down."""
+    sums: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+    for symbol, count in zip(parts.symbols, counts, strict=True):
+        entry = sums[symbol.node, symbol.operator]
+        entry[0] += int(count)
+        entry[1] += symbol.bytes
+    return tuple(
+        measurement_pb2.OperatorProfile(node=node, operator=operator, instructions=count // samples, flash_bytes=size)
+        for (node, operator), (count, size) in sums.items()
+    )
