@@ -2,9 +2,12 @@
 #ifndef TIM_INTERNAL_H
 #define TIM_INTERNAL_H
 
-#include <string.h>
-
 #include "tim.h"
+
+/* The three functions that the firmware brings; declared here because a freestanding C has no <string.h>. */
+void *memcpy(void *restrict to, const void *restrict from, size_t size);
+void *memset(void *to, int value, size_t size);
+int memcmp(const void *a, const void *b, size_t size);
 
 #define TIM_ALIGNMENT 16u
 #define TIM_SIGNED_FROM 16u

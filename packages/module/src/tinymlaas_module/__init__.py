@@ -1,5 +1,7 @@
 """The inference module (spec/inference-module.md): one file that holds everything a device and an auditor need."""
 
+from .certificate import Access, Buffer, BufferKind, CodeSection, Frame, MemoryCertificate, Step
+from .checking import Violation, check_certificate
 from .contents import (
     Golden,
     GoldenVector,
@@ -12,6 +14,7 @@ from .contents import (
     Tensor,
 )
 from .errors import ModuleError, Reason
+from .fit import DeviceMemory, FitResult, RegionFit, Requirement, fit
 from .layout import (
     CriticalFlag,
     DType,
@@ -27,17 +30,27 @@ from .layout import (
 from .packing import pack, strip
 from .parsing import parse
 from .signing import KeyRing, digest, identity, key_id, raw_public_key, sign, verify
+from .wire import CertificateError, decode_certificate, encode_certificate
 
 __all__ = [
+    "Access",
+    "Buffer",
+    "BufferKind",
+    "CertificateError",
+    "CodeSection",
     "CriticalFlag",
     "DType",
+    "DeviceMemory",
     "Executor",
     "Feature",
+    "FitResult",
+    "Frame",
     "Golden",
     "GoldenVector",
     "Header",
     "Isa",
     "KeyRing",
+    "MemoryCertificate",
     "Module",
     "ModuleContents",
     "ModuleError",
@@ -45,13 +58,21 @@ __all__ = [
     "NumericsClass",
     "PayloadKind",
     "Reason",
+    "RegionFit",
+    "Requirement",
     "Section",
     "SectionType",
     "Signature",
     "SignatureAlgorithm",
+    "Step",
     "Tensor",
     "TensorKind",
+    "Violation",
+    "check_certificate",
+    "decode_certificate",
     "digest",
+    "encode_certificate",
+    "fit",
     "identity",
     "key_id",
     "pack",

@@ -59,21 +59,22 @@ def sign(image: bytes, private_key: Ed25519PrivateKey) -> bytes:
     return signed
 
 
-def verify(module: Module, keys: KeyRing, minimum_counter: int = 0) -> bytes:
-    """Return the key id that vouches for ``module`` or raise ``ModuleError``.
+def verify(module: Module, keys: KeyRing | Iterable[bytes], minimum_counter: int = 0) -> bytes:
+    """Return the key id that vouches for ``module`` or raise ``ModuleError``; ``keys`` are a ring or raw public keys.
 
     Checks in the loader's order: a signature is there (SIGNATURE_MISSING), by a trusted key (KEY_UNKNOWN), it holds
     (SIGNATURE_INVALID), the security counter is not below ``minimum_counter`` (DOWNGRADE), and every section of this
     image has its digest (DIGEST_MISMATCH). The first Ed25519 record with a trusted key decides.
     """
+    trusted = (keys if isinstance(keys, KeyRing) else KeyRing.of(keys)).keys
     records = [record for record in module.signatures if record.algorithm is SignatureAlgorithm.ED25519]
     if not records:
         raise ModuleError(Reason.SIGNATURE_MISSING, "no Ed25519 signature")
-    record = next((record for record in records if record.key_id in keys.keys), None)
+    record = next((record for record in records if record.key_id in trusted), None)
     if record is None:
         raise ModuleError(Reason.KEY_UNKNOWN, "no trusted key", key_ids=", ".join(r.key_id.hex() for r in records))
     try:
-        public_key = Ed25519PublicKey.from_public_bytes(keys.keys[record.key_id])
+        public_key = Ed25519PublicKey.from_public_bytes(trusted[record.key_id])
         public_key.verify(record.value, layout.SIGNING_CONTEXT + module.signed_head)
     except InvalidSignature:
         raise ModuleError(Reason.SIGNATURE_INVALID, "signature does not match", key_id=record.key_id.hex()) from None

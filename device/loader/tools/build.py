@@ -1,0 +1,166 @@
+"""Build the loader: a shared library for host tests, and sizes for microcontrollers.
+
+    python device/loader/tools/build.py library OUT.so     for cffi, by zig cc with UBSan traps
+    python device/loader/tools/build.py sizes              a table of code sizes (Markdown)
+
+Needs the ziglang wheel; Monocypher is fetched by pinned hash (fetch_monocypher.py).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from fetch_monocypher import fetch
+
+ROOT = Path(__file__).resolve().parents[1]
+LOADER = ("names.c", "parse.c", "run.c", "sha512.c", "tensors.c", "verify.c")
+UPDATE = ("journal.c", "update.c")
+STRICT = ("-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror")
+UBSAN_TRAPS = ("-fsanitize=undefined", "-fsanitize-trap=undefined", "-fno-sanitize-recover=all")
+# Cortex-M flags as a size-minded firmware would set them; BLAKE2b is not linked, the macro only shortens the compile.
+EMBEDDED = ("-Os", "-ffreestanding", "-ffunction-sections", "-fdata-sections", "-fno-pic", "-DBLAKE2_NO_UNROLLING")
+CPUS = {
+    "cortex-m0plus": ("thumb-freestanding-eabi", "cortex_m0plus"),
+    "cortex-m4": ("thumb-freestanding-eabihf", "cortex_m4"),
+    "cortex-m33": ("thumb-freestanding-eabi", "cortex_m33"),
+    "rv32imc": ("riscv32-freestanding-none", "generic_rv32+m+c"),
+}
+
+
+def zig_cc() -> list[str]:
+    """Return the command of the C compiler inside the ziglang wheel."""
+    return [sys.executable, "-m", "ziglang", "cc"]
+
+
+def sources(update: bool = True) -> list[Path]:
+    """Return the loader's C files, with or without the update core, without Monocypher."""
+    return [ROOT / "src" / name for name in (*LOADER, *(UPDATE if update else ()))]
+
+
+def build_library(out: Path, compiler: Sequence[str] | None = None, sanitize: Sequence[str] = UBSAN_TRAPS) -> Path:
+    """Build loader, update core and Monocypher as the shared library ``out`` and return it.
+
+    Monocypher is compiled without the strict warnings, which are for our code. Raises ``RuntimeError`` with the
+    compiler's words.
+    """
+    monocypher = fetch()
+    command = list(compiler or zig_cc())
+    with tempfile.TemporaryDirectory() as scratch:
+        objects: list[str] = []
+        for source in [*sources(), monocypher / "monocypher.c"]:
+            strict = STRICT if source.parent.name == "src" else ("-w",)
+            made = str(Path(scratch) / f"{source.stem}.o")
+            includes = [f"-I{ROOT / 'include'}", f"-I{monocypher}"]
+            run([*command, "-c", "-O1", "-g", "-fPIC", *strict, *sanitize, *includes, str(source), "-o", made])
+            objects.append(made)
+        run([*command, "-shared", *sanitize, *objects, "-o", str(out)])
+    return out
+
+
+def run(command: Sequence[str]) -> str:
+    """Run a tool and return its output; raises ``RuntimeError`` with what it printed when it fails."""
+    done = subprocess.run(list(command), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Flash bytes of linked code and constants, and the functions that the firmware has to bring."""
+
+    code: int
+    imports: tuple[str, ...]
+
+
+def linked_size(cpu: str, roots: Sequence[str], crypto: bool, update: bool, defines: Sequence[str] = ()) -> Size:
+    """Return the flash bytes of what ``roots`` reach, linked with garbage collection for ``cpu``.
+
+    Without ``crypto`` Monocypher's functions stay unresolved and count as nothing. Memory functions and compiler
+    helpers (``__aeabi_…``) are listed, not counted: a firmware shares them with everything else in it.
+    """
+    from elftools.elf.elffile import ELFFile
+
+    target, mcpu = CPUS[cpu]
+    monocypher = fetch()
+    files = sources(update) + ([monocypher / "monocypher.c"] if crypto else [])
+    with tempfile.TemporaryDirectory() as scratch:
+        objects: list[str] = []
+        for source in files:
+            made = str(Path(scratch) / f"{source.stem}.o")
+            flags = [*EMBEDDED, *defines, f"-I{ROOT / 'include'}", f"-I{monocypher}"]
+            run([*zig_cc(), "-target", target, f"-mcpu={mcpu}", *flags, "-c", str(source), "-o", made])
+            objects.append(made)
+        image = Path(scratch) / "image.elf"
+        keep = [flag for root in roots for flag in ("-u", root)]
+        link = [sys.executable, "-m", "ziglang", "ld.lld", "--gc-sections", "--unresolved-symbols=ignore-all"]
+        run([*link, "-e", roots[0], *keep, *objects, "-o", str(image)])
+        with image.open("rb") as stream:
+            elf = ELFFile(stream)
+            code = sum(s["sh_size"] for s in elf.iter_sections() if s.name.startswith((".text", ".rodata")))
+            writable = sum(s["sh_size"] for s in elf.iter_sections() if s.name in (".data", ".bss"))
+        if writable:
+            raise RuntimeError(f"{writable} bytes of writable data: the loader must have no globals")
+        return Size(code, tuple(sorted(_undefined(objects) - _defined(objects))))
+
+
+def _symbols(path: str, undefined: bool) -> set[str]:
+    from elftools.elf.elffile import ELFFile
+
+    with open(path, "rb") as stream:
+        table = ELFFile(stream).get_section_by_name(".symtab")
+        return {
+            symbol.name
+            for symbol in table.iter_symbols()
+            if symbol.name and (symbol["st_shndx"] == "SHN_UNDEF") == undefined and symbol["st_info"]["bind"] != "STB_LOCAL"
+        }
+
+
+def _undefined(objects: Sequence[str]) -> set[str]:
+    return set().union(*(_symbols(path, True) for path in objects))
+
+
+def _defined(objects: Sequence[str]) -> set[str]:
+    return set().union(*(_symbols(path, False) for path in objects))
+
+
+LOADER_ROOTS = ("tim_open", "tim_start", "tim_input", "tim_output", "tim_invoke", "tim_self_test")
+UPDATE_ROOTS = (
+    "tim_update_init", "tim_update_begin", "tim_update_write", "tim_update_verify", "tim_update_test",
+    "tim_update_activate", "tim_update_confirm", "tim_update_rollback", "tim_update_erase", "tim_update_open",
+)  # fmt: skip
+
+
+def size_table() -> str:
+    """Return a Markdown table of linked sizes for every CPU."""
+    lines = ["| CPU | loader without crypto | with Ed25519 | with update core too |", "|---|---:|---:|---:|"]
+    for cpu in CPUS:
+        plain = linked_size(cpu, LOADER_ROOTS, crypto=False, update=False)
+        signed = linked_size(cpu, LOADER_ROOTS, crypto=True, update=False)
+        whole = linked_size(cpu, (*LOADER_ROOTS, *UPDATE_ROOTS), crypto=True, update=True)
+        lines.append(f"| {cpu} | {plain.code:,} | {signed.code:,} | {whole.code:,} |")
+        imports = ", ".join(whole.imports)
+    return "\n".join([*lines, "", f"Brought by the firmware (last row): {imports}"])
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit status."""
+    if arguments[:1] == ["library"] and len(arguments) == 2:
+        print(build_library(Path(arguments[1])))
+    elif list(arguments) == ["sizes"]:
+        print(size_table())
+    else:
+        print(__doc__, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
