@@ -47,7 +47,8 @@ class MalformedModel(ModelKitError):
 
 @dataclass(frozen=True)
 class OffendingOperator:
-    """One kind of node that cannot be expressed: operator, first such node, element type, why, and how many there are."""
+    """One kind of node that cannot be expressed: operator, first such node, element type, why, and how many there
+    are."""
 
     op: str
     node: str

@@ -1,12 +1,15 @@
 """The graph between formats: what ONNX, TFLite and the integer kernels have in common.
 
-A `Graph` holds operators with TFLite semantics (NHWC activations, OHWI filters, quantized tensors with real scales), because
-that is the form whose integer arithmetic is defined (TFLite 8-bit quantization specification). ONNX files, float or QDQ, and
+A `Graph` holds operators with TFLite semantics (NHWC activations, OHWI filters, quantized tensors with real scales),
+because
+that is the form whose integer arithmetic is defined (TFLite 8-bit quantization specification). ONNX files, float or
+QDQ, and
 TFLite files are read into it and written from it without loss of scales, zero points or weights.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -65,7 +68,8 @@ class OpKind(StrEnum):
 
 
 class Activation(StrEnum):
-    """Activation fused into an operator (attribute `activation`); the clamp follows TFLite's CalculateActivationRange."""
+    """Activation fused into an operator (attribute `activation`); the clamp follows TFLite's
+    CalculateActivationRange."""
 
     NONE = "NONE"
     RELU = "RELU"
@@ -77,7 +81,8 @@ ATTRIBUTES: Mapping[OpKind, tuple[str, ...]] = {
     OpKind.ADD: ("activation",),
     OpKind.SUB: ("activation",),
     OpKind.MUL: ("activation",),
-    # strides, dilations: (h, w); pads: (top, left, bottom, right), explicit always, also where TFLite says SAME or VALID.
+    # strides, dilations: (h, w); pads: (top, left, bottom, right), explicit always, also where TFLite says SAME or
+    # VALID.
     OpKind.CONV_2D: ("strides", "dilations", "pads", "activation"),
     OpKind.DEPTHWISE_CONV_2D: ("strides", "dilations", "pads", "activation", "depth_multiplier"),
     OpKind.FULLY_CONNECTED: ("activation", "keep_num_dims"),
@@ -89,7 +94,8 @@ ATTRIBUTES: Mapping[OpKind, tuple[str, ...]] = {
     OpKind.RESHAPE: ("shape",),
     OpKind.TRANSPOSE: ("permutation",),
     OpKind.MEAN: ("axes", "keep_dims"),
-    # paddings: ((before, after), ...) one pair a dimension; pads with the zero point (real 0) unless the optional attribute
+    # paddings: ((before, after), ...) one pair a dimension; pads with the zero point (real 0) unless the optional
+    # attribute
     # `value` gives another real number.
     OpKind.PAD: ("paddings",),
     OpKind.LEAKY_RELU: ("alpha",),
@@ -145,7 +151,7 @@ class Tensor:
     @property
     def elements(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64)) if self.shape else 1
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -155,10 +161,12 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Op:
-    """One operator: names of tensors in and out, attributes as `ATTRIBUTES` lists them, `origin` = node name in the file.
+    """One operator: names of tensors in and out, attributes as `ATTRIBUTES` lists them, `origin` = node name in the
+    file.
 
     Inputs follow TFLite's order: CONV_2D, DEPTHWISE_CONV_2D, FULLY_CONNECTED take (activation, filter, bias or None).
-    Filters: CONV_2D [O, kh, kw, I], or [O, kh, kw, I / groups] for a grouped convolution, where group g of the outputs reads
+    Filters: CONV_2D [O, kh, kw, I], or [O, kh, kw, I / groups] for a grouped convolution, where group g of the
+    outputs reads
     group g of the input channels; DEPTHWISE_CONV_2D [1, kh, kw, O]; FULLY_CONNECTED [O, I].
     Biases are int32 with scale input_scale * filter_scale when quantized, float32 otherwise.
     """

@@ -1,6 +1,7 @@
 """What the TFLite schema says, in one place: operator names, element types, activations, operator versions.
 
-Source: the generated schema code of the `tflite` package (TensorFlow's schema.fbs); versions as TensorFlow's op_version.cc.
+Source: the generated schema code of the `tflite` package (TensorFlow's schema.fbs); versions as TensorFlow's
+op_version.cc.
 """
 
 from __future__ import annotations

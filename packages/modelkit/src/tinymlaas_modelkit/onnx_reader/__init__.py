@@ -15,7 +15,8 @@ __all__ = ["SUPPORTED_OPERATORS", "read_onnx"]
 def read_onnx(data: bytes, *, batch: int | None = None) -> Graph:
     """The graph of an ONNX file (opset 7 or later, static shapes, weights inside the file), float or QDQ int8.
 
-    Activations come out in NHWC; inputs and outputs of the model keep the layout, type and names of the file. Scales, zero
+    Activations come out in NHWC; inputs and outputs of the model keep the layout, type and names of the file. Scales,
+    zero
     points and weights are those of the file, bit for bit. `batch` stands in for an open first dimension of the inputs.
     Errors: MalformedModel; UnsupportedOperator that lists every node that cannot be expressed.
     """

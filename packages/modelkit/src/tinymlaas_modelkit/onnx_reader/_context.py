@@ -1,8 +1,11 @@
 """What translating ONNX nodes shares: values with lazy layout, integer or float emission, fused activations.
 
-An ONNX value is tracked as a tensor of the graph and the permutation that leads from it to the ONNX layout, so a Transpose
-costs nothing until something needs the other layout: networks in NCHW come out in NHWC with no transposes inside. In the same
-way the float output of DequantizeLinear is only a *view* of its integer tensor; the integer operator appears where views go
+An ONNX value is tracked as a tensor of the graph and the permutation that leads from it to the ONNX layout, so a
+Transpose
+costs nothing until something needs the other layout: networks in NCHW come out in NHWC with no transposes inside. In
+the same
+way the float output of DequantizeLinear is only a *view* of its integer tensor; the integer operator appears where
+views go
 in and QuantizeLinear takes the result.
 """
 
@@ -46,7 +49,8 @@ class Const:
 
 @dataclass(frozen=True)
 class Act:
-    """A value computed at run time: `tensor` transposed by `perm`; a `view` is read as real though stored as integers."""
+    """A value computed at run time: `tensor` transposed by `perm`; a `view` is read as real though stored as
+    integers."""
 
     tensor: str
     perm: Perm
@@ -58,7 +62,8 @@ Value = Const | Act
 
 @dataclass(frozen=True)
 class Target:
-    """Where an operator's result goes: tensor name, quantization (None: float), fused activation, ONNX values it makes."""
+    """Where an operator's result goes: tensor name, quantization (None: float), fused activation, ONNX values it
+    makes."""
 
     name: str
     quantization: Quantization | None
@@ -177,7 +182,8 @@ class Context:
         return DType(value.array.dtype.name) if isinstance(value, Const) else self.tensors[value.tensor].dtype
 
     def layout(self, act: Act, perm: Perm) -> Act:
-        """The same value stored so that `perm` leads to the ONNX layout; emits TRANSPOSE, or RESHAPE where no element moves."""
+        """The same value stored so that `perm` leads to the ONNX layout; emits TRANSPOSE, or RESHAPE where no element
+        moves."""
         if act.perm == perm:
             return act
         inverse = np.argsort(perm)
@@ -223,9 +229,11 @@ class Context:
     # Results
 
     def target(self, node: Node, integer: bool, fuse: bool = True) -> Target:
-        """Where the node's only output goes: absorbs a Relu or Clip that follows and, if `integer`, the QuantizeLinear after it.
+        """Where the node's only output goes: absorbs a Relu or Clip that follows and, if `integer`, the
+        QuantizeLinear after it.
 
-        Without a QuantizeLinear the target is float, also when `integer` was asked for: the caller looks at `Target.integer`.
+        Without a QuantizeLinear the target is float, also when `integer` was asked for: the caller looks at
+        `Target.integer`.
         """
         name = node.outputs[0]
         quantized = self._quantized(node, name) if integer else None
@@ -300,7 +308,8 @@ def clip_bounds(context: Context, node: Node) -> tuple[float, float]:
 
 
 def activation_of(context: Context, node: Node, quantization: Quantization | None) -> Activation | None:
-    """The fused activation that equals a Relu or Clip before quantizing to int8 with `quantization`; None if there is none."""
+    """The fused activation that equals a Relu or Clip before quantizing to int8 with `quantization`; None if there is
+    none."""
     try:
         low, high = clip_bounds(context, node)
     except (NotExpressible, KeyError):
@@ -333,6 +342,6 @@ def bind_unknown(context: Context, node: Node) -> None:
         tensor = context.unique(name)
         quantization = context.quantizations.get(name)
         dtype = context.source.dtypes.get(name, "float32")
-        known = DType(dtype) if dtype in DType else DType.FLOAT32
+        known = DType(dtype) if dtype in [d.value for d in DType] else DType.FLOAT32
         context.tensors[tensor] = Tensor(tensor, shape, known, quantization)
         context.values[name] = Act(tensor, tuple(range(len(shape))))

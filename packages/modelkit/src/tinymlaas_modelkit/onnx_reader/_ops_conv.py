@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tinymlaas_modelkit.graph import OpKind
 from tinymlaas_modelkit.onnx_reader._context import NCHW, Act, Context, NotExpressible
+from tinymlaas_modelkit.onnx_reader._ops_norm import fold_into
 from tinymlaas_modelkit.onnx_reader._source import Node, int_tuple
 from tinymlaas_modelkit.onnx_reader._weights import add_weights, can_be_integer
 
@@ -84,7 +85,8 @@ def conv(context: Context, node: Node) -> None:
     x = context.act(node)
     weights = context.const(node, 1)
     bias = context.const(node, 2) if node.has_input(2) else None
-    target = context.target(node, x.view and can_be_integer(weights))
+    weights, bias, last = fold_into(context, node, weights, bias)
+    target = context.target(last, x.view and can_be_integer(weights))
     if not target.integer:
         x = context.real(x)
     image, sequence = to_image(context, x)

@@ -41,7 +41,7 @@ def binary(context: Context, node: Node) -> None:
     if not target.integer:
         a = context.real(a) if isinstance(a, Act) else a
         b = context.real(b) if isinstance(b, Act) else b
-    first = next(v for v in (a, b) if isinstance(v, Act) and _rank(v) == rank or isinstance(v, Act))
+    first = max((v for v in (a, b) if isinstance(v, Act)), key=lambda v: len(v.perm))
     if _rank(first) < rank:
         first = _expanded(context, first, rank, node)
     perm = first.perm

@@ -66,7 +66,9 @@ def matmul(context: Context, node: Node) -> None:
     if not isinstance(context.value(node, 1), Const):
         raise NotExpressible("a product of two computed tensors is not supported")
     weights = context.const(node, 1)
-    bias, result, absorbed = None, node, ()
+    bias: Const | None = None
+    result = node
+    absorbed: tuple[int, ...] = ()
     follower = context.source.sole_consumer(node.outputs[0])
     if follower is not None and follower.op == "Add":
         other = follower.inputs[1] if follower.inputs[0] == node.outputs[0] else follower.inputs[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from tinymlaas_modelkit.graph import Activation, OpKind
@@ -13,7 +15,7 @@ def reshape_value(context: Context, x: Act, shape: tuple[int, ...], name: str, o
     """The value, as ONNX sees it, under another shape."""
     x = context.plain(x)
     stored = context.tensors[x.tensor]
-    if int(np.prod(shape, dtype=np.int64)) != stored.elements:
+    if math.prod(shape) != stored.elements:
         raise NotExpressible(f"reshape of {list(stored.shape)} to {list(shape)}")
     tensor = context.emit(
         OpKind.RESHAPE, (x.tensor,), name, shape, stored.quantization, {"shape": tuple(shape)}, origin, stored.dtype

@@ -48,7 +48,8 @@ def _stored(source: Source, name: str, q: Quantization) -> Quantization:
 
 
 def find_quantizations(source: Source) -> dict[str, Quantization]:
-    """The quantization of each integer activation, from the QuantizeLinear that makes or the DequantizeLinear that reads it."""
+    """The quantization of each integer activation, from the QuantizeLinear that makes or the DequantizeLinear that
+    reads it."""
     found: dict[str, Quantization] = {}
     for node in source.nodes:
         if node.op == "QuantizeLinear" and len(node.inputs) >= 2:

@@ -1,4 +1,5 @@
-"""From ONNX nodes to the graph, node by node; operators that cannot be expressed are collected and reported together."""
+"""From ONNX nodes to the graph, node by node; operators that cannot be expressed are collected and reported
+together."""
 
 from __future__ import annotations
 
@@ -7,7 +8,17 @@ from collections.abc import Callable, Mapping
 
 from tinymlaas_modelkit.errors import MalformedModel, OffendingOperator, UnsupportedOperator
 from tinymlaas_modelkit.graph import DType, Graph, OpKind, Quantization, Tensor
-from tinymlaas_modelkit.onnx_reader import _ops_conv, _ops_elementwise, _ops_linear, _ops_pool, _ops_shape, _qdq
+from tinymlaas_modelkit.onnx_reader import (
+    _fold,
+    _ops_conv,
+    _ops_elementwise,
+    _ops_linear,
+    _ops_norm,
+    _ops_pool,
+    _ops_resize,
+    _ops_shape,
+    _qdq,
+)
 from tinymlaas_modelkit.onnx_reader._context import Act, Const, Context, NotExpressible, bind_unknown
 from tinymlaas_modelkit.onnx_reader._source import Node, Source
 from tinymlaas_modelkit.passes import tidy
@@ -46,6 +57,9 @@ HANDLERS: Mapping[str, Handler] = {
     "Pad": _ops_shape.pad,
     "Slice": _ops_shape.slice_,
     "Split": _ops_shape.split,
+    "Resize": _ops_resize.resize,
+    "BatchNormalization": _ops_norm.batch_normalization,
+    "Shape": _fold.shape_of,
 }
 ELEMENT_TYPES = frozenset({"float32", "int8", "uint8"})
 
@@ -89,7 +103,7 @@ def _bind_outputs(context: Context) -> Graph:
             raise UnsupportedOperator(
                 [OffendingOperator("output", name, "unknown", "a constant as output of the model")]
             )
-        act = context.plain(context.real(value))
+        act = context.real(context.plain(value))
         tensor = context.tensors[act.tensor]
         q = tensor.quantization
         if context.source.dtypes.get(name) == "uint8" and q is not None:
@@ -132,7 +146,7 @@ def translate(source: Source) -> Graph:
     for node in source.nodes:
         if node.index in context.done:
             continue
-        handler = HANDLERS.get(node.op)
+        handler = _fold.fold if _fold.can_fold(context, node) else HANDLERS.get(node.op)
         try:
             if handler is None:
                 raise NotExpressible("no such operator in the graph")
@@ -146,7 +160,8 @@ def translate(source: Source) -> Graph:
 
 
 def _report_rest_if_lost(context: Context, node: Node) -> None:
-    """Go on behind stand-ins; where shapes are lost, list at least all operators that are unknown by name, then raise."""
+    """Go on behind stand-ins; where shapes are lost, list at least all operators that are unknown by name, then
+    raise."""
     try:
         bind_unknown(context, node)
     except MalformedModel as error:

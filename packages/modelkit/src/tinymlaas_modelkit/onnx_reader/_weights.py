@@ -21,7 +21,8 @@ def can_be_integer(weights: Const) -> bool:
 
 
 def permuted_filter(weights: Const, move: tuple[int, ...], integer: bool) -> tuple[Array, Quantization | None]:
-    """The filter with its axes moved, integers with their quantization or reals; filters must be symmetric (zero point 0)."""
+    """The filter with its axes moved, integers with their quantization or reals; filters must be symmetric (zero
+    point 0)."""
     if not integer:
         return np.ascontiguousarray(weights.real.transpose(move), dtype=np.float32), None
     q = weights.quantization
@@ -32,27 +33,21 @@ def permuted_filter(weights: Const, move: tuple[int, ...], integer: bool) -> tup
     return np.ascontiguousarray(weights.array.transpose(move)), Quantization(q.scales, q.zero_points, axis)
 
 
-def integer_bias(
-    bias: Const | None, input_scale: float, filter_q: Quantization, channels: int
-) -> tuple[Array, Quantization] | None:
+def integer_bias(bias: Const, input_scale: float, filter_q: Quantization, channels: int) -> tuple[Array, Quantization]:
     """The int32 bias at scale input_scale * filter_scale (float32, per channel where the filter is).
 
     A bias that the file holds at this scale is kept bit for bit; any other is rounded to it, half to even, saturated.
     """
-    if bias is None:
-        return None
     scales = np.asarray(np.float32(input_scale) * filter_q.scales, dtype=np.float32).reshape(-1)
     if scales.size not in (1, channels):
         raise NotExpressible(f"{scales.size} filter scales for {channels} output channels")
     own = Quantization(scales, np.zeros(scales.shape, np.int32), 0 if scales.size > 1 else None)
     q = bias.quantization
     if q is not None and bias.array.dtype == np.int32 and not np.any(q.zero_points) and bias.array.size == channels:
-        if q.scales.size in (1, scales.size) and np.allclose(
-            q.scales.reshape(-1), scales, rtol=BIAS_SCALE_TOLERANCE, atol=0
-        ):
-            return bias.array.reshape(channels), Quantization(
-                np.broadcast_to(q.scales.reshape(-1), scales.shape).copy(), own.zero_points, own.axis
-            )
+        given = q.scales.reshape(-1)
+        if given.size in (1, scales.size) and np.allclose(given, scales, rtol=BIAS_SCALE_TOLERANCE, atol=0):
+            kept = np.array(np.broadcast_to(given, scales.shape))
+            return bias.array.reshape(channels), Quantization(kept, own.zero_points, own.axis)
     real = np.broadcast_to(np.asarray(bias.real, dtype=np.float64).reshape(-1), (channels,))
     steps = np.rint(real / np.broadcast_to(scales.astype(np.float64), (channels,)))
     limits = np.iinfo(np.int32)
@@ -68,19 +63,16 @@ def add_weights(
     input_scale: float | None,
     channels: int,
 ) -> tuple[str, str | None]:
-    """Add filter (axes moved, then reshaped to `shape`) and bias to the graph and return their names; `input_scale` None: float."""
-    integer = input_scale is not None
-    array, q = permuted_filter(weights, move, integer)
+    """Add filter (axes moved, then reshaped to `shape`) and bias to the graph and return their names; `input_scale`
+    None: float."""
+    array, q = permuted_filter(weights, move, input_scale is not None)
     if q is not None and q.axis is not None:
         # The channel axis is the first or the last one, and stays so under the new shape.
         q = Quantization(q.scales, q.zero_points, 0 if q.axis == 0 else len(shape) - 1)
     name = context.constant(weights.name, array.reshape(shape), q)
     if bias is None:
         return name, None
-    if integer:
-        assert input_scale is not None and q is not None
-        made = integer_bias(bias, input_scale, q, channels)
-        assert made is not None
-        return name, context.constant(bias.name, made[0], made[1])
+    if input_scale is not None and q is not None:
+        return name, context.constant(bias.name, *integer_bias(bias, input_scale, q, channels))
     real = np.ascontiguousarray(np.broadcast_to(np.asarray(bias.real, np.float32).reshape(-1), (channels,)))
     return name, context.constant(bias.name, real)

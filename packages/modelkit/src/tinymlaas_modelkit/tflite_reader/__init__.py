@@ -52,7 +52,8 @@ SUPPORTED_OPERATORS: tuple[str, ...] = tuple(sorted(_HANDLERS))
 
 
 def read_tflite(data: bytes) -> Graph:
-    """The graph of a TFLite file (one subgraph, static shapes), float32 or int8, with its scales and weights bit for bit.
+    """The graph of a TFLite file (one subgraph, static shapes), float32 or int8, with its scales and weights bit for
+    bit.
 
     Errors: MalformedModel; UnsupportedOperator that lists every operator that cannot be expressed.
     """

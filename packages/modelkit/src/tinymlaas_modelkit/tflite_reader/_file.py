@@ -1,10 +1,12 @@
 """A TFLite file taken apart: tensors with constants and quantization, operators with their option tables.
 
-The file should have passed the check first; here every index is looked at again, as a wrong one must not end in a crash.
+The file should have passed the check first; here every index is looked at again, as a wrong one must not end in a
+crash.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +32,10 @@ class RawOp:
 
 @dataclass(frozen=True)
 class RawModel:
-    """Tensors by index, with unique names, and operators of the only subgraph."""
+    """Tensors by index, with unique names, the buffer of each (0: none), and operators of the only subgraph."""
 
     tensors: tuple[Tensor, ...]
+    buffers: tuple[int, ...]
     ops: tuple[RawOp, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
@@ -92,6 +95,7 @@ def _parse(data: bytes) -> RawModel:
         ops.append(RawOp(name, int(code.Version()), inputs, outputs, op.BuiltinOptions(), index))
     return RawModel(
         tensors,
+        tuple(int(graph.Tensors(i).Buffer()) for i in range(graph.TensorsLength())),
         tuple(ops),
         checked(_indices(graph.InputsAsNumpy()), "inputs"),
         checked(_indices(graph.OutputsAsNumpy()), "outputs"),
@@ -144,7 +148,7 @@ def _constant(model: Any, raw: Any, shape: tuple[int, ...], dtype: DType, name: 
     if buffer.DataLength() == 0:
         return None
     content = np.asarray(buffer.DataAsNumpy(), dtype=np.uint8)
-    elements = int(np.prod(shape, dtype=np.int64)) if shape else 1
+    elements = math.prod(shape)
     if content.size != elements * dtype.itemsize:
         raise MalformedModel("DATA_SIZE_MISMATCH", f"{content.size} bytes for shape {list(shape)} of {dtype}", name)
     return content.copy().view(np.dtype(dtype.value).newbyteorder("<")).astype(dtype.value, copy=False).reshape(shape)

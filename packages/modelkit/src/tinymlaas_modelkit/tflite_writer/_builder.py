@@ -1,4 +1,5 @@
-"""Flatbuffer plumbing of the TFLite writer: vectors, tensors, buffers aligned to 16 bytes, in an order that never varies."""
+"""Flatbuffer plumbing of the TFLite writer: vectors, tensors, buffers aligned to 16 bytes, in an order that never
+varies."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def _padding(op: Op, graph: Graph) -> int:
     source = op.inputs[0]
     assert source is not None
     pads = op.attributes["pads"]
-    if pads == same_pads_of(op, graph.tensors[source].shape, graph) and any(pads):  # type: ignore[arg-type]
+    if pads == same_pads_of(op, graph.tensors[source].shape, graph) and any(pads):
         return int(schema.Padding.SAME)
     return int(schema.Padding.VALID)
 
@@ -52,8 +52,8 @@ def _options(op: Op, graph: Graph) -> tuple[int, Callable[[Any], int]] | None:
         case OpKind.CONV_2D | OpKind.DEPTHWISE_CONV_2D:
             (sh, sw), (dh, dw) = _pair(op, "strides"), _pair(op, "dilations")
             common = {
-                "Padding": _padding(op, graph), "StrideW": sw, "StrideH": sh, "DilationWFactor": dw, "DilationHFactor": dh,
-                "FusedActivationFunction": _activation(op),
+                "Padding": _padding(op, graph), "StrideW": sw, "StrideH": sh,
+                "DilationWFactor": dw, "DilationHFactor": dh, "FusedActivationFunction": _activation(op),
             }  # fmt: skip
             if op.kind is OpKind.CONV_2D:
                 return _table("Conv2DOptions", **common)

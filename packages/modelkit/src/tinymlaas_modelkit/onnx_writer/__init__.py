@@ -1,0 +1,54 @@
+"""Write the graph as an ONNX file: float, or int8 as QuantizeLinear and DequantizeLinear around each operator."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import helper
+
+from tinymlaas_modelkit.graph import Graph, OpKind
+from tinymlaas_modelkit.onnx_writer._context import Context, Value, onnx_type
+from tinymlaas_modelkit.onnx_writer._ops import WRITERS
+
+__all__ = ["write_onnx"]
+
+OPSET = 13
+"""The first with per-channel DequantizeLinear; HardSwish asks for 14."""
+
+IR_VERSION = 8
+PRODUCER = "TinyMLaaS"
+
+
+def write_onnx(graph: Graph) -> bytes:
+    """The ONNX file (opset 13, or 14 with HardSwish) of a graph; equal graphs give equal bytes.
+
+    Inputs and outputs keep names, shapes and types; layouts inside become NCHW where ONNX wants it.
+    """
+    context = Context(graph)
+    context.taken.update((*graph.inputs, *graph.outputs))
+    for name in graph.inputs:
+        context.values[name] = Value(name, context.identity(name))
+    for op in graph.ops:
+        WRITERS[op.kind](context, op)
+    for name in graph.outputs:
+        if name in graph.inputs:
+            continue
+        value = context.values[name]
+        if value.name != name:
+            move = [value.perm.index(p) for p in context.identity(name)]
+            context.node("Transpose", [value.name], name, perm=move)
+    infos = {
+        name: helper.make_tensor_value_info(name, onnx_type(graph.tensors[name].dtype), list(graph.tensors[name].shape))
+        for name in (*graph.inputs, *graph.outputs)
+    }
+    proto = helper.make_graph(
+        context.nodes,
+        "main",
+        [infos[n] for n in graph.inputs],
+        [infos[n] for n in graph.outputs],
+        list(context.initializers.values()),
+    )
+    opset = OPSET if all(op.kind is not OpKind.HARD_SWISH for op in graph.ops) else OPSET + 1
+    model = helper.make_model(proto, producer_name=PRODUCER, opset_imports=[helper.make_opsetid("", opset)])
+    model.ir_version = IR_VERSION
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString(deterministic=True))
