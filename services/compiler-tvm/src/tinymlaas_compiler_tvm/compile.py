@@ -1,0 +1,51 @@
+"""`compile_model` and `check_model`: the two calls of the compiler role, as functions of values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tinymlaas_compiler_tvm.errors import CompileError, ModelInvalid, OpUnsupported
+from tinymlaas_compiler_tvm.int8.lowering import Settings, lower_graph
+from tinymlaas_compiler_tvm.int8.operators import INT8_OPERATORS
+from tinymlaas_compiler_tvm.native.assemble import Interface, assemble
+from tinymlaas_compiler_tvm.native.program import Buffer
+from tinymlaas_compiler_tvm.options import Options
+from tinymlaas_compiler_tvm.parts import CompiledParts, Numerics, NumericsClass
+from tinymlaas_compiler_tvm.target import Machine, TargetSpec, machine_for
+from tinymlaas_modelkit.graph import DType, Graph
+from tinymlaas_modelkit.onnx_reader import read_onnx
+
+_UNROLL = {"balanced": 8, "latency": 16, "flash": 2, "ram": 8}
+
+
+def compile_model(
+    onnx_bytes: bytes, target: TargetSpec, options: Mapping[str, object] | None = None
+) -> CompiledParts:
+    """A native module for the model on the target.
+
+    Raises a `CompileError`: ModelInvalid, OpUnsupported, DoesNotFit, TargetUnsupported, OptionUnknown, OptionInvalid.
+    Deterministic: equal arguments give equal parts.
+    """
+    checked = Options.of(options or {})
+    machine = machine_for(target)
+    graph = read_onnx(onnx_bytes)
+    return compile_graph(graph, machine, target, checked)
+
+
+def compile_graph(graph: Graph, machine: Machine, target: TargetSpec, options: Options) -> CompiledParts:
+    """A native module for an int8 graph."""
+    settings = Settings(rounding=options.rounding, unroll=_UNROLL[options.objective])
+    program = lower_graph(graph, machine, settings, INT8_OPERATORS)
+    optimize = "-O2" if options.objective == "latency" else "-Os"
+    inputs = [_interface(graph, name, buffer) for name, buffer in zip(graph.inputs, program.inputs, strict=True)]
+    outputs = [_interface(graph, name, buffer) for name, buffer in zip(graph.outputs, program.outputs, strict=True)]
+    numerics = NumericsClass(Numerics.BIT_EXACT, options.rounding)
+    return assemble(program, machine, target, inputs, outputs, numerics, optimize)
+
+
+def _interface(graph: Graph, name: str, buffer: Buffer) -> Interface:
+    tensor = graph.tensor(name)
+    quantization = tensor.quantization
+    scale = quantization.scale if quantization is not None else 0.0
+    zero_point = quantization.zero_point if quantization is not None else 0
+    return Interface(name, str(tensor.dtype), tensor.shape, scale, zero_point, tensor.nbytes, buffer)

@@ -1,0 +1,110 @@
+"""What convolutions and fully connected layers share: biases with the input's zero point, and requantization a channel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tinymlaas_compiler_tvm import arithmetic, requant
+from tinymlaas_compiler_tvm.errors import CompilerFault
+from tinymlaas_compiler_tvm.int8.lowering import Lowering, quantized, unsupported
+from tinymlaas_modelkit.graph import Activation, DType, Op, OpKind
+
+Int64s = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer's weights [channels, K] in the order of the kernel's patch, biases with the zero point folded in, requantization."""
+
+    weights: Int64s
+    biases: Int64s
+    fitted: requant.Fit
+    low: int
+    high: int
+
+    @property
+    def signed(self) -> bool:
+        """Whether negative accumulators need an offset of their own."""
+        return self.fitted.negatives is not None
+
+    def negative(self, channel: int) -> int:
+        """What a negative accumulator's offset is less; 0 in an unsigned layer."""
+        return 0 if self.fitted.negatives is None else int(self.fitted.negatives[channel])
+
+    @property
+    def packable(self) -> bool:
+        """Whether two weights fit a halfword as 256 * a + b whatever their pairing."""
+        return bool(self.weights.min(initial=0) >= -127)
+
+
+def _reference(
+    state: Lowering, op: Op, channels: int, low: int, high: int
+) -> tuple[Callable[[Int64s], Int64s], npt.NDArray[np.float64]]:
+    """The map from accumulators to outputs that the chosen reference executor computes, and its slope a channel."""
+    _, in_scale, _ = quantized(state, op, op.inputs[0])
+    _, out_scale, zero_point = quantized(state, op, op.outputs[0])
+    quantization = state.tensor(op.inputs[1]).quantization
+    if quantization is None:
+        raise unsupported(op, "weights have no quantization")
+    scales = np.broadcast_to(quantization.scales.reshape(-1), (channels,)).astype(np.float32)
+    if state.settings.rounding == "onnx":
+        factors = (np.float32(in_scale) * scales / np.float32(out_scale)).astype(np.float32)
+
+        def in_float(acc: Int64s) -> Int64s:
+            scaled = acc.astype(np.float32) * factors[:, None]
+            return np.clip(np.rint(scaled).astype(np.int64) + zero_point, low, high)
+
+        return in_float, factors.astype(np.float64)
+    if op.kind is OpKind.FULLY_CONNECTED and quantization.scales.size == 1:
+        # The reference multiplies these two scales in float32.
+        product = float(np.float32(in_scale) * scales[0])
+        reals = [product / out_scale] * channels
+    else:
+        reals = [float(in_scale) * float(scale) / out_scale for scale in scales]
+    pairs = [arithmetic.quantize_multiplier(real) for real in reals]
+    multipliers = np.array([pair[0] for pair in pairs], np.int64)[:, None]
+    shifts = np.array([pair[1] for pair in pairs], np.int64)[:, None]
+
+    def in_fixed_point(acc: Int64s) -> Int64s:
+        return arithmetic.requantize(acc, multipliers, shifts, zero_point, low, high)
+
+    return in_fixed_point, multipliers[:, 0] * 2.0 ** (shifts[:, 0] - 31)
+
+
+def make_layer(state: Lowering, op: Op, weights: Int64s) -> Layer:
+    """The layer of an operator with `weights` [channels, K]; OpUnsupported for what the kernels can't hold."""
+    filter_tensor = state.tensor(op.inputs[1])
+    if filter_tensor.dtype is not DType.INT8 or filter_tensor.quantization is None:
+        raise unsupported(op, "weights are not int8", filter_tensor.dtype)
+    if np.any(filter_tensor.quantization.zero_points != 0):
+        raise unsupported(op, "weights with a zero point other than 0")
+    channels = weights.shape[0]
+    _, out_scale, out_zero = quantized(state, op, op.outputs[0])
+    _, _, in_zero = quantized(state, op, op.inputs[0])
+    biases = np.zeros(channels, np.int64)
+    if len(op.inputs) > 2 and op.inputs[2] is not None:
+        data = state.tensor(op.inputs[2]).data
+        if data is None:
+            raise unsupported(op, "bias is not constant", "int32")
+        biases = data.astype(np.int64).reshape(-1)
+    biases = biases - in_zero * weights.sum(axis=1)
+    activation = Activation(op.attributes.get("activation", Activation.NONE))
+    low, high = arithmetic.activation_range(activation, out_scale, out_zero)
+    extremes = np.stack([weights * -128, weights * 127])
+    acc_low = biases + extremes.min(axis=0).sum(axis=1)
+    acc_high = biases + extremes.max(axis=0).sum(axis=1)
+    limit = 1 << (31 - requant.PRE_SHIFT)
+    if acc_low.min() <= -limit or acc_high.max() >= limit:
+        raise unsupported(op, "accumulators may pass 23 bits")
+    function, slope = _reference(state, op, channels, low, high)
+    steps = requant.find_steps(function, slope, acc_low, acc_high, low, high)
+    for signed in (False, True):
+        for shift in requant.shifts_to_try(steps):
+            fitted = requant.fit(steps, acc_low, acc_high, shift, signed)
+            if fitted is not None:
+                return Layer(weights, biases, fitted, low, high)
+    raise CompilerFault(f"no exact requantization was found for {op.kind}", detail=op.origin)

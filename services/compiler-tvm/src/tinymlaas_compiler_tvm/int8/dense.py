@@ -1,0 +1,112 @@
+"""FULLY_CONNECTED: one widened row by four channels on DSP cores, a plain loop elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinymlaas_compiler_tvm.int8 import dsp_asm
+from tinymlaas_compiler_tvm.int8.channels import Layer, make_layer
+from tinymlaas_compiler_tvm.int8.conv import epilogue_of, pack_halfwords
+from tinymlaas_compiler_tvm.int8.lowering import Lowering, pointer, quantized, unsupported, words
+from tinymlaas_compiler_tvm.int8.simple import as_planar
+from tinymlaas_modelkit.graph import Op
+
+_WIDEN = """
+static NOINLINE void @NAME@(const int8_t *in, int32_t *out, int32_t k, int32_t padded) {
+  int16_t *q = (int16_t *)tim_gather_run8(in, out, k >> 2), *end = (int16_t *)out + padded;
+  in += k & ~3;
+  int32_t rest = k & 3;
+  if (rest) {
+    q[0] = in[0];
+    q[1] = rest > 2 ? in[2] : 0;
+    q[2] = rest > 1 ? in[1] : 0;
+    q[3] = 0;
+    q += 4;
+  }
+  while (q != end) *q++ = 0;
+}
+"""
+
+
+def lower_dense(state: Lowering, op: Op) -> None:
+    """One step for a fully connected layer."""
+    in_name, out_name = as_planar(state, op, str(op.inputs[0]), planar=False), op.outputs[0]
+    quantized(state, op, in_name)
+    filter_data = state.tensor(op.inputs[1]).data
+    if filter_data is None:
+        raise unsupported(op, "weights are not constant")
+    layer = make_layer(state, op, filter_data.astype(np.int64))
+    channels, k = layer.weights.shape
+    rows = state.tensor(in_name).elements // k
+    if rows * k != state.tensor(in_name).elements:
+        raise unsupported(op, "input is no multiple of the weights' depth")
+    source = state.place(in_name)
+    macs = rows * channels * k
+    if not state.machine.dsp or not layer.packable:
+        _portable(state, op, in_name, layer, rows, macs)
+        return
+    padded = -(-k // 8) * 8
+    eights = padded // 8
+    unroll = max(u for u in range(1, state.settings.unroll + 1) if eights % u == 0)
+    kernel = dsp_asm.dense(unroll, epilogue_of(layer))
+    state.program.asm_kernels[kernel.name] = kernel
+    widen = dsp_asm.gather_run(8)
+    state.program.asm_kernels[widen.name] = widen
+    state.define("tim_widen", _WIDEN)
+    data = _stream(layer, padded)
+    stream = state.constant(data)
+    target = state.output(out_name)
+    scratch = state.program.workspace(2 * padded)
+    prototype = f"void {kernel.name}(const int32_t *, const uint8_t *, int8_t *, const int32_t *);"
+    body = (
+        f"{prototype}\n  static const int32_t a[2] = {{{len(data)}, {2 * padded}}};\n"
+        f"  for (int32_t i = 0; i < {rows}; ++i) {{\n"
+        f"    tim_widen({pointer(source.buffer)} + i * {k}, {pointer(scratch, 'int32_t')}, {k}, {padded});\n"
+        f"    {kernel.name}({pointer(scratch, 'int32_t')}, W({stream}), {pointer(target.buffer)} + i * {channels}, a);\n"
+        "  }"
+    )
+    state.step("dense", op, body, [in_name], [out_name], [scratch], len(data), macs)
+
+
+def _stream(layer: Layer, padded: int) -> bytes:
+    """Stream of `dsp_asm.dense`: four channels at a time, the last ones padded with channels of zeros."""
+    channels, k = layer.weights.shape
+    total = -(-channels // 4) * 4
+    weights = np.zeros((total, padded), np.int64)
+    weights[:channels, :k] = layer.weights
+    biases = np.zeros(total, np.int64)
+    biases[:channels] = layer.biases
+    parts = []
+    for c in range(0, total, 4):
+        b = [int(value) for value in biases[c : c + 4]]
+        parts.append(words([256 * b[0] + b[1], 256 * b[2] + b[3], b[1], b[3]]))
+        first, second = (pack_halfwords(weights[c + i], weights[c + i + 1]) for i in (0, 2))
+        for start in range(0, 2 * padded, 16):
+            parts += [first[start : start + 16], second[start : start + 16]]
+        for channel in range(c, c + 4):
+            real = channel < channels
+            values = [int(layer.fitted.multipliers[channel]), int(layer.fitted.offsets[channel])] if real else [0, 0]
+            if layer.signed:
+                values.append(layer.negative(channel) if real else 0)
+            parts.append(words(values))
+    return b"".join(parts)
+
+
+def _portable(state: Lowering, op: Op, in_name: str, layer: Layer, rows: int, macs: int) -> None:
+    channels, k = layer.weights.shape
+    parts = []
+    for channel in range(channels):
+        fitted = layer.fitted
+        head = [int(layer.biases[channel]), int(fitted.multipliers[channel]), int(fitted.offsets[channel])]
+        parts.append(words([*head, layer.negative(channel)]))
+        parts.append(layer.weights[channel].astype(np.int8).tobytes() + b"\0" * (-k % 4))
+    data = b"".join(parts)
+    stream = state.constant(data)
+    source, target = state.place(in_name), state.output(op.outputs[0])
+    state.use("dense_portable")
+    body = (
+        f"for (int32_t i = 0; i < {rows}; ++i)\n"
+        f"    tim_dense({pointer(source.buffer)} + i * {k}, W({stream}), {pointer(target.buffer)} + i * {channels}, "
+        f"{channels}, {k}, {layer.fitted.shift}, {layer.low}, {layer.high});"
+    )
+    state.step("dense", op, body, [in_name], [op.outputs[0]], [], len(data), macs)

@@ -1,0 +1,231 @@
+"""From a quantized graph to a program: layouts, buffers (shared where an operator works in place), one step an operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tinymlaas_compiler_tvm.errors import OpUnsupported
+from tinymlaas_compiler_tvm.int8.c_kernels import COPY_BYTES, COPY_FAST, KERNELS
+from tinymlaas_compiler_tvm.native.program import Access, Buffer, BufferKind, CKernel, Program, Step
+from tinymlaas_compiler_tvm.target import Machine
+from tinymlaas_modelkit.graph import DType, Graph, Op, OpKind, Tensor
+
+ELEMENTWISE = frozenset(
+    {
+        OpKind.ADD, OpKind.SUB, OpKind.MUL, OpKind.QUANTIZE, OpKind.RELU, OpKind.RELU6, OpKind.LEAKY_RELU, OpKind.LOGISTIC,
+        OpKind.TANH, OpKind.HARD_SWISH,
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the options mean for lowering: the reference that rounds, how far loops unroll, whether stores may share."""
+
+    rounding: str = "tflite"
+    unroll: int = 8
+    in_place: bool = True
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor's bytes lie: a buffer, and whether channels come first (planes) in it."""
+
+    buffer: Buffer
+    planar: bool
+
+
+def image(tensor: Tensor) -> tuple[int, int, int]:
+    """(height, width, channels) of an NHWC tensor of batch 1; (1, 1, n) of one with fewer dimensions."""
+    if len(tensor.shape) == 4 and tensor.shape[0] == 1:
+        return tensor.shape[1], tensor.shape[2], tensor.shape[3]
+    return 1, 1, tensor.elements
+
+
+@dataclass
+class Lowering:
+    """State while operators become steps."""
+
+    graph: Graph
+    machine: Machine
+    settings: Settings
+    program: Program = field(default_factory=Program)
+    places: dict[str, Place] = field(default_factory=dict)
+    planar: set[str] = field(default_factory=set)
+    last_use: dict[str, int] = field(default_factory=dict)
+    current: int = 0
+
+    def tensor(self, name: str | None) -> Tensor:
+        """A tensor of the graph; the operator's check has made sure that it is there."""
+        if name is None:
+            raise ValueError("operand is missing")
+        return self.graph.tensor(name)
+
+    def place(self, name: str) -> Place:
+        """Where a live tensor lies."""
+        return self.places[name]
+
+    def strides(self, name: str) -> tuple[int, int]:
+        """(bytes between pixels, bytes between channels) of a tensor where it lies."""
+        height, width, channels = image(self.tensor(name))
+        return (1, height * width) if self.places[name].planar else (channels, 1)
+
+    def output(self, name: str, over: str | None = None) -> Place:
+        """A place for an operator's output: over the bytes of input `over` where that input ends here, else a new buffer."""
+        tensor = self.tensor(name)
+        planar = name in self.planar
+        if over is not None and self.can_overwrite(over, tensor.nbytes):
+            buffer = self.places[over].buffer
+            buffer.tensors.append(name)
+        else:
+            buffer = self.program.buffer(tensor.nbytes, BufferKind.TENSOR, name)
+        place = Place(buffer, planar)
+        self.places[name] = place
+        return place
+
+    def can_overwrite(self, name: str, size: int) -> bool:
+        """Whether the bytes of `name` are free for an output of this operator."""
+        if not self.settings.in_place or self.tensor(name).is_constant:
+            return False
+        buffer = self.places[name].buffer
+        if self.last_use[name] > self.current or name in self.graph.outputs:
+            return False
+        # Another name of the same bytes (a reshape's) may live on.
+        shared = any(
+            place.buffer is buffer and (self.last_use.get(other, -1) > self.current or other in self.graph.outputs)
+            for other, place in self.places.items()
+            if other != name
+        )
+        return not shared and size <= buffer.size
+
+    def constant(self, data: bytes, alignment: int = 4) -> int:
+        """Offset of a constant."""
+        return self.program.constants.add(data, alignment)
+
+    def use(self, *names: str) -> None:
+        """Take C kernels, and what they need, into the program."""
+        for name in names:
+            kernel = KERNELS[name] if name in KERNELS else self._copy_kernel()
+            if kernel.name in self.program.c_kernels:
+                continue
+            if kernel.name == "conv_common":
+                self.use("copy")
+            self.use(*kernel.needs)
+            self.program.c_kernels[kernel.name] = kernel
+
+    def _copy_kernel(self) -> CKernel:
+        fast = self.machine.arm and self.machine.isa != "armv6-m"
+        return COPY_FAST if fast else COPY_BYTES
+
+    def define(self, name: str, text: str, *needs: str) -> None:
+        """A C kernel made for this program."""
+        if name not in self.program.c_kernels:
+            self.use(*needs)
+            self.program.c_kernels[name] = CKernel(name, text.replace("@NAME@", name).strip() + "\n")
+
+    def step(
+        self,
+        kind: str,
+        op: Op,
+        body: str,
+        reads: list[str],
+        writes: list[str],
+        workspaces: list[Buffer] | None = None,
+        constant_bytes: int = 0,
+        macs: int = 0,
+        note: str = "",
+    ) -> None:
+        """Append a step that reads and writes whole tensors and whole workspaces."""
+        scratch = [Access(buffer, 0, buffer.size) for buffer in workspaces or []]
+        touched_in = [Access(self.places[name].buffer, 0, self.tensor(name).nbytes) for name in reads]
+        # Kernels that store words, or channels in fours, may touch the buffer up to its rounded size.
+        touched_out = [Access(self.places[name].buffer, 0, -(-self.tensor(name).nbytes // 4) * 4) for name in writes]
+        index = len(self.program.steps)
+        self.program.steps.append(
+            Step(index, kind, (op.origin,), body, touched_in + scratch, touched_out + scratch, constant_bytes, macs, note)
+        )
+
+
+Lower = Callable[[Lowering, Op], None]
+
+
+def choose_layouts(graph: Graph) -> set[str]:
+    """Names of the tensors that lie plane by plane: those that a depthwise convolution reads or writes, and their equals.
+
+    Elementwise operators keep a layout. Graph inputs and outputs, and whatever is read as a flat list, keep NHWC.
+    """
+    parent = {name: name for name in graph.tensors}
+
+    def find(name: str) -> str:
+        while parent[name] != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    wanted: set[str] = set()
+    fixed = set(graph.inputs) | set(graph.outputs)
+    free = {OpKind.CONV_2D, OpKind.DEPTHWISE_CONV_2D, OpKind.AVERAGE_POOL_2D, OpKind.MAX_POOL_2D, *ELEMENTWISE}
+    for op in graph.ops:
+        names = [n for n in (*op.inputs, *op.outputs) if n is not None and not graph.tensor(n).is_constant]
+        if op.kind in ELEMENTWISE:
+            for name in names[1:]:
+                parent[find(name)] = find(names[0])
+        if op.kind is OpKind.DEPTHWISE_CONV_2D:
+            wanted.update(names)
+        if op.kind not in free:
+            fixed.update(names)
+    fixed_roots = {find(name) for name in fixed}
+    wanted_roots = {find(name) for name in wanted} - fixed_roots
+    return {name for name in graph.tensors if find(name) in wanted_roots and len(graph.tensor(name).shape) == 4}
+
+
+def lower_graph(graph: Graph, machine: Machine, settings: Settings, table: dict[OpKind, Lower]) -> Program:
+    """A program for a checked graph; OpUnsupported for an operator that is not in `table`."""
+    state = Lowering(graph, machine, settings)
+    state.planar = choose_layouts(graph)
+    for index, op in enumerate(graph.ops):
+        for name in op.inputs:
+            if name is not None:
+                state.last_use[name] = index
+    for name in graph.inputs:
+        buffer = state.program.buffer(graph.tensor(name).nbytes, BufferKind.TENSOR, name)
+        state.places[name] = Place(buffer, planar=False)
+        state.program.inputs.append(buffer)
+    for index, op in enumerate(graph.ops):
+        state.current = index
+        lower = table.get(op.kind)
+        if lower is None:
+            raise OpUnsupported(f"no integer kernel for {op.kind}", op=op.kind, node=op.origin, dtype="int8", count=1)
+        lower(state, op)
+    for name in graph.outputs:
+        state.program.outputs.append(state.places[name].buffer)
+    return state.program
+
+
+def quantized(state: Lowering, op: Op, name: str | None) -> tuple[Tensor, float, int]:
+    """(tensor, scale, zero point) of an int8 tensor with one scale; OpUnsupported otherwise."""
+    tensor = state.tensor(name)
+    quantization = tensor.quantization
+    if tensor.dtype is not DType.INT8 or quantization is None or quantization.scales.size != 1:
+        raise OpUnsupported(
+            "operand is not int8 with one scale", op=op.kind, node=op.origin, dtype=tensor.dtype, count=1
+        )
+    return tensor, quantization.scale, quantization.zero_point
+
+
+def unsupported(op: Op, message: str, dtype: str = "int8") -> OpUnsupported:
+    """The error for a form of an operator that has no kernel."""
+    return OpUnsupported(message, op=op.kind, node=op.origin, dtype=dtype, count=1)
+
+
+def pointer(buffer: Buffer, ctype: str = "int8_t") -> str:
+    """C for a buffer's address."""
+    return f"({ctype} *){buffer.macro}"
+
+
+def words(values: list[int]) -> bytes:
+    """Little-endian 32-bit words, modulo 2**32."""
+    return (np.array([value & 0xFFFFFFFF for value in values], np.uint32)).tobytes()

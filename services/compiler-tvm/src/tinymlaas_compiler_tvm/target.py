@@ -1,0 +1,88 @@
+"""Targets: what the product calls a CPU, and what code generation needs to know of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tinymlaas_compiler_tvm.errors import TargetUnsupported
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """A device class: CPU and ISA names as the contract has them, and the bytes of RAM and flash a module may use.
+
+    `ram_bytes` counts arena and stack together; 0 means that no limit is checked.
+    """
+
+    cpu: str
+    isa: str
+    features: tuple[str, ...] = ()
+    ram_bytes: int = 0
+    flash_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How to generate code for a CPU: clang's and LLVM's names, and the instruction sets that kernels may use."""
+
+    cpu: str
+    isa: str
+    triple: str
+    clang_flags: tuple[str, ...]
+    tvm_target: dict[str, object] = field(hash=False)
+    arm: bool = True
+    dsp: bool = False
+    hard_float: bool = False
+    long_multiply: bool = True
+
+
+def _arm(cpu: str, isa: str, triple: str, *, dsp: bool, fpu: bool, long_multiply: bool = True) -> Machine:
+    name = cpu.replace("cortex-", "cortex-")
+    # The calling convention stays soft: arguments in integer registers whatever the FPU.
+    attributes = ["+thumb-mode", "+strict-align"] if isa == "armv6-m" else ["+thumb-mode"]
+    if not fpu:
+        attributes.append("+soft-float")
+    flags = [f"-mcpu={name}" + ("" if dsp or cpu in ("cortex-m0plus", "cortex-m3") else "+nodsp"), "-mthumb"]
+    flags.append("-mfloat-abi=softfp" if fpu else "-mfloat-abi=soft")
+    if fpu:
+        flags.append("-mfpu=fpv5-sp-d16" if cpu in ("cortex-m7", "cortex-m33") else "-mfpu=fpv4-sp-d16")
+    else:
+        flags.append("-mfpu=none")
+    tvm = {"kind": "llvm", "mtriple": triple, "mcpu": name, "mattr": attributes, "mfloat-abi": "soft"}
+    return Machine(cpu, isa, triple, tuple(flags), tvm, True, dsp, fpu, long_multiply)
+
+
+# CPU name: ISA, triple, whether it can have DSP instructions, whether it can have an FPU.
+_ARM_CPUS = {
+    "cortex-m0plus": ("armv6-m", "thumbv6m-none-eabi", False, False),
+    "cortex-m3": ("armv7-m", "thumbv7m-none-eabi", False, False),
+    "cortex-m4": ("armv7e-m", "thumbv7em-none-eabi", True, True),
+    "cortex-m7": ("armv7e-m", "thumbv7em-none-eabi", True, True),
+    "cortex-m33": ("armv8-m.main", "thumbv8m.main-none-eabi", True, True),
+}
+CPUS = (*_ARM_CPUS, "rv32imc")
+
+
+def machine_for(target: TargetSpec) -> Machine:
+    """The machine of a target; TargetUnsupported names the constraint that it misses."""
+    if target.cpu == "rv32imc":
+        if target.isa != "rv32imc":
+            raise TargetUnsupported("ISA does not belong to the CPU", constraint="isa", value=target.isa)
+        flags = ("-march=rv32imc", "-mabi=ilp32")
+        tvm: dict[str, object] = {
+            "kind": "llvm",
+            "mtriple": "riscv32-unknown-elf",
+            "mcpu": "generic-rv32",
+            "mattr": ["+m", "+c"],
+            "mabi": "ilp32",
+        }
+        return Machine("rv32imc", "rv32imc", "riscv32-unknown-elf", flags, tvm, arm=False)
+    if target.cpu not in _ARM_CPUS:
+        raise TargetUnsupported("no code generation for this CPU", constraint="cpu", value=target.cpu)
+    isa, triple, may_dsp, may_fpu = _ARM_CPUS[target.cpu]
+    if target.isa != isa:
+        raise TargetUnsupported("ISA does not belong to the CPU", constraint="isa", value=target.isa)
+    # Every Cortex-M4 and M7 has the DSP extension; it is optional on the M33.
+    dsp = may_dsp and (isa == "armv7e-m" or "dsp" in target.features)
+    fpu = may_fpu and "fpu-sp" in target.features
+    return _arm(target.cpu, isa, triple, dsp=dsp, fpu=fpu, long_multiply=isa != "armv6-m")
