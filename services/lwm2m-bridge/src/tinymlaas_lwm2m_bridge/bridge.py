@@ -162,11 +162,18 @@ class Bridge:
         """Make the module active again that was active before."""
         async with self._installer.device_lock(endpoint):
             device = self.directory.get(endpoint)
-            view = await self._surveyor.view(device)
-            if not view.has_ml_object or view.previous_slot is None:
-                raise BridgeError(Reason.NO_PREVIOUS_MODULE, f"{endpoint} keeps no earlier module", device=endpoint)
-            await self._link.execute(device, ml(MlRes.ROLLBACK))
-            await self._confirm_active(device, view.previous_slot)
+            before = (await self._surveyor.view(device)).active
+            try:
+                await self._link.execute(device, ml(MlRes.ROLLBACK))
+            except BridgeError as error:
+                if error.reason == Reason.DEVICE_REJECTED:
+                    raise BridgeError(
+                        Reason.NO_PREVIOUS_MODULE, f"{endpoint} keeps no earlier module", device=endpoint
+                    ) from error
+                raise
+            after = (await self._surveyor.view(device)).active
+            if after is None or (before is not None and after.index == before.index):
+                raise BridgeError(Reason.ACTIVATION_FAILED, "the device did not go back", device=endpoint)
 
     async def uninstall(self, endpoint: str, slot: int) -> None:
         """Empty a slot, deactivating it first where needed. Repeatable."""

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tinymlaas_module import parse, verify
+from tinymlaas_module import KeyRing, parse, verify
 
 from .core.ports import ArtifactSource
 
@@ -23,7 +23,7 @@ class SignedImages:
     """Checks structure and signature of images against the trusted public keys (Ed25519, 32 bytes each)."""
 
     def __init__(self, trusted_keys: Sequence[bytes]) -> None:
-        self._keys = tuple(trusted_keys)
+        self._keys = KeyRing.of(trusted_keys)
 
     def __call__(self, image: bytes) -> None:
         """Raise the module package's error where the image is malformed or not signed by a trusted key."""

@@ -114,7 +114,7 @@ class SqlStore:
 def _tune_sqlite(connection: Any, _: Any) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
-    # A power cut may lose the last moments; devices are asked afresh anyway, so a sync for each update would buy nothing.
+    # A power cut may lose the last moments; devices are asked afresh anyway, so a sync each time buys nothing.
     cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.close()
 

@@ -40,7 +40,7 @@ class CoapEndpoint:
     async def start(
         directory: Directory, settings: CoapSettings, link_settings: LinkSettings | None = None
     ) -> CoapEndpoint:
-        """Bind and serve. PLAIN_COAP_REFUSED for an address beyond loopback without the flag; ARGUMENT_INVALID when taken."""
+        """Bind and serve. PLAIN_COAP_REFUSED beyond loopback without the flag; ARGUMENT_INVALID for a port in use."""
         _refuse_open_address(settings)
         port = _free_port(settings.host, settings.port)
         context = await aiocoap.Context.create_server_context(None, bind=(settings.host, port), transports=["udp6"])
@@ -78,7 +78,7 @@ def _refuse_open_address(settings: CoapSettings) -> None:
 def _free_port(host: str, port: int) -> int:
     """The port, or a free one for 0; ARGUMENT_INVALID where it is taken.
 
-    aiocoap binds with SO_REUSEPORT, which would let two bridges share a port in silence, each getting half of the packets.
+    aiocoap binds with SO_REUSEPORT, which would let two bridges share a port in silence, each getting some packets.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import aiocoap
 from aiocoap import Code, Message, resource
-from aiocoap.error import BadRequest, NotFound, PreconditionFailed, RenderableError, RequestEntityTooLarge
+from aiocoap.error import BadRequest, NotFound, RequestEntityTooLarge
 from aiocoap.optiontypes import BlockOption
 from tinymlaas_lwm2m import Format
 from tinymlaas_lwm2m.linkformat import MAX_BYTES as MAX_LINK_BYTES
@@ -119,8 +117,8 @@ def _addresses(request: Message) -> tuple[str, str]:
 class PackageResource(resource.Resource, resource.PathCapable):  # type: ignore[misc]  # aiocoap is not typed
     """GET /p/{sha256}: an image, stateless, any block at any time (RFC 7959), ETag = first 8 bytes of the digest.
 
-    aiocoap's own block-wise server answers later blocks only from a cache of the first request, which a device that resumes
-    elsewhere or after a reboot does not hit; so each block is cut here, from the request alone.
+    aiocoap's own block-wise server answers later blocks only from a cache of the first request, which a device that
+    resumes elsewhere or after a reboot does not hit; so each block is cut here, from the request alone.
     """
 
     def __init__(self) -> None:

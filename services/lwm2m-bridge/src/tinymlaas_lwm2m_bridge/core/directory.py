@@ -13,7 +13,7 @@ from typing import Protocol
 from tinymlaas_lwm2m import ObjectLink
 
 from .errors import BridgeError, Reason
-from .registration import DeviceChange, Registration, RegisterQuery, UpdateQuery
+from .registration import DeviceChange, RegisterQuery, Registration, UpdateQuery
 
 Clock = Callable[[], float]
 """Seconds since the epoch; tests bring their own."""
@@ -46,8 +46,8 @@ class DeviceEvent:
 class Directory:
     """Registered devices, kept in memory for speed and in a store for restarts.
 
-    A device that registers again replaces its earlier registration. An expired one is forgotten at `expire`; until then a
-    lookup already answers as if it were gone.
+    A device that registers again replaces its earlier registration. An expired one is forgotten at `expire`; until
+    then a lookup already answers as if it were gone.
     """
 
     def __init__(

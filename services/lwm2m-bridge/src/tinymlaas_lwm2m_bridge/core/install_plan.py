@@ -1,4 +1,4 @@
-"""What to do next in an install, as pure functions of what the device shows (spec/device-orchestration.md, section 5)."""
+"""What to do next in an install, as pure functions of what the device shows (spec/device-orchestration.md)."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Action(StrEnum):
 
 
 def read_view(values: Mapping[Path, Value], slots: list[int]) -> DeviceView:
-    """View of a device from decoded resources of objects 9 and 42769; DEVICE_ANSWER_INVALID where states are missing."""
+    """View of a device from resources of objects 9 and 42769; DEVICE_ANSWER_INVALID where states are missing."""
     has_ml = any(path.object_id == ml(MlRes.ISA).object_id for path in values)
     digests, sizes = multiple(values, ml(MlRes.MODULE_DIGEST)), multiple(values, ml(MlRes.SLOT_SIZE))
     received, tests = multiple(values, ml(MlRes.RECEIVED_BYTES)), multiple(values, ml(MlRes.SELF_TEST_RESULT))
@@ -120,8 +120,8 @@ def choose_slot(view: DeviceView, digest: bytes, size: int, wanted: int | None) 
     """Slot for an image of `size` bytes: the wanted one if it can be used, else the least harmful one.
 
     In this order: one that holds the image already (an install that goes on, or a repeat), an empty one, one that holds
-    neither the active module nor its rollback copy, the rollback copy's. The last one costs no safety: the active module
-    stays until the new one is activated, and then becomes the rollback copy.
+    neither the active module nor its rollback copy, the rollback copy's. The last one costs no safety: the active
+    module stays until the new one is activated, and then becomes the rollback copy.
     """
     if wanted is not None:
         slot = view.slot(wanted)

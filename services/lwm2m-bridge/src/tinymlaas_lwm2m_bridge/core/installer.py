@@ -338,7 +338,7 @@ class _Run:
         self._tell(Step.DOWNLOADING, "push", done=0)
         if slot.knows_digests:
             await self._in._link.write(device, ml(MlRes.EXPECTED_DIGEST, slot.index), self._digest)
-        # A push that breaks off leaves the device in DOWNLOAD_STARTED with our digest; only the count tells that it is ours.
+        # A push that breaks off leaves the device in DOWNLOAD_STARTED; where it shows no digest, the count tells.
         self._save(attempts=self._record.attempts + 1)
         await self._in._link.push(device, software(slot.index, SoftwareRes.PACKAGE), self._image, self._pushed)
 

@@ -25,8 +25,8 @@ class ArtifactSource(Protocol):
 class DeviceLink(Protocol):
     """Device management interface to one registered device at a time.
 
-    Every call may raise DEVICE_UNREACHABLE (no answer), DEVICE_REJECTED (an error answer; `coap_code` in the metadata) and
-    DEVICE_ANSWER_INVALID (an answer that breaks the standard).
+    Every call may raise DEVICE_UNREACHABLE (no answer), DEVICE_REJECTED (an error answer; `coap_code` in the metadata)
+    and DEVICE_ANSWER_INVALID (an answer that breaks the standard).
     """
 
     async def read(self, device: Registration, path: Path) -> Values:
