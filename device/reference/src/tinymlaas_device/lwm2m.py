@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
@@ -199,12 +200,13 @@ class LwM2mDevice:
 
     async def _execute_software(self, path: Path) -> None:
         slot = self._slot(path)
-        operation = {
+        operations: dict[int | None, Callable[[], Awaitable[None]]] = {
             SoftwareRes.INSTALL: slot.install,
             SoftwareRes.UNINSTALL: slot.uninstall,
             SoftwareRes.ACTIVATE: slot.activate,
             SoftwareRes.DEACTIVATE: slot.deactivate,
-        }.get(SoftwareRes(path.resource_id or 0) if path.resource_id in SoftwareRes else SoftwareRes.NAME)
+        }
+        operation = operations.get(path.resource_id)
         if operation is None:
             raise RefusedError("not executable")
         before = self._worker.snapshot.active

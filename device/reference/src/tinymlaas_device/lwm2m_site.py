@@ -158,7 +158,7 @@ class DeviceSite(resource.ObservableResource):  # type: ignore[misc]  # aiocoap 
             if block is not None:
                 answer.opt.block1 = block
             return answer
-        if block is not None and (block.more or block.block_number) or len(request.payload) > _MAX_WRITE:
+        if (block is not None and (block.more or block.block_number)) or len(request.payload) > _MAX_WRITE:
             return Message(code=Code.REQUEST_ENTITY_TOO_LARGE)
         if path.depth >= 3 and content_format is None and kind_of(path.object_id, path.resource_id or 0) is Kind.OPAQUE:
             content_format = Format.OPAQUE
