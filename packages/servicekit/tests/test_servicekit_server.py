@@ -44,7 +44,7 @@ class _CoreError(Exception):
 
 
 class _Models(models_pb2_grpc.ModelsServicer):
-    async def GetModel(self, request, context):  # noqa: ANN001, ANN201
+    async def GetModel(self, request, context):
         match request.name.rsplit("/", 1)[-1]:
             case "service-error":
                 raise FailedPrecondition("does not fit", "DOES_NOT_FIT", {"need": 2})
@@ -57,16 +57,16 @@ class _Models(models_pb2_grpc.ModelsServicer):
                 return models_pb2.Model(display_name=f"{principal.subject}/{principal.how}")
         return models_pb2.Model(name=request.name)
 
-    async def ListModels(self, request, context):  # noqa: ANN001, ANN201
+    async def ListModels(self, request, context):
         return models_pb2.ListModelsResponse()
 
-    async def ImportModel(self, request_iterator, context):  # noqa: ANN001, ANN201
+    async def ImportModel(self, request_iterator, context):
         total = 0
         async for request in request_iterator:
             total += len(request.chunk.data)
         return models_pb2.ModelVersion(size_bytes=total)
 
-    async def DeleteModel(self, request, context):  # noqa: ANN001, ANN201
+    async def DeleteModel(self, request, context):
         return empty_pb2.Empty()
 
 
@@ -74,7 +74,7 @@ class _Artifacts(artifacts_pb2_grpc.ArtifactsServicer):
     def __init__(self) -> None:
         self.ended = asyncio.Event()
 
-    async def ReadArtifact(self, request, context) -> AsyncIterator[artifacts_pb2.ReadArtifactResponse]:  # noqa: ANN001
+    async def ReadArtifact(self, request, context) -> AsyncIterator[artifacts_pb2.ReadArtifactResponse]:
         try:
             yield artifacts_pb2.ReadArtifactResponse(data=b"first")
             if request.offset == 1:
@@ -103,7 +103,7 @@ async def _get(server: GrpcServer, name: str, token: str | None = None) -> model
         return await models_pb2_grpc.ModelsStub(channel).GetModel(models_pb2.GetModelRequest(name=name))
 
 
-async def _error(awaitable) -> ServiceError:  # noqa: ANN001
+async def _error(awaitable) -> ServiceError:
     with pytest.raises(grpc.RpcError) as caught:
         await awaitable
     return from_rpc_error(caught.value)

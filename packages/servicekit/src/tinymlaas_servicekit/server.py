@@ -17,7 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from .errors import Unavailable
-from .interceptors import AuthInterceptor, Authenticator, ErrorInterceptor, TokenAuthenticator, ValidationInterceptor
+from .interceptors import Authenticator, AuthInterceptor, ErrorInterceptor, TokenAuthenticator, ValidationInterceptor
 from .settings import ServiceSettings
 from .telemetry import TelemetryInterceptor, configure_logging, configure_tracing
 
