@@ -50,17 +50,30 @@ def build_library(out: Path, compiler: Sequence[str] | None = None, sanitize: Se
     Monocypher is compiled without the strict warnings, which are for our code. Raises ``RuntimeError`` with the
     compiler's words.
     """
+    return _build(out, [], ["-shared"], compiler, sanitize)
+
+
+def build_program(
+    out: Path, main_source: Path, compiler: Sequence[str] | None = None, sanitize: Sequence[str] = UBSAN_TRAPS
+) -> Path:
+    """Build a host program from ``main_source`` with loader, update core and Monocypher; raises ``RuntimeError``."""
+    return _build(out, [main_source], [], compiler, sanitize)
+
+
+def _build(
+    out: Path, extra: Sequence[Path], link: Sequence[str], compiler: Sequence[str] | None, sanitize: Sequence[str]
+) -> Path:
     monocypher = fetch()
     command = list(compiler or zig_cc())
     with tempfile.TemporaryDirectory() as scratch:
         objects: list[str] = []
-        for source in [*sources(), monocypher / "monocypher.c"]:
-            strict = STRICT if source.parent.name == "src" else ("-w",)
+        for source in [*sources(), *extra, monocypher / "monocypher.c"]:
+            strict = STRICT if source.parent != monocypher else ("-w",)
             made = str(Path(scratch) / f"{source.stem}.o")
             includes = [f"-I{ROOT / 'include'}", f"-I{monocypher}"]
             run([*command, "-c", "-O1", "-g", "-fPIC", *strict, *sanitize, *includes, str(source), "-o", made])
             objects.append(made)
-        run([*command, "-shared", *sanitize, *objects, "-o", str(out)])
+        run([*command, *link, *sanitize, *objects, "-o", str(out)])
     return out
 
 
@@ -119,7 +132,9 @@ def _symbols(path: str, undefined: bool) -> set[str]:
         return {
             symbol.name
             for symbol in table.iter_symbols()
-            if symbol.name and (symbol["st_shndx"] == "SHN_UNDEF") == undefined and symbol["st_info"]["bind"] != "STB_LOCAL"
+            if symbol.name
+            and (symbol["st_shndx"] == "SHN_UNDEF") == undefined
+            and symbol["st_info"]["bind"] != "STB_LOCAL"
         }
 
 
