@@ -179,6 +179,11 @@ def choose_layouts(graph: Graph) -> set[str]:
             fixed.update(names)
     fixed_roots = {find(name) for name in fixed}
     wanted_roots = {find(name) for name in wanted} - fixed_roots
+    for op in graph.ops:
+        # A pointwise layer over planes writes planes too, over its own input, where its reader takes either layout.
+        if op.kind is OpKind.CONV_2D and find(str(op.inputs[0])) in wanted_roots:
+            if graph.tensor(str(op.inputs[1])).shape[1:3] == (1, 1) and find(op.outputs[0]) not in fixed_roots:
+                wanted_roots.add(find(op.outputs[0]))
     return {name for name in graph.tensors if find(name) in wanted_roots and len(graph.tensor(name).shape) == 4}
 
 

@@ -47,6 +47,8 @@ def read_image(elf: bytes) -> Image:
     table = file.get_section_by_name(".symtab")
     if section is None or not isinstance(table, SymbolTableSection):
         raise CompilerFault("image has no payload", detail=".payload")
+    if section["sh_addr"] != 0:
+        raise CompilerFault("payload is not linked at 0", detail=section["sh_addr"])
     for relocations in file.iter_sections():
         if isinstance(relocations, RelocationSection) and relocations.num_relocations():
             raise CompilerFault("payload needs relocation", detail=relocations.name)

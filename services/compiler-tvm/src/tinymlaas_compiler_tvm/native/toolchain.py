@@ -38,6 +38,13 @@ SECTIONS
     . = ALIGN(4);
     tim_payload_end = .;
   }
+  .dynsym : { *(.dynsym) }
+  .gnu.hash : { *(.gnu.hash) }
+  .hash : { *(.hash) }
+  .dynstr : { *(.dynstr) }
+  .dynamic : { *(.dynamic) }
+  .rel.dyn : { *(.rel.dyn) }
+  .rela.dyn : { *(.rela.dyn) }
   .data : { *(.data .data.* .sdata .sdata.*) }
   .bss : { *(.bss .bss.* .sbss .sbss.* COMMON) }
   .got : { *(.got .got.*) }
