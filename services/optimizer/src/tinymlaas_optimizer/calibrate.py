@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -53,10 +55,11 @@ class _Feeds(CalibrationDataReader):  # type: ignore[misc]
 
 def calibrate(model: ModelProto, samples: Samples, options: Options, progress: Progress) -> Mapping[str, Range]:
     """The range of each float tensor that is not constant; NotQuantizable if a sample makes one of them not finite."""
-    extra = {"symmetric": options.symmetric_activations}
+    extra: dict[str, bool | float] = {"symmetric": options.symmetric_activations}
     if options.calibration is Calibration.PERCENTILE:
         extra["percentile"] = options.percentile
-    with tempfile.TemporaryDirectory() as folder:
+    # The calibrators print as they go; standard output may be a worker's channel.
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         source = Path(folder) / "float.onnx"
         onnx.save(model, source)
         calibrator = create_calibrator(

@@ -7,7 +7,6 @@ from typing import Final
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from tinymlaas_optimizer.graphs import ordered
-from tinymlaas_optimizer.simplify import with_shapes
 
 _PRODUCER: Final = "tinymlaas-optimizer"
 _IR_VERSION: Final = 8
@@ -66,4 +65,4 @@ def canonical(model: ModelProto) -> ModelProto:
     graph: GraphProto = helper.make_graph(out, "model", source.input, source.output, initializers)
     version = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     imports = [helper.make_opsetid("", version)]
-    return with_shapes(helper.make_model(graph, ir_version=_IR_VERSION, opset_imports=imports, producer_name=_PRODUCER))
+    return helper.make_model(graph, ir_version=_IR_VERSION, opset_imports=imports, producer_name=_PRODUCER)

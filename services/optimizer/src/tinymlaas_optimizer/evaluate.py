@@ -91,7 +91,8 @@ def run(model: ModelProto, samples: Samples, progress: Progress, stage: str) -> 
 
 
 def _to_integers(values: Array, border: _Border) -> Array:
-    return np.clip(np.rint(values / np.float32(border.scale)) + border.zero_point, -128, 127).astype(np.int8)
+    steps = np.rint(values / np.float32(border.scale)) + border.zero_point
+    return np.asarray(np.clip(steps, -128, 127), np.int8)
 
 
 def classifies(model: ModelProto, task: Task) -> bool:
@@ -116,18 +117,21 @@ def compare(
     classes = classes and flat.shape[1] > 1
     best_before = flat.argmax(axis=1) if classes else None
     best_after = after[first].reshape(count, -1).argmax(axis=1) if classes else None
-    known = np.zeros(count, bool) if labels is None else (labels >= 0) & (labels < flat.shape[1])
-    labelled = int(known.sum()) if classes else 0
+    true = np.full(count, -1) if labels is None or not classes else labels
+    known = (true >= 0) & (true < flat.shape[1])
+    labelled = int(known.sum())
 
     def accuracy(best: Array | None) -> float | None:
-        return float((best == labels)[known].mean()) if labelled and best is not None else None
+        return float(np.equal(best, true)[known].mean()) if labelled and best is not None else None
 
     return Evaluation(
         samples=count,
         labelled=labelled,
         accuracy_before=accuracy(best_before),
         accuracy_after=accuracy(best_after),
-        agreement=float((best_before == best_after).mean()) if classes else None,
+        agreement=float(np.equal(best_before, best_after).mean())
+        if best_before is not None and best_after is not None
+        else None,
         outputs=tuple(_fidelity(name, before[name], after[name]) for name in before),
     )
 

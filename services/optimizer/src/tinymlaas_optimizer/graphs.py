@@ -54,5 +54,5 @@ def drop_unused(model: ModelProto) -> None:
     inputs = [value for value in graph.input if value.name not in every]
     for field, values in (("node", kept), ("initializer", constants), ("input", inputs)):
         copies = [type(value).FromString(value.SerializeToString()) for value in values]
-        graph.ClearField(field)  # type: ignore[arg-type]
+        graph.ClearField(field)
         getattr(graph, field).extend(copies)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import ModelProto
 from tinymlaas_modelkit.check import Limits, ModelReport, check_model
@@ -79,13 +81,14 @@ def optimize(
     source = ModelProto.FromString(model)
     simple = simplify(source)
     progress("simplify", 1.0)
+    reference = None if samples is None else _finite(run(source, samples, progress, "run before"))
     after = canonical(_quantized(simple, samples, options, progress) if options.quantize and samples else simple)
     data = after.SerializeToString(deterministic=True)
     description = check_model(data, "onnx", limits)
     evaluation = None
-    if samples is not None:
-        values = run(source, samples, progress, "run before"), run(after, samples, progress, "run after")
-        evaluation = compare(*values, samples.labels, classes=classifies(source, options.task))
+    if samples is not None and reference is not None:
+        outputs = run(after, samples, progress, "run after")
+        evaluation = compare(reference, outputs, samples.labels, classes=classifies(source, options.task))
     report = Report(
         bytes_before=len(model),
         bytes_after=len(data),
@@ -97,6 +100,14 @@ def optimize(
         evaluation=evaluation,
     )
     return Optimized(data, description, report)
+
+
+def _finite(outputs: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """The outputs; NotQuantizable if one is NaN or infinite, since then neither ranges nor errors mean anything."""
+    for name, values in outputs.items():
+        if not np.isfinite(values).all():
+            raise NotQuantizable(f"output {name} of the float model is not finite on the samples", tensor=name)
+    return outputs
 
 
 def _quantized(model: ModelProto, samples: Samples, options: Options, progress: Progress) -> ModelProto:
