@@ -68,10 +68,10 @@ def _build(
     with tempfile.TemporaryDirectory() as scratch:
         objects: list[str] = []
         for source in [*sources(), *extra, monocypher / "monocypher.c"]:
-            strict = STRICT if source.parent != monocypher else ("-w",)
+            strict = (*STRICT, "-O1") if source.parent != monocypher else ("-w", "-O2")
             made = str(Path(scratch) / f"{source.stem}.o")
             includes = [f"-I{ROOT / 'include'}", f"-I{monocypher}"]
-            run([*command, "-c", "-O1", "-g", "-fPIC", *strict, *sanitize, *includes, str(source), "-o", made])
+            run([*command, "-c", "-g", "-fPIC", *strict, *sanitize, *includes, str(source), "-o", made])
             objects.append(made)
         run([*command, *link, *sanitize, *objects, "-o", str(out)])
     return out

@@ -33,7 +33,7 @@ def verdicts(image: bytes) -> tuple[str, str]:
 
 
 def cases() -> Iterator[tuple[str, bytes]]:
-    """Yield (label, bytes) of the whole corpus: about 60,000 cases, always the same."""
+    """Yield (label, bytes) of the whole corpus: about 33,000 cases, always the same."""
     for name, image in samples():
         yield name, image
         for label, mutated in mutations(image, dense=name in ("native", "tflite")):
