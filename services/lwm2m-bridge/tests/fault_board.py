@@ -87,9 +87,7 @@ class FaultBoard:
 
     def flash_free(self) -> int:
         return sum(
-            size
-            for size, slot in zip(self.spec.slot_sizes, self._slots, strict=True)
-            if slot.state is SlotState.EMPTY
+            size for size, slot in zip(self.spec.slot_sizes, self._slots, strict=True) if slot.state is SlotState.EMPTY
         )
 
     def slot(self, slot: int) -> SlotStatus:

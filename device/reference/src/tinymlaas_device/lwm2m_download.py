@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import urlsplit
 
 import aiocoap
@@ -13,7 +14,7 @@ from aiocoap.numbers.constants import TransportTuning
 from aiocoap.optiontypes import BlockOption
 from tinymlaas_lwm2m import UpdateResult
 
-from .board import SlotState
+from .board import Board, SlotState
 from .lwm2m_board import BoardWorker
 
 _PATH = re.compile(r"/(?:[A-Za-z0-9._~-]{1,64}/){0,4}([0-9a-f]{64})")
@@ -46,7 +47,7 @@ class Fetcher:
         self._context = context
         self._settings = settings
 
-        class Tuning(TransportTuning):
+        class Tuning(TransportTuning):  # type: ignore[misc]  # aiocoap is not typed
             ACK_TIMEOUT = settings.ack_timeout_s
             MAX_RETRANSMIT = settings.max_retransmit
 
@@ -82,7 +83,7 @@ class Fetcher:
                 raise DownloadError(UpdateResult.INTEGRITY_FAILURE, "the server has another image under this URI")
             if total == 0:
                 total = self._total(answer)
-                await worker.call(lambda board, size=total: board.begin(slot, size, digest))
+                await worker.call(partial(_begin, slot=slot, size=total, digest=digest))
                 offset = min(offset, worker.snapshot.slots[slot].bytes_written)
             block = answer.opt.block2
             start = block.start if block is not None else 0
@@ -92,7 +93,7 @@ class Fetcher:
             if start > offset or (not fresh and offset < total):
                 raise DownloadError(UpdateResult.CONNECTION_LOST, f"the server sent block {start} instead of {offset}")
             if fresh:
-                await worker.call(lambda board, at=offset, data=fresh: board.write(slot, at, data))
+                await worker.call(partial(_write, slot=slot, offset=offset, data=fresh))
                 offset += len(fresh)
             if offset >= total:
                 return
@@ -127,3 +128,11 @@ class Fetcher:
                 continue
             raise DownloadError(UpdateResult.INVALID_URI, f"the server answered {answer.code}")
         raise DownloadError(UpdateResult.CONNECTION_LOST, f"no answer from the server ({last})")
+
+
+def _begin(board: Board, *, slot: int, size: int, digest: bytes) -> None:
+    board.begin(slot, size, digest)
+
+
+def _write(board: Board, *, slot: int, offset: int, data: bytes) -> None:
+    board.write(slot, offset, data)

@@ -15,12 +15,13 @@ from tinymlaas_lwm2m import MlRes, Path, SelfTestResult, SoftwareRes, UpdateStat
 from .coap.endpoint import CoapEndpoint, CoapSettings
 from .coap.link import LinkSettings
 from .core.catalogue import Catalogue
-from .core.directory import Clock, DeviceEvent, Directory
+from .core.directory import Clock, Directory
 from .core.errors import BridgeError, Reason
 from .core.install_plan import DeviceView
 from .core.install_record import InstallEvent, InstallRequest
 from .core.installer import Installer, InstallSettings
 from .core.ports import ArtifactSource, ImageCheck
+from .core.records import RecordEvent, Records
 from .core.registration import Registration
 from .core.survey import Surveyor
 from .images import TensorShapes
@@ -90,6 +91,7 @@ class Bridge:
         self.endpoint = await CoapEndpoint.start(self.directory, self._settings.coap, self._settings.link)
         self._link = self.endpoint.link
         self._surveyor = Surveyor(self._link, self._catalogue)
+        self._records = Records(self.directory, self._surveyor)
         self._installer = Installer(
             self.directory,
             self._link,
@@ -115,9 +117,9 @@ class Bridge:
         await self.endpoint.close()
         self._store.close()
 
-    def watch_devices(self) -> AsyncIterator[DeviceEvent]:
-        """Every device, then an event with `change` None, then each change."""
-        return self.directory.watch()
+    def watch_devices(self) -> AsyncIterator[RecordEvent]:
+        """Every device, then an event with `change` None, then each change, with what is known of the device."""
+        return self._records.watch()
 
     def registration(self, endpoint: str) -> Registration:
         """Registration of a device; DEVICE_UNKNOWN where there is none."""
@@ -125,7 +127,7 @@ class Bridge:
 
     async def read_capabilities(self, endpoint: str) -> devices_pb2.Device:
         """The device's record, afresh from the device."""
-        return await self._surveyor.capabilities(self.directory.get(endpoint))
+        return await self._records.refresh(self.directory.get(endpoint))
 
     def install(self, request: InstallRequest) -> AsyncIterator[InstallEvent]:
         """Bring a module into a slot and self-test it; the timeline until its end."""

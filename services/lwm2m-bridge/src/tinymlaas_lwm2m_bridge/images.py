@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path as FilePath
 
-from tinymlaas_module import KeyRing, parse, verify
+import structlog
+from tinymlaas_module import KeyRing, ModuleError, parse, verify
+from tinymlaas_module import Reason as ModuleReason
+from tinymlaas_module.layout import section_digest
 
+from .core.errors import BridgeError, Reason
 from .core.ports import ArtifactSource
+
+log = structlog.get_logger("tinymlaas.bridge.images")
 
 
 @dataclass(frozen=True)
@@ -20,14 +26,54 @@ class TensorSizes:
 
 
 class SignedImages:
-    """Checks structure and signature of images against the trusted public keys (Ed25519, 32 bytes each)."""
+    """Checks images before they go out: structure, section digests, and the signature by a trusted key.
 
-    def __init__(self, trusted_keys: Sequence[bytes]) -> None:
-        self._keys = KeyRing.of(trusted_keys)
+    Keys are given as hex, and in a file with one a line that is read at each check, because it may appear after the bridge
+    was started and may be changed when keys are rotated. Without either, only signatures can't be checked here; devices
+    check them in any case.
+    """
+
+    def __init__(self, keys_hex: str = "", keys_file: FilePath | None = None) -> None:
+        self._keys = _keys(keys_hex.replace(",", " "))
+        self._file = keys_file
+        if not self.checks_signatures:
+            log.warning("no trusted keys are set: the bridge checks modules but not who signed them; devices do")
+
+    @property
+    def checks_signatures(self) -> bool:
+        """True where keys are set."""
+        return bool(self._keys) or self._file is not None
 
     def __call__(self, image: bytes) -> None:
         """Raise the module package's error where the image is malformed or not signed by a trusted key."""
-        verify(parse(image), self._keys)
+        module = parse(image)
+        if self.checks_signatures:
+            verify(module, KeyRing.of(self._trusted()))
+            return
+        for section in module.sections:
+            if section.data is not None and section_digest(section.data) != section.digest:
+                raise ModuleError(ModuleReason.DIGEST_MISMATCH, f"section {section.name}", section=section.name)
+
+    def _trusted(self) -> list[bytes]:
+        if self._file is None:
+            return self._keys
+        try:
+            text = self._file.read_text(encoding="ascii")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BridgeError(
+                Reason.KEYS_MISSING, f"the file of trusted keys can't be read: {type(error).__name__}"
+            ) from error
+        return self._keys + _keys(text)
+
+
+def _keys(text: str) -> list[bytes]:
+    try:
+        keys = [bytes.fromhex(word) for word in text.split()]
+    except ValueError as error:
+        raise BridgeError(Reason.KEYS_MISSING, "a trusted key is not hex") from error
+    if any(len(key) != 32 for key in keys):
+        raise BridgeError(Reason.KEYS_MISSING, "a trusted key has not 32 bytes")
+    return keys
 
 
 class TensorShapes:

@@ -59,7 +59,7 @@ class CoapLink:
         self._remotes: OrderedDict[str, tuple[str, Any]] = OrderedDict()
         self._formats: OrderedDict[str, Format] = OrderedDict()
 
-        class Tuning(TransportTuning):
+        class Tuning(TransportTuning):  # type: ignore[misc]  # aiocoap is not typed
             ACK_TIMEOUT = settings.ack_timeout_s
             MAX_RETRANSMIT = settings.max_retransmit
 

@@ -66,7 +66,7 @@ class RegisterResource(_Bounded):
         return answer
 
 
-class RegistrationResource(_Bounded, resource.PathCapable):
+class RegistrationResource(_Bounded, resource.PathCapable):  # type: ignore[misc]
     """POST /rd/{id}: Update. DELETE /rd/{id}: De-register."""
 
     def __init__(self, directory: Directory, remember: Remember) -> None:

@@ -79,7 +79,7 @@ class _Record:
         self._target = capabilities.target
         self._values = values
 
-    def _source(self, field: str, source: devices_pb2.Source) -> None:
+    def _source(self, field: str, source: devices_pb2.Source.ValueType) -> None:
         self._capabilities.sources[field] = source
 
     def cpu(self, board: Board | None) -> None:
@@ -132,7 +132,7 @@ class _Record:
     def _region(
         self,
         name: str,
-        kind: target_pb2.MemoryRegion.Kind,
+        kind: target_pb2.MemoryRegion.Kind.ValueType,
         total_id: MlRes,
         free_id: MlRes,
         known_total: int | None,
@@ -169,9 +169,9 @@ class _Record:
             self._source("target.runtimes", REPORTED)
         kinds = _texts(values, MlRes.PAYLOAD_KINDS)
         for text in kinds or (board.payload_kinds if board else ()):
-            number = target_pb2.PayloadKind.DESCRIPTOR.values_by_name.get(f"PAYLOAD_KIND_{text}")
-            if number is not None and number.number:
-                target.payload_kinds.append(number.number)
+            name = f"PAYLOAD_KIND_{text}"
+            if text != "UNSPECIFIED" and name in target_pb2.PayloadKind.keys():  # noqa: SIM118 - an enum, no dict
+                target.payload_kinds.append(target_pb2.PayloadKind.Value(name))
                 self._source("target.payload_kinds", REPORTED if kinds else LOOKED_UP)
         abi = _size(values, ml(MlRes.LOADER_ABI))
         if abi is not None:
@@ -220,7 +220,7 @@ def _slots(capabilities: devices_pb2.Capabilities, values: Mapping[Path, Value])
         capabilities.sources[f"slots.{index}"] = REPORTED
 
 
-def _state_of_object_9(values: Mapping[Path, Value], index: int) -> devices_pb2.Slot.State:
+def _state_of_object_9(values: Mapping[Path, Value], index: int) -> devices_pb2.Slot.State.ValueType:
     """State of a slot of a device without the ML object."""
     update_state = values.get(software(index, SoftwareRes.UPDATE_STATE))
     if update_state == UpdateState.INSTALLED and values.get(software(index, SoftwareRes.ACTIVATION_STATE)) is True:

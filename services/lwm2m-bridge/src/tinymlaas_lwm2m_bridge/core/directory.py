@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -153,7 +153,7 @@ class Directory:
         """Earliest time at which `expire` may have something to do, or None."""
         return self._expiries[0][0] if self._expiries else None
 
-    async def watch(self) -> AsyncIterator[DeviceEvent]:
+    async def watch(self) -> AsyncGenerator[DeviceEvent, None]:
         """First every device, then an event with `change` None, then each change.
 
         A watcher that falls too far behind gets WATCHER_TOO_SLOW rather than unbounded memory or silent gaps.

@@ -47,6 +47,7 @@ class Reason(StrEnum):
     ACTIVATION_FAILED = "ACTIVATION_FAILED"
     INFERENCE_FAILED = "INFERENCE_FAILED"
     PLAIN_COAP_REFUSED = "PLAIN_COAP_REFUSED"
+    KEYS_MISSING = "KEYS_MISSING"
     WATCHER_TOO_SLOW = "WATCHER_TOO_SLOW"
 
 
@@ -138,6 +139,10 @@ _TABLE: dict[Reason, tuple[str, str]] = {
     Reason.PLAIN_COAP_REFUSED: (
         "FAILED_PRECONDITION",
         "Bind to a loopback address, or allow plain CoAP explicitly and know the risk.",
+    ),
+    Reason.KEYS_MISSING: (
+        "FAILED_PRECONDITION",
+        "Set TINYMLAAS_TRUSTED_KEYS or its file to the public key that seals modules.",
     ),
     Reason.WATCHER_TOO_SLOW: ("RESOURCE_EXHAUSTED", "Read the stream faster; watch again to get every device afresh."),
 }

@@ -1,0 +1,78 @@
+"""Settings of the bridge, from environment variables `TINYMLAAS_*`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, field_validator
+from tinymlaas_servicekit import ServiceSettings
+
+from .bridge import BridgeSettings
+from .coap.endpoint import CoapSettings
+from .coap.link import LinkSettings
+from .core.installer import InstallSettings
+
+
+class LwM2mBridgeSettings(ServiceSettings):
+    """What an operator can set."""
+
+    state_dir: Path = Field(Path("."), description="folder of the bridge's database")
+    database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite in the state folder")
+    project: str = Field("default", description="project that this bridge's devices belong to")
+    registry_address: str = Field("127.0.0.1:7001", description="host:port of the registry")
+    coap_listen: str = Field("127.0.0.1:5683", description="host:port for plain CoAP (UDP); port 0 for a free one")
+    coap_public_address: str = Field(
+        "", description="coap://host:port that devices reach the bridge at; empty: as they did"
+    )
+    coap_allow_plain: bool = Field(False, description="serve plain CoAP beyond loopback: no security at all")
+    trusted_keys: str = Field(
+        "", description="Ed25519 public keys (hex, comma separated) that modules must be signed by"
+    )
+    trusted_keys_file: Path | None = Field(
+        None, description="file with such keys, one a line; read before each install"
+    )
+    board_catalogue: Path | None = Field(None, description="YAML file with boards beside the built-in ones")
+    max_devices: int = Field(20_000, ge=1)
+    max_image_bytes: int = Field(16 * 1024 * 1024, ge=1024)
+    concurrent_installs: int = Field(16, ge=1)
+    install_poll_seconds: float = Field(0.25, gt=0, description="pause between looks at a device that installs")
+    install_stuck_seconds: float = Field(120.0, gt=0, description="no progress for so long: start the transfer again")
+    install_offline_seconds: float = Field(86_400.0, gt=0, description="how long an install waits for its device")
+    coap_ack_timeout_seconds: float = Field(2.0, gt=0, description="ACK_TIMEOUT of RFC 7252")
+    coap_max_retransmit: int = Field(4, ge=0, description="MAX_RETRANSMIT of RFC 7252")
+
+    @field_validator("coap_listen")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65_535:
+            raise ValueError("must be host:port, such as 127.0.0.1:5683")
+        return value
+
+    def bridge(self) -> BridgeSettings:
+        """The same for the bridge's parts."""
+        host, _, port = self.coap_listen.rpartition(":")
+        return BridgeSettings(
+            coap=CoapSettings(
+                host=host.strip("[]"),
+                port=int(port),
+                allow_plain_coap=self.coap_allow_plain,
+                public_address=self.coap_public_address,
+            ),
+            link=LinkSettings(ack_timeout_s=self.coap_ack_timeout_seconds, max_retransmit=self.coap_max_retransmit),
+            install=InstallSettings(
+                concurrency=self.concurrent_installs,
+                poll_s=self.install_poll_seconds,
+                offline_s=self.install_offline_seconds,
+                stuck_s=self.install_stuck_seconds,
+                max_image_bytes=self.max_image_bytes,
+            ),
+            max_devices=self.max_devices,
+        )
+
+    def resolve_database_url(self) -> str:
+        """The URL, or that of a SQLite file in the state folder, which is made."""
+        if self.database_url:
+            return self.database_url
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        return f"sqlite:///{self.state_dir / 'bridge.db'}"
