@@ -1,0 +1,182 @@
+"""Bridges: watched for devices, which go into the catalogue, and called for the devices that they own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+import structlog
+from tinymlaas.bridge.v1 import bridge_pb2, bridge_pb2_grpc
+from tinymlaas.registry.v1 import devices_pb2
+from tinymlaas.type.v1 import tensor_pb2
+from tinymlaas_servicekit import FailedPrecondition, NotFound, ServiceError, Unavailable, adapt
+
+from .catalogue import Catalogue, patiently
+from .endpoints import Endpoint
+from .manifest import Entry, Manifest
+
+log = structlog.get_logger("tinymlaas.gateway")
+Result = TypeVar("Result")
+
+LOOK_SECONDS = 1.0
+RECONNECT_SECONDS = 1.0
+CALL_SECONDS = 300.0
+# Sleeping devices answer at their next registration update; a bridge that restarts is back within this time.
+PATIENCE_SECONDS = 120.0
+
+
+class BridgeDirectory:
+    """The bridges that are there, by manifest; which one owns a device is learned from what they tell."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        catalogue: Catalogue,
+        projects: list[str],
+        token: str | None = None,
+        patience: float = PATIENCE_SECONDS,
+    ) -> None:
+        self._manifest = manifest
+        self._catalogue = catalogue
+        self._projects = projects
+        self._token = token
+        self._patience = patience
+        self._endpoints: dict[Entry, Endpoint] = {}
+        self._watchers: dict[tuple[Entry, str], asyncio.Task[None]] = {}
+        self._owners: dict[str, Entry] = {}
+
+    async def watch(self) -> None:
+        """Keep one watch per bridge and project, until cancelled."""
+        try:
+            while True:
+                entries = self._manifest.entries()
+                for entry in entries:
+                    if entry not in self._endpoints:
+                        self._endpoints[entry] = Endpoint(
+                            f"bridge {entry.label}", entry.location, entry.token or self._token
+                        )
+                    for project in self._projects:
+                        key = (entry, project)
+                        if key not in self._watchers or self._watchers[key].done():
+                            self._watchers[key] = asyncio.create_task(self._watch_one(entry, project))
+                for key in [key for key in self._watchers if key[0] not in entries]:
+                    self._watchers.pop(key).cancel()
+                await asyncio.sleep(LOOK_SECONDS)
+        finally:
+            for task in self._watchers.values():
+                task.cancel()
+            await asyncio.gather(*self._watchers.values(), return_exceptions=True)
+            for endpoint in self._endpoints.values():
+                await endpoint.close()
+
+    async def _watch_one(self, entry: Entry, project: str) -> None:
+        """Follow one bridge's devices; begins again whenever the stream ends."""
+        request = bridge_pb2.WatchDevicesRequest(parent=f"projects/{project}")
+        while True:
+            try:
+                stub = bridge_pb2_grpc.BridgeStub(self._endpoints[entry].channel())
+                async for event in stub.WatchDevices(request):
+                    await self._take(entry, project, event)
+            except (grpc.RpcError, ServiceError) as error:
+                log.debug("bridge away", bridge=entry.label, error=str(error)[:200])
+            await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def _take(self, entry: Entry, project: str, event: bridge_pb2.WatchDevicesResponse) -> None:
+        """Write what a bridge told of a device into the catalogue; which module is active is kept by digest."""
+        if event.kind == bridge_pb2.WatchDevicesResponse.KIND_IN_SYNC or not event.HasField("device"):
+            return
+        device = event.device
+        if not device.name.startswith(f"projects/{project}/devices/"):
+            log.warning("a bridge told of a device of another project", bridge=entry.label, device=device.name[:200])
+            return
+        self._owners[device.name] = entry
+        if event.kind == bridge_pb2.WatchDevicesResponse.KIND_LOST:
+            device.state = devices_pb2.Device.STATE_LOST
+        if not device.active_module:
+            with suppress(NotFound):
+                device.active_module = (await self._catalogue.device(device.name)).active_module
+        try:
+            await self._catalogue.upsert_device(device)
+        except ServiceError as error:
+            log.warning("a device was not recorded", device=device.name, error=str(error)[:500])
+
+    def _stub(self, device: str) -> bridge_pb2_grpc.BridgeStub:
+        entry = self._owners.get(device)
+        if entry is None:
+            entries = list(self._endpoints)
+            if len(entries) != 1:  # with one bridge only, it is that one, even before it told of the device
+                raise Unavailable(
+                    f"no bridge has told of {device}",
+                    "BRIDGE_UNKNOWN",
+                    {"device": device},
+                    "Start the bridge that owns the device.",
+                )
+            entry = entries[0]
+        return bridge_pb2_grpc.BridgeStub(self._endpoints[entry].channel())
+
+    async def _call(self, device: str, call: Callable[[bridge_pb2_grpc.BridgeStub], Awaitable[Result]]) -> Result:
+        async def attempt() -> Result:
+            return await call(self._stub(device))
+
+        return await patiently(attempt, self._patience)
+
+    async def install(self, request: bridge_pb2.InstallRequest) -> AsyncIterator[bridge_pb2.InstallResponse]:
+        """Follow an install to its terminal step; asked again, with the same id, whenever the bridge went away."""
+        loop = asyncio.get_running_loop()
+        last_sign = loop.time()
+        while True:
+            try:
+                async for event in self._stub(request.device).Install(request):
+                    last_sign = loop.time()
+                    yield event
+                return
+            except (grpc.RpcError, ServiceError) as error:
+                adapted = adapt(error)
+                if not isinstance(adapted, Unavailable) or loop.time() - last_sign > self._patience:
+                    raise (adapted or error) from error
+            await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def cancel_install(self, device: str, install_id: str) -> None:
+        """Stop an install at the next safe point."""
+        request = bridge_pb2.CancelInstallRequest(install_id=install_id)
+        await self._call(device, lambda stub: stub.CancelInstall(request, timeout=CALL_SECONDS))
+
+    async def activate(self, device: str, slot: int) -> devices_pb2.Device:
+        """Make the module of a slot the active one."""
+        request = bridge_pb2.ActivateRequest(device=device, slot=slot)
+        return await self._call(device, lambda stub: stub.Activate(request, timeout=CALL_SECONDS))
+
+    async def deactivate(self, device: str, slot: int) -> devices_pb2.Device:
+        """Stop the module of a slot."""
+        request = bridge_pb2.DeactivateRequest(device=device, slot=slot)
+        return await self._call(device, lambda stub: stub.Deactivate(request, timeout=CALL_SECONDS))
+
+    async def rollback(self, device: str) -> devices_pb2.Device:
+        """Go back to the module that was active before.
+
+        Not repeatable by itself: after a call that broke off, the caller looks which module is active before asking again.
+        """
+        request = bridge_pb2.RollbackRequest(device=device)
+        try:
+            answer: devices_pb2.Device = await self._stub(device).Rollback(request, timeout=CALL_SECONDS)
+            return answer
+        except grpc.RpcError as error:
+            raise (adapt(error) or FailedPrecondition("rollback failed")) from error
+
+    async def read_capabilities(self, device: str) -> devices_pb2.Device:
+        """Read a device afresh."""
+        request = bridge_pb2.ReadCapabilitiesRequest(device=device)
+        return await self._call(device, lambda stub: stub.ReadCapabilities(request, timeout=CALL_SECONDS))
+
+    async def infer(self, device: str, inputs: tensor_pb2.TensorValues) -> bridge_pb2.InferResponse:
+        """Run one inference with the active module; a bridge that is away is an error at once."""
+        request = bridge_pb2.InferRequest(device=device, inputs=inputs)
+        try:
+            answer: bridge_pb2.InferResponse = await self._stub(device).Infer(request, timeout=CALL_SECONDS)
+            return answer
+        except grpc.RpcError as error:
+            raise (adapt(error) or Unavailable("the bridge cannot be reached")) from error

@@ -1,0 +1,239 @@
+"""The registry as the gateway uses it: models, devices, plugins, modules, bytes by digest. Errors are ServiceErrors.
+
+Reads and idempotent writes are repeated while the registry is away (a restart), for at most `PATIENCE_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+from tinymlaas.registry.v1 import (
+    artifacts_pb2,
+    artifacts_pb2_grpc,
+    devices_pb2,
+    devices_pb2_grpc,
+    models_pb2,
+    models_pb2_grpc,
+    modules_pb2,
+    modules_pb2_grpc,
+    plugins_pb2,
+    plugins_pb2_grpc,
+)
+from tinymlaas.type.v1 import tensor_pb2
+from tinymlaas_servicekit import DataLoss, ResourceExhausted, ServiceError, Unavailable, adapt
+
+from .endpoints import Endpoint
+
+Result = TypeVar("Result")
+
+CHUNK_BYTES = 1 << 20
+CALL_SECONDS = 60.0
+PATIENCE_SECONDS = 60.0
+MAX_ARTIFACT_BYTES = 256 << 20
+CACHE_BYTES = 64 << 20
+MAX_DEVICES = 1000
+
+
+async def patiently(call: Callable[[], Awaitable[Result]], seconds: float = PATIENCE_SECONDS) -> Result:
+    """Repeat a repeatable call while the other side is Unavailable, with growing pauses; then its error stands."""
+    loop = asyncio.get_running_loop()
+    end, pause = loop.time() + seconds, 0.1
+    while True:
+        try:
+            return await call()
+        except (ServiceError, grpc.RpcError) as error:
+            adapted = adapt(error)
+            if not isinstance(adapted, Unavailable) or loop.time() + pause > end:
+                raise (adapted or error) from error
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, 2.0)
+
+
+class Catalogue:
+    """Client of the registry."""
+
+    def __init__(self, endpoint: Endpoint, patience: float = PATIENCE_SECONDS) -> None:
+        self._endpoint = endpoint
+        self._patience = patience
+        self._cache: OrderedDict[str, bytes] = OrderedDict()
+
+    async def _call(
+        self, call: Callable[[grpc.aio.Channel], Awaitable[Result]], patience: float | None = None
+    ) -> Result:
+        async def attempt() -> Result:
+            return await call(self._endpoint.channel())
+
+        return await patiently(attempt, self._patience if patience is None else patience)
+
+    async def model_version(self, name: str, patience: float | None = None) -> models_pb2.ModelVersion:
+        """Return a model version; `name` may end in "versions/latest"."""
+        request = models_pb2.GetModelVersionRequest(name=name)
+        return await self._call(
+            lambda channel: models_pb2_grpc.ModelsStub(channel).GetModelVersion(request, timeout=CALL_SECONDS), patience
+        )
+
+    async def model(self, name: str) -> models_pb2.Model:
+        """Return a model."""
+        request = models_pb2.GetModelRequest(name=name)
+        return await self._call(
+            lambda channel: models_pb2_grpc.ModelsStub(channel).GetModel(request, timeout=CALL_SECONDS)
+        )
+
+    async def derived(
+        self, version: models_pb2.ModelVersion, form: tensor_pb2.ModelFormat
+    ) -> models_pb2.ModelVersion | None:
+        """Return the version in `form` that an importer made from `version` earlier, None when there is none."""
+        token = ""
+        for _ in range(20):
+            request = models_pb2.ListModelVersionsRequest(
+                parent=version.name.rsplit("/versions/", 1)[0], page_size=100, page_token=token
+            )
+            page = await self._call(
+                lambda channel, request=request: models_pb2_grpc.ModelsStub(channel).ListModelVersions(  # type: ignore[misc]
+                    request, timeout=CALL_SECONDS
+                )
+            )
+            for item in page.model_versions:
+                if item.derived_from == version.name and item.format == form:
+                    return item
+            token = page.next_page_token
+            if not token:
+                break
+        return None
+
+    async def import_derived(
+        self, version: models_pb2.ModelVersion, form: tensor_pb2.ModelFormat, data: bytes, derived_by: str
+    ) -> models_pb2.ModelVersion:
+        """Store bytes that an importer made as a derived version of the same model; the registry checks them."""
+        parts = version.name.split("/")
+        digest = hashlib.sha256(data).digest()
+        header = models_pb2.ImportModelHeader(
+            parent="/".join(parts[:2]),
+            model_id=parts[3],
+            format=form,
+            sha256=digest,
+            size_bytes=len(data),
+            derived_from=version.name,
+            derived_by=derived_by,
+        )
+
+        async def requests() -> AsyncIterator[models_pb2.ImportModelRequest]:
+            yield models_pb2.ImportModelRequest(header=header)
+            for offset in range(0, len(data), CHUNK_BYTES):
+                chunk = models_pb2.ModelChunk(offset=offset, data=data[offset : offset + CHUNK_BYTES])
+                yield models_pb2.ImportModelRequest(chunk=chunk)
+
+        return await self._call(
+            lambda channel: models_pb2_grpc.ModelsStub(channel).ImportModel(requests(), timeout=CALL_SECONDS)
+        )
+
+    async def device(self, name: str) -> devices_pb2.Device:
+        """Return a device."""
+        request = devices_pb2.GetDeviceRequest(name=name)
+        return await self._call(
+            lambda channel: devices_pb2_grpc.DevicesStub(channel).GetDevice(request, timeout=CALL_SECONDS)
+        )
+
+    async def devices(self, project: str) -> list[devices_pb2.Device]:
+        """Return every device of a project; ResourceExhausted beyond 1000."""
+        found: list[devices_pb2.Device] = []
+        token = ""
+        while True:
+            request = devices_pb2.ListDevicesRequest(parent=f"projects/{project}", page_size=500, page_token=token)
+            page = await self._call(
+                lambda channel, request=request: devices_pb2_grpc.DevicesStub(channel).ListDevices(  # type: ignore[misc]
+                    request, timeout=CALL_SECONDS
+                )
+            )
+            found += page.devices
+            if len(found) > MAX_DEVICES:
+                raise ResourceExhausted(
+                    f"the project has more than {MAX_DEVICES} devices",
+                    "LIMIT_EXCEEDED",
+                    {"limit": "devices", "max": MAX_DEVICES},
+                    "Name the devices in the request.",
+                )
+            token = page.next_page_token
+            if not token:
+                return found
+
+    async def upsert_device(self, device: devices_pb2.Device) -> devices_pb2.Device:
+        """Write what a bridge learned of a device."""
+        request = devices_pb2.UpsertDeviceRequest(device=device)
+        return await self._call(
+            lambda channel: devices_pb2_grpc.DevicesStub(channel).UpsertDevice(request, timeout=CALL_SECONDS)
+        )
+
+    async def upsert_plugin(self, plugin: plugins_pb2.Plugin, patience: float | None = None) -> plugins_pb2.Plugin:
+        """Write what is known of a plugin."""
+        request = plugins_pb2.UpsertPluginRequest(plugin=plugin)
+        return await self._call(
+            lambda channel: plugins_pb2_grpc.PluginsStub(channel).UpsertPlugin(request, timeout=CALL_SECONDS), patience
+        )
+
+    async def create_module(self, project: str, module: modules_pb2.Module) -> modules_pb2.Module:
+        """Record a sealed module whose bytes are stored already."""
+        request = modules_pb2.CreateModuleRequest(parent=f"projects/{project}", module=module)
+        return await self._call(
+            lambda channel: modules_pb2_grpc.ModulesStub(channel).CreateModule(request, timeout=CALL_SECONDS)
+        )
+
+    async def module(self, name: str) -> modules_pb2.Module:
+        """Return a module."""
+        request = modules_pb2.GetModuleRequest(name=name)
+        return await self._call(
+            lambda channel: modules_pb2_grpc.ModulesStub(channel).GetModule(request, timeout=CALL_SECONDS)
+        )
+
+    async def read(self, project: str, sha256: str) -> bytes:
+        """Return the bytes of a digest; DataLoss when they are others. Small ones are kept in memory."""
+        key = f"{project}/{sha256}"
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        request = artifacts_pb2.ReadArtifactRequest(sha256=sha256, parent=f"projects/{project}")
+
+        async def attempt(channel: grpc.aio.Channel) -> bytes:
+            data = bytearray()
+            async for part in artifacts_pb2_grpc.ArtifactsStub(channel).ReadArtifact(request, timeout=CALL_SECONDS):
+                data += part.data
+                if len(data) > MAX_ARTIFACT_BYTES:
+                    raise ResourceExhausted("the artifact is too big", "LIMIT_EXCEEDED", {"limit": "artifact_bytes"})
+            return bytes(data)
+
+        data = await self._call(attempt)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise DataLoss("the artifact's bytes are not those of its digest", metadata={"expected": sha256})
+        self._keep(key, data)
+        return data
+
+    async def write(self, project: str, data: bytes) -> str:
+        """Store bytes under their digest; return it (sha256 hex)."""
+        sha256 = hashlib.sha256(data).hexdigest()
+
+        async def requests() -> AsyncIterator[artifacts_pb2.WriteArtifactRequest]:
+            first = True
+            for offset in range(0, max(len(data), 1), CHUNK_BYTES):
+                request = artifacts_pb2.WriteArtifactRequest(data=data[offset : offset + CHUNK_BYTES])
+                if first:
+                    request.sha256, request.parent, first = sha256, f"projects/{project}", False
+                yield request
+
+        await self._call(
+            lambda channel: artifacts_pb2_grpc.ArtifactsStub(channel).WriteArtifact(requests(), timeout=CALL_SECONDS)
+        )
+        self._keep(f"{project}/{sha256}", data)
+        return sha256
+
+    def _keep(self, key: str, data: bytes) -> None:
+        if len(data) > CACHE_BYTES // 8:
+            return
+        self._cache[key] = data
+        while sum(map(len, self._cache.values())) > CACHE_BYTES:
+            self._cache.popitem(last=False)

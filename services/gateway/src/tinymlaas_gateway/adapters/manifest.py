@@ -1,0 +1,92 @@
+"""Who is there, by local manifest: a JSON file that lists plugins or bridges, read again whenever it changes.
+
+    [{"address": "127.0.0.1:4001"}, {"address_file": "run/compiler.addr", "token_file": "run/token"}]
+
+Relative paths are relative to the manifest's folder. A missing file is an empty list: nothing has been started yet.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from tinymlaas_servicekit import InvalidArgument
+
+from .endpoints import Location
+
+log = structlog.get_logger("tinymlaas.gateway")
+MAX_ENTRIES = 256
+MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A plugin or bridge: where it listens and the token that it wants (None: the suite's)."""
+
+    location: Location
+    token: str | None = None
+
+    @property
+    def label(self) -> str:
+        """How the entry is called in logs."""
+        return self.location.address or str(self.location.address_file)
+
+
+def read_manifest(path: Path) -> list[Entry]:
+    """Return the entries of a manifest; InvalidArgument / MANIFEST_INVALID for a file that is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    try:
+        items = json.loads(text)
+        if not isinstance(items, list) or len(items) > MAX_ENTRIES or len(text) > MAX_BYTES:
+            raise ValueError(f"it must be a list of at most {MAX_ENTRIES} entries")
+        return [_entry(item, path.parent) for item in items]
+    except (ValueError, TypeError, OSError, RecursionError) as error:
+        raise InvalidArgument(
+            f"{path.name} is no manifest: {error}",
+            "MANIFEST_INVALID",
+            {"file": path.name},
+            'Write a JSON list of objects with "address" or "address_file".',
+        ) from error
+
+
+def _entry(item: object, folder: Path) -> Entry:
+    if isinstance(item, str):
+        item = {"address": item}
+    if not isinstance(item, dict) or ("address" in item) == ("address_file" in item):
+        raise ValueError('each entry needs either "address" or "address_file"')
+    token_file = item.get("token_file")
+    token = (folder / str(token_file)).read_text(encoding="utf-8").strip() if token_file else None
+    if "address" in item:
+        return Entry(Location(address=str(item["address"])), token)
+    return Entry(Location(address_file=folder / str(item["address_file"])), token)
+
+
+class Manifest:
+    """The entries now: fixed ones and those of the file, which is read again when it was written anew."""
+
+    def __init__(self, fixed: list[Entry], path: Path | None) -> None:
+        self._fixed = fixed
+        self._path = path
+        self._stamp: tuple[int, int] | None = None
+        self._read: list[Entry] = []
+
+    def entries(self) -> list[Entry]:
+        """Entries without repetition; while the file is broken, those of its last good version."""
+        if self._path is not None:
+            try:
+                stat = self._path.stat()
+                stamp = (stat.st_mtime_ns, stat.st_size)
+            except FileNotFoundError:
+                stamp = (0, 0)
+            if stamp != self._stamp:
+                self._stamp = stamp
+                try:
+                    self._read = read_manifest(self._path)
+                except InvalidArgument as error:
+                    log.error("manifest not read", file=str(self._path), message=error.message)
+        return list(dict.fromkeys([*self._fixed, *self._read]))

@@ -1,0 +1,261 @@
+"""Plugins: found by manifest, asked who they are, watched, recorded in the registry, and called with every answer checked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import structlog
+from google.protobuf.message import Message
+from tinymlaas.plugin.v1 import compiler_pb2, importer_pb2, profiler_pb2
+from tinymlaas.registry.v1 import plugins_pb2
+from tinymlaas.type.v1 import tensor_pb2
+from tinymlaas_pluginkit import ClientLimits, LogEvent, PluginCall, PluginClient, PluginUnavailable, ProgressEvent
+from tinymlaas_pluginkit.client import outputs_of
+from tinymlaas_servicekit import ServiceError
+
+from ..engine.ports import KnownPlugin, Listener, Sign
+from .catalogue import Catalogue
+from .manifest import Entry, Manifest
+from .store import Refutations
+
+log = structlog.get_logger("tinymlaas.gateway")
+
+QUARANTINE_AFTER = 3
+LOOK_SECONDS = 1.0
+State = plugins_pb2.Plugin
+R = TypeVar("R", bound=Message)
+
+
+@dataclass(slots=True)
+class _Seat:
+    """One entry of the manifest with the plugin that sits there."""
+
+    entry: Entry
+    address: str | None = None
+    client: PluginClient | None = None
+    known: KnownPlugin | None = None
+    recorded: bytes = b""
+    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+
+
+class PluginDirectory:
+    """The plugins that are there, by manifest, and calls to them."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        catalogue: Catalogue,
+        refutations: Refutations,
+        token: str | None = None,
+        limits: ClientLimits | None = None,
+    ) -> None:
+        self._manifest = manifest
+        self._catalogue = catalogue
+        self._refutations = refutations
+        self._token = token
+        self._limits = limits or ClientLimits()
+        self._seats: dict[Entry, _Seat] = {}
+        self._looked = asyncio.Event()
+
+    def known(self) -> Sequence[KnownPlugin]:
+        """Plugins that have told who they are, by name; of two with one name the first of the manifest."""
+        found: dict[str, KnownPlugin] = {}
+        for seat in self._seats.values():
+            if seat.known is not None:
+                found.setdefault(seat.known.plugin.name, seat.known)
+        return [found[name] for name in sorted(found)]
+
+    async def first_look(self) -> None:
+        """Wait until every entry of the manifest has been asked once."""
+        await self._looked.wait()
+
+    async def watch(self) -> None:
+        """Look at every plugin again and again, until cancelled."""
+        try:
+            while True:
+                await self.look()
+                await asyncio.sleep(LOOK_SECONDS)
+        finally:
+            for seat in self._seats.values():
+                if seat.client is not None:
+                    await seat.client.close()
+
+    async def look(self) -> None:
+        """Look at every plugin once, at the same time."""
+        entries = self._manifest.entries()
+        for gone in [entry for entry in self._seats if entry not in entries]:
+            await self._leave(self._seats.pop(gone))
+        for entry in entries:
+            self._seats.setdefault(entry, _Seat(entry))
+        await asyncio.gather(*(self._look_at(seat) for seat in list(self._seats.values())))
+        self._looked.set()
+
+    async def _look_at(self, seat: _Seat) -> None:
+        address = seat.entry.location.resolve()
+        if address is None or address != seat.address:
+            if seat.client is not None:
+                await seat.client.close()
+            seat.address = address
+            seat.client = (
+                None
+                if address is None
+                else PluginClient(address, token=seat.entry.token or self._token, limits=self._limits)
+            )
+            if address is not None:
+                seat.known = None
+        if seat.client is None:
+            self._set_state(seat, State.STATE_UNREACHABLE, "it is not up")
+        else:
+            try:
+                ready = await seat.client.probe()
+                known = seat.known
+                # A replaced container answers on the same address, so who sits there is asked each time.
+                if known is None or known.plugin.info != await seat.client.info():
+                    seat.known = await self._ask(seat.client, seat.address or "")
+                    limit = max(1, min(seat.known.plugin.limits.max_concurrency, 64))
+                    seat.slots = asyncio.Semaphore(limit)
+                self._set_state(seat, State.STATE_READY if ready else State.STATE_LOADING, "")
+            except ServiceError as error:
+                if seat.known is None:
+                    log.warning("a plugin does not tell who it is", address=seat.address, error=str(error))
+                self._set_state(seat, State.STATE_UNREACHABLE, error.message[:200])
+        await self._record(seat)
+
+    async def _ask(self, client: PluginClient, address: str) -> KnownPlugin:
+        """Ask a plugin who it is and, role by role, what it offers; nothing that it did not advertise is called."""
+        info = await client.info()
+        told = await client.capabilities()
+        plugin = plugins_pb2.Plugin(
+            name=f"plugins/{info.name}",
+            address=address,
+            info=info,
+            capabilities=sorted(set(told.capabilities)),
+            limits=told.limits,
+        )
+        profiler = profiler_pb2.ProfilerListTargetsResponse()
+        if "role.compiler" in told.capabilities:
+            plugin.compiler.CopyFrom(await client.compiler_targets())
+            plugin.compiler_option_schema = await client.compiler_option_schema()
+        if "role.importer" in told.capabilities:
+            plugin.conversions.extend(await client.conversions())
+        if "role.optimizer" in told.capabilities:
+            plugin.optimizer_option_schema = await client.optimizer_option_schema()
+        if "role.profiler" in told.capabilities:
+            profiler = await client.profiler_targets()
+        log.info("plugin found", plugin=plugin.name, version=info.vendor_version, roles=list(plugin.capabilities))
+        return KnownPlugin(plugin, profiler)
+
+    def _set_state(self, seat: _Seat, state: plugins_pb2.Plugin.State, detail: str) -> None:
+        if seat.known is None:
+            return
+        plugin = seat.known.plugin
+        refuted = self._refutations.count(plugin.name, plugin.info.vendor_version)
+        plugin.refuted_claims = refuted
+        if refuted >= QUARANTINE_AFTER:
+            state, detail = State.STATE_QUARANTINED, f"claims were refuted in {refuted} builds"
+        plugin.state, plugin.detail = state, detail
+
+    async def _record(self, seat: _Seat) -> None:
+        """Write a plugin into the registry when it changed; a registry that is away gets it later."""
+        if seat.known is None:
+            return
+        data = seat.known.plugin.SerializeToString(deterministic=True)
+        if data == seat.recorded:
+            return
+        with suppress(ServiceError):
+            await self._catalogue.upsert_plugin(seat.known.plugin, patience=0.0)
+            seat.recorded = data
+
+    async def _leave(self, seat: _Seat) -> None:
+        if seat.client is not None:
+            await seat.client.close()
+            seat.client = None
+        self._set_state(seat, State.STATE_UNREACHABLE, "it is no longer in the manifest")
+        await self._record(seat)
+
+    async def count_refutation(self, plugin: str, version: str, build: str) -> None:
+        """Note a refuted claim; the third build puts the plugin's version in quarantine."""
+        count = await asyncio.to_thread(self._refutations.add, plugin, version, build)
+        log.warning("a claim was refuted", plugin=plugin, version=version, build=build, builds=count)
+        for seat in self._seats.values():
+            if seat.known is not None and seat.known.plugin.name == plugin:
+                self._set_state(seat, seat.known.plugin.state, seat.known.plugin.detail)
+                await self._record(seat)
+
+    def _seat(self, plugin: str) -> tuple[_Seat, PluginClient]:
+        for seat in self._seats.values():
+            if seat.known is not None and seat.known.plugin.name == plugin and seat.client is not None:
+                return seat, seat.client
+        raise PluginUnavailable(f"{plugin} is not up")
+
+    async def _run(self, seat: _Seat, call: PluginCall[R], listener: Listener) -> Any:
+        """Run a role call to its end, at most as many at once as the plugin takes."""
+
+        def on_event(event: ProgressEvent | LogEvent) -> None:
+            if isinstance(event, ProgressEvent):
+                listener(Sign(step=event.step, fraction=-1.0 if event.fraction is None else event.fraction))
+            else:
+                listener(Sign(log=event.text))
+
+        async with seat.slots:
+            return await call.finish(on_event)
+
+    async def check_model(
+        self, plugin: str, header: compiler_pb2.CompileHeader, model: bytes
+    ) -> compiler_pb2.CheckModelResult:
+        """Ask whether a model would be compiled."""
+        seat, client = self._seat(plugin)
+        outcome = await self._run(seat, client.check_model(header, model), lambda sign: None)
+        result: compiler_pb2.CheckModelResult = outcome.result
+        return result
+
+    async def compile(
+        self, plugin: str, header: compiler_pb2.CompileHeader, model: bytes, listener: Listener
+    ) -> tuple[compiler_pb2.CompileResult, bytes]:
+        """Compile; digest and size of the payload hold."""
+        seat, client = self._seat(plugin)
+        outcome = await self._run(seat, client.compile(header, model), listener)
+        return outcome.result, outcome.blobs["payload"]
+
+    async def import_model(
+        self, plugin: str, conversion: importer_pb2.Conversion, model: bytes, listener: Listener
+    ) -> bytes:
+        """Convert a model file."""
+        seat, client = self._seat(plugin)
+        outcome = await self._run(
+            seat, client.import_model(importer_pb2.ImportHeader(conversion=conversion), model), listener
+        )
+        data: bytes = outcome.blobs["model"]
+        return data
+
+    async def profile(
+        self,
+        plugin: str,
+        header: profiler_pb2.ProfileHeader,
+        payload: bytes,
+        inputs: profiler_pb2.InputSet,
+        listener: Listener,
+    ) -> tuple[profiler_pb2.ProfileResult, profiler_pb2.InputSet]:
+        """Run a payload on inputs."""
+        seat, client = self._seat(plugin)
+        outcome = await self._run(seat, client.profile(header, payload, inputs), listener)
+        return outcome.result, outputs_of(outcome)
+
+    async def run_reference(
+        self,
+        plugin: str,
+        form: tensor_pb2.ModelFormat,
+        reference: tensor_pb2.Reference,
+        model: bytes,
+        inputs: profiler_pb2.InputSet,
+        listener: Listener,
+    ) -> tuple[profiler_pb2.RunReferenceResult, profiler_pb2.InputSet]:
+        """Run a model with a reference executor."""
+        seat, client = self._seat(plugin)
+        header = profiler_pb2.RunReferenceHeader(model_format=form, reference=reference)
+        outcome = await self._run(seat, client.run_reference(header, model, inputs), listener)
+        return outcome.result, outputs_of(outcome)

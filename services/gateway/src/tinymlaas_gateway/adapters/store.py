@@ -1,0 +1,252 @@
+"""The gateway's own records (SQLAlchemy): builds and deployments as they are now, known results, refuted claims.
+
+Blocking; async callers go through `asyncio.to_thread`. One row per resource; its body is the public message. Every
+change is one transaction and raises the revision, which watchers compare.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
+
+_metadata = sa.MetaData()
+
+_resources = sa.Table(
+    "gateway_resources",
+    _metadata,
+    sa.Column("sequence", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("name", sa.String(400), nullable=False, unique=True),
+    sa.Column("project", sa.String(160), nullable=False),
+    sa.Column("fingerprint", sa.String(64), nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("ended", sa.Boolean, nullable=False),
+    sa.Column("cancel_requested", sa.Boolean, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Index("gateway_resources_by_project", "kind", "project", "sequence"),
+    sa.Index("gateway_resources_unfinished", "ended", "kind"),
+)
+
+_results = sa.Table(
+    "gateway_results",
+    _metadata,
+    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+)
+
+_refutations = sa.Table(
+    "gateway_refutations",
+    _metadata,
+    sa.Column("plugin", sa.String(128), primary_key=True),
+    sa.Column("version", sa.String(256), primary_key=True),
+    sa.Column("build", sa.String(400), primary_key=True),
+)
+
+Body = TypeVar("Body", builds_pb2.Build, deployments_pb2.Deployment)
+
+
+@dataclass(frozen=True, slots=True)
+class Record(Generic[Body]):
+    """A resource as stored: its public message and what stands beside it."""
+
+    body: Body
+    revision: int
+    ended: bool
+    cancel_requested: bool
+    fingerprint: str
+
+
+def open_engine(url: str) -> sa.Engine:
+    """Open the database and make missing tables; on SQLite with WAL, so that readers never wait for a writer."""
+    if url.startswith("sqlite:///"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(url)
+    if engine.dialect.name == "sqlite":
+
+        @event.listens_for(engine, "connect")
+        def _pragmas(connection: Any, _record: Any) -> None:
+            connection.isolation_level = None
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("PRAGMA busy_timeout=30000")
+
+        @event.listens_for(engine, "begin")
+        def _immediate(connection: sa.Connection) -> None:
+            writes = connection.get_execution_options().get("writes", False)
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    _metadata.create_all(engine)
+    return engine
+
+
+class Resources(Generic[Body]):
+    """Builds or deployments by name."""
+
+    def __init__(self, engine: sa.Engine, kind: str, body: type[Body], ended: Callable[[Body], bool]) -> None:
+        self._engine = engine
+        self._writer = engine.execution_options(writes=True)
+        self._kind = kind
+        self._type = body
+        self._ended = ended
+        self._lock = threading.Lock()
+        self._listeners: list[Callable[[str], None]] = []
+
+    def on_change(self, listener: Callable[[str], None]) -> None:
+        """Call `listener` with the name after each change, from whichever thread made it."""
+        self._listeners.append(listener)
+
+    def create(self, project: str, body: Body, fingerprint: str) -> tuple[Record[Body], bool]:
+        """Store a new resource; return (what is stored under its name, whether this call made it)."""
+        with self._lock, self._writer.begin() as connection:
+            row = connection.execute(self._select(body.name)).first()
+            if row is not None:
+                return self._record(row), False
+            connection.execute(
+                _resources.insert().values(
+                    kind=self._kind,
+                    name=body.name,
+                    project=project,
+                    fingerprint=fingerprint,
+                    revision=1,
+                    ended=self._ended(body),
+                    cancel_requested=False,
+                    body=body.SerializeToString(deterministic=True),
+                )
+            )
+        self._tell(body.name)
+        return Record(body, 1, self._ended(body), False, fingerprint), True
+
+    def get(self, name: str) -> Record[Body] | None:
+        """Return a resource, None when there is none of this name."""
+        with self._engine.connect() as connection:
+            row = connection.execute(self._select(name)).first()
+        return None if row is None else self._record(row)
+
+    def change(self, name: str, edit: Callable[[Body], None]) -> Record[Body]:
+        """Apply `edit` to the message in one transaction; a change that changes nothing writes nothing.
+
+        Raises KeyError for an unknown name. Ended resources can still be edited (rollback of a deployment).
+        """
+        with self._lock, self._writer.begin() as connection:
+            row = connection.execute(self._select(name).with_for_update()).first()
+            if row is None:
+                raise KeyError(name)
+            before = self._record(row)
+            body = self._type()
+            body.CopyFrom(before.body)
+            edit(body)
+            data = body.SerializeToString(deterministic=True)
+            if data == row.body:
+                return before
+            after = Record(body, before.revision + 1, self._ended(body), before.cancel_requested, before.fingerprint)
+            connection.execute(
+                _resources.update()
+                .where(_resources.c.name == name)
+                .values(body=data, revision=after.revision, ended=after.ended)
+            )
+        self._tell(name)
+        return after
+
+    def request_cancel(self, name: str) -> Record[Body]:
+        """Note that the resource shall stop; raises KeyError for an unknown name."""
+        with self._lock, self._writer.begin() as connection:
+            row = connection.execute(self._select(name)).first()
+            if row is None:
+                raise KeyError(name)
+            connection.execute(_resources.update().where(_resources.c.name == name).values(cancel_requested=True))
+        self._tell(name)
+        record = self._record(row)
+        return Record(record.body, record.revision, record.ended, True, record.fingerprint)
+
+    def page(self, project: str, size: int, before: int | None) -> tuple[list[Body], int | None]:
+        """Return at most `size` resources of a project, newest first, and the cursor behind the last (None: no more)."""
+        query = (
+            _resources.select()
+            .where(_resources.c.kind == self._kind, _resources.c.project == project)
+            .order_by(_resources.c.sequence.desc())
+            .limit(size + 1)
+        )
+        if before is not None:
+            query = query.where(_resources.c.sequence < before)
+        with self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+        more = rows[size - 1].sequence if len(rows) > size else None
+        return [self._record(row).body for row in rows[:size]], more
+
+    def unfinished(self) -> list[str]:
+        """Names of resources that have not ended, oldest first."""
+        query = (
+            sa.select(_resources.c.name)
+            .where(_resources.c.kind == self._kind, _resources.c.ended.is_(False))
+            .order_by(_resources.c.sequence)
+        )
+        with self._engine.connect() as connection:
+            return list(connection.execute(query).scalars())
+
+    def _select(self, name: str) -> sa.Select[Any]:
+        return _resources.select().where(_resources.c.kind == self._kind, _resources.c.name == name)
+
+    def _record(self, row: Any) -> Record[Body]:
+        body = self._type()
+        body.ParseFromString(row.body)
+        return Record(body, row.revision, row.ended, row.cancel_requested, row.fingerprint)
+
+    def _tell(self, name: str) -> None:
+        for listener in self._listeners:
+            listener(name)
+
+
+class Results:
+    """Results by digest of their request: what is known already is not computed again."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._writer = engine.execution_options(writes=True)
+
+    def get(self, kind: str, digest: str) -> bytes | None:
+        """Return the result of a request, None when it is not known."""
+        query = sa.select(_results.c.body).where(_results.c.digest == digest, _results.c.kind == kind)
+        with self._engine.connect() as connection:
+            found: bytes | None = connection.execute(query).scalar()
+        return found
+
+    def put(self, kind: str, digest: str, body: bytes) -> None:
+        """Store a result; the first one stays."""
+        with self._writer.begin() as connection:
+            known = connection.execute(sa.select(_results.c.kind).where(_results.c.digest == digest)).first()
+            if known is None:
+                connection.execute(_results.insert().values(digest=digest, kind=kind, body=body))
+
+
+class Refutations:
+    """Builds in which a claim of a plugin was refuted; each build counts once however often its step is repeated."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._writer = engine.execution_options(writes=True)
+
+    def add(self, plugin: str, version: str, build: str) -> int:
+        """Note a refuted claim; return the number of builds with one."""
+        key = {"plugin": plugin, "version": version, "build": build}
+        with self._writer.begin() as connection:
+            if connection.execute(_refutations.select().filter_by(**key)).first() is None:
+                connection.execute(_refutations.insert().values(**key))
+        return self.count(plugin, version)
+
+    def count(self, plugin: str, version: str) -> int:
+        """Number of builds in which a claim of this version of the plugin was refuted."""
+        query = (
+            sa.select(sa.func.count())
+            .select_from(_refutations)
+            .where(_refutations.c.plugin == plugin, _refutations.c.version == version)
+        )
+        with self._engine.connect() as connection:
+            return int(connection.execute(query).scalar_one())

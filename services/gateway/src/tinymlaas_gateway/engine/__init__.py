@@ -1,0 +1,1 @@
+"""What the gateway does, step by step: builds, deployments, explanations. Steps are repeatable; `durable` orders them."""

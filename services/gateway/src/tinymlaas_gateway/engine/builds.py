@@ -1,0 +1,223 @@
+"""Builds: made from a request, begun, decided. The steps between are those of their candidates."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Sequence
+
+from google.protobuf import timestamp_pb2
+from google.rpc import code_pb2
+from tinymlaas.gateway.v1 import builds_pb2
+from tinymlaas.registry.v1 import models_pb2, plugins_pb2
+from tinymlaas_pluginkit import check_options, parse_schema, struct_to_options
+from tinymlaas_servicekit import AlreadyExists, FailedPrecondition, InvalidArgument
+
+from ..core import projection, race, routing
+from ..core.objections import reason_of, status
+from . import seal
+from .context import Context
+
+BUILD_RESULT = "build"
+Build = builds_pb2.Build
+Candidate = builds_pb2.Candidate
+OUTPUT_FIELDS = (
+    "name",
+    "state",
+    "candidates",
+    "module",
+    "error",
+    "create_time",
+    "end_time",
+    "request_sha256",
+    "cached",
+)
+
+
+def now() -> timestamp_pb2.Timestamp:
+    """The time of day, for records that people read; never part of an artifact."""
+    stamp = timestamp_pb2.Timestamp()
+    stamp.FromNanoseconds(time.time_ns())
+    return stamp
+
+
+def resource_id(project: str, request_id: str) -> str:
+    """Id of a new resource: the same for the same `request_id`, else a fresh one."""
+    return race.digest("request", project, request_id)[:24] if request_id else uuid.uuid4().hex[:24]
+
+
+def plugin_name(text: str) -> str:
+    """The resource name of a plugin that a caller named with or without "plugins/"."""
+    return text if text.startswith("plugins/") else f"plugins/{text}"
+
+
+async def create(
+    context: Context, project: str, wanted: builds_pb2.Build, request_id: str = "", validate_only: bool = False
+) -> tuple[builds_pb2.Build, bool]:
+    """Make a build from a request; return it and whether it has yet to be run (starting it twice does no harm).
+
+    Repeating a `request_id` returns the build that it made; with other content it is ALREADY_EXISTS /
+    REQUEST_ID_REUSED. A build whose result is known ends here, with the same modules. Raises for an unknown model,
+    plugin or option, and NO_COMPILER when no compiler is there.
+    """
+    given = _requested(wanted)
+    fingerprint = race.digest("build-request", given.SerializeToString(deterministic=True))
+    name = f"projects/{project}/builds/{resource_id(project, request_id)}"
+    earlier = await asyncio.to_thread(context.builds.get, name)
+    if earlier is not None:
+        if earlier.fingerprint != fingerprint:
+            raise AlreadyExists(
+                "this request_id was used for another build",
+                "REQUEST_ID_REUSED",
+                {"name": name},
+                "Use a new request_id.",
+            )
+        return earlier.body, not earlier.ended
+    if given.model_version.split("/")[1] != project:
+        raise InvalidArgument(
+            "the model belongs to another project", "PROJECT_MISMATCH", {"field": "build.model_version"}
+        )
+    version = await context.catalogue.model_version(given.model_version, patience=5.0)
+    build = Build()
+    build.CopyFrom(given)
+    build.name = name
+    build.model_version = version.name
+    build.create_time.CopyFrom(now())
+    build.state = Build.STATE_QUEUED
+    for plugin in _compilers(context, given):
+        item = build.candidates.add(plugin=plugin.name, plugin_version=plugin.info.vendor_version)
+        if plugin.name in given.options:
+            item.options.CopyFrom(given.options[plugin.name])
+    build.request_sha256 = digest_of(context, build, version)
+    known = await asyncio.to_thread(context.results.get, BUILD_RESULT, build.request_sha256)
+    if known is not None:
+        _take_over(build, Build.FromString(known))
+    if validate_only:
+        return build, False
+    record, made = await asyncio.to_thread(context.builds.create, project, build, fingerprint)
+    if not made and record.fingerprint != fingerprint:
+        raise AlreadyExists("this request_id was used for another build", "REQUEST_ID_REUSED", {"name": name})
+    return record.body, not record.ended
+
+
+def _requested(wanted: builds_pb2.Build) -> builds_pb2.Build:
+    """The request without output fields, plugins named in full and in order."""
+    given = Build()
+    given.CopyFrom(wanted)
+    for field in OUTPUT_FIELDS:
+        given.ClearField(field)
+    names = sorted({plugin_name(text) for text in wanted.plugins})
+    del given.plugins[:]
+    given.plugins.extend(names)
+    given.ClearField("options")
+    for key in wanted.options:
+        given.options[plugin_name(key)].CopyFrom(wanted.options[key])
+    return given
+
+
+def _compilers(context: Context, given: builds_pb2.Build) -> Sequence[plugins_pb2.Plugin]:
+    """Plugins that take part, by name; raises when one that was named is not there or an option does not hold."""
+    compilers = {item.plugin.name: item.plugin for item in context.plugins.known() if routing.is_compiler(item.plugin)}
+    for name in [*given.plugins, *given.options]:
+        if name not in compilers:
+            raise InvalidArgument(
+                f"there is no compiler {name}",
+                "PLUGIN_UNKNOWN",
+                {"plugin": name},
+                f"Compilers now: {', '.join(sorted(compilers)) or 'none'}.",
+            )
+    chosen = [compilers[name] for name in sorted(compilers) if not given.plugins or name in given.plugins]
+    if not chosen:
+        raise FailedPrecondition(
+            "there is no compiler", "NO_COMPILER", help="Start a compiler plugin and name it in the plugins manifest."
+        )
+    for plugin in chosen:
+        if plugin.name in given.options:
+            check_options(parse_schema(plugin.compiler_option_schema), struct_to_options(given.options[plugin.name]))
+    return chosen
+
+
+def digest_of(context: Context, build: builds_pb2.Build, version: models_pb2.ModelVersion) -> str:
+    """Digest of the canonical request of a build whose candidates are known."""
+    digests = {item.plugin: seal.request_of(context, build, version.sha256, item.plugin) for item in build.candidates}
+    return race.build_digest(seal.common_of(context, build, version.sha256), build.objective, digests)
+
+
+def _take_over(build: builds_pb2.Build, known: builds_pb2.Build) -> None:
+    build.ClearField("candidates")
+    build.candidates.extend(known.candidates)
+    build.module = known.module
+    build.state = Build.STATE_SUCCEEDED
+    build.end_time.CopyFrom(build.create_time)
+    build.cached = True
+
+
+async def begin(context: Context, name: str) -> list[str]:
+    """Move a build to RUNNING; return the plugins that take part."""
+
+    def edit(build: builds_pb2.Build) -> None:
+        if build.state == Build.STATE_QUEUED:
+            build.state = Build.STATE_RUNNING
+
+    build = (await context.edit_build(name, edit)).body
+    return [item.plugin for item in build.candidates]
+
+
+async def decide(context: Context, name: str) -> str:
+    """End a build whose candidates have ended: the winner by objective, or why there is none; return its state.
+
+    A cancelled build that has a sealed candidate nevertheless ends as CANCELLED: nobody waits for it any more.
+    """
+    record = await context.build(name)
+    if record.ended:
+        return Build.State.Name(record.body.state)
+    cancelled = record.cancel_requested
+
+    def edit(build: builds_pb2.Build) -> None:
+        if projection.ended(build):
+            return
+        for item in build.candidates:
+            if item.state not in projection.CANDIDATE_ENDED:
+                text = "cancelled" if cancelled else "ended without a result"
+                code, reason = (code_pb2.CANCELLED, "CANCELLED") if cancelled else (code_pb2.INTERNAL, "NO_RESULT")
+                projection.fail(item.plugin, status(code, reason, text))(build)
+        winner = projection.decide(build)
+        build.end_time.CopyFrom(now())
+        if cancelled:
+            build.state = Build.STATE_CANCELLED
+            build.ClearField("module")
+        elif winner is None:
+            build.state = Build.STATE_FAILED
+            build.error.CopyFrom(
+                status(code_pb2.FAILED_PRECONDITION, "NO_CANDIDATE_SUCCEEDED", projection.reasons(build))
+            )
+        else:
+            build.state = Build.STATE_SUCCEEDED
+
+    build = (await context.edit_build(name, edit)).body
+    if build.state == Build.STATE_SUCCEEDED and all(_lasting(item) for item in build.candidates):
+        await asyncio.to_thread(
+            context.results.put, BUILD_RESULT, build.request_sha256, build.SerializeToString(deterministic=True)
+        )
+    return Build.State.Name(build.state)
+
+
+# Faults that follow from request and plugin version alone; others (a plugin that was away) may not come again.
+_LASTING_FAULTS = {
+    "CLAIM_REFUTED",
+    "CERTIFICATE_INVALID",
+    "OP_UNSUPPORTED",
+    "DOES_NOT_FIT",
+    "TARGET_UNSUPPORTED",
+    "MODEL_INVALID",
+}
+
+
+def _lasting(item: builds_pb2.Candidate) -> bool:
+    """Whether a candidate's end follows from the request alone, so that the same build would end the same way."""
+    if item.state == Candidate.STATE_SEALED:
+        return True
+    if item.state == Candidate.STATE_FAILED:
+        return reason_of(item.error) in _LASTING_FAULTS
+    return {o.reason for o in item.verdict.objections} <= _LASTING_FAULTS

@@ -1,0 +1,58 @@
+"""Calls of plugins with a bound in time, repeated when the plugin broke off: same request, same bytes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from tinymlaas_servicekit import DataLoss, DeadlineExceeded, Internal, ServiceError, Unavailable, adapt
+
+from .context import Limits
+
+Result = TypeVar("Result")
+
+
+async def bounded(plugin: str, seconds: float, call: Callable[[], Awaitable[Result]], limits: Limits) -> Result:
+    """Call a plugin; raise DeadlineExceeded / PLUGIN_TIMEOUT after `seconds` per try, ServiceErrors otherwise.
+
+    A connection that broke and bytes that do not match their digest are tried again, at most `plugin_tries` times.
+    """
+    for attempt in range(1, limits.plugin_tries + 1):
+        try:
+            async with asyncio.timeout(seconds) as clock:
+                return await call()
+        except TimeoutError as error:
+            if not clock.expired():
+                raise
+            raise DeadlineExceeded(
+                f"{plugin} did not answer within {seconds:g} s",
+                "PLUGIN_TIMEOUT",
+                {"plugin": plugin, "seconds": f"{seconds:g}"},
+                "The plugin's vendor must look why it hangs; other compilers are not affected.",
+            ) from error
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+                raise
+            # A cancellation that nobody asked of this task: the channel was closed, because the plugin moved or left.
+            closed = isinstance(error, asyncio.CancelledError)
+            adapted = Unavailable(f"{plugin} went away", "PLUGIN_UNAVAILABLE") if closed else adapt(error)
+            if adapted is None:
+                raise Internal(
+                    f"{plugin} answered in a way that cannot be read: {type(error).__name__}",
+                    "PLUGIN_PROTOCOL",
+                    {"plugin": plugin},
+                    "The plugin's vendor must run the conformance suite against it.",
+                ) from error
+            if isinstance(adapted, (Unavailable, DataLoss)) and attempt < limits.plugin_tries:
+                await asyncio.sleep(limits.retry_pause_seconds * attempt)
+                continue
+            raise _named(plugin, adapted) from error
+    raise AssertionError("unreachable")
+
+
+def _named(plugin: str, error: ServiceError) -> ServiceError:
+    """The error with the culprit's name in it."""
+    error.metadata.setdefault("plugin", plugin)
+    return error

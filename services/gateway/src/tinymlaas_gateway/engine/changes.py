@@ -1,0 +1,98 @@
+"""Who waits for a change of a build or deployment is woken by it; other gateways' changes are seen by looking anew."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
+from tinymlaas_servicekit import Cancelled, NotFound
+
+from ..adapters.store import Record, Resources
+
+Body = TypeVar("Body", builds_pb2.Build, deployments_pb2.Deployment)
+Result = TypeVar("Result")
+
+LOOK_ANEW_SECONDS = 1.0
+
+
+class Changes(Generic[Body]):
+    """Watches over the resources of one kind, for coroutines of one event loop."""
+
+    def __init__(self, resources: Resources[Body], loop: asyncio.AbstractEventLoop) -> None:
+        self._resources = resources
+        self._loop = loop
+        self._events: dict[str, set[asyncio.Event]] = {}
+        resources.on_change(self._tell)
+
+    def _tell(self, name: str) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._wake, name)
+
+    def _wake(self, name: str) -> None:
+        for event in self._events.get(name, ()):
+            event.set()
+
+    @contextmanager
+    def _subscribed(self, name: str) -> Iterator[asyncio.Event]:
+        event = asyncio.Event()
+        self._events.setdefault(name, set()).add(event)
+        try:
+            yield event
+        finally:
+            listeners = self._events[name]
+            listeners.discard(event)
+            if not listeners:
+                del self._events[name]
+
+    async def watch(self, name: str) -> AsyncIterator[Record[Body]]:
+        """Yield the record now and after each change, the last one when it has ended; NotFound for an unknown name."""
+        revision = 0
+        with self._subscribed(name) as event:
+            while True:
+                event.clear()
+                record = await asyncio.to_thread(self._resources.get, name)
+                if record is None:
+                    raise NotFound(f"{name} does not exist", metadata={"name": name})
+                if record.revision != revision:
+                    revision = record.revision
+                    yield record
+                if record.ended:
+                    return
+                try:
+                    await asyncio.wait_for(event.wait(), LOOK_ANEW_SECONDS)
+                except TimeoutError:
+                    continue
+
+    async def ended(self, name: str) -> Record[Body]:
+        """Wait until the resource has ended."""
+        last: Record[Body] | None = None
+        async for record in self.watch(name):
+            last = record
+        assert last is not None
+        return last
+
+    async def unless_cancelled(self, name: str, work: Coroutine[Any, Any, Result]) -> Result:
+        """Do the work, but stop it and raise Cancelled as soon as the resource shall stop."""
+        task = asyncio.ensure_future(work)
+        try:
+            with self._subscribed(name) as event:
+                while not task.done():
+                    event.clear()
+                    record = await asyncio.to_thread(self._resources.get, name)
+                    if record is None or record.cancel_requested:
+                        raise Cancelled(f"{name} was cancelled")
+                    waiting = asyncio.ensure_future(event.wait())
+                    try:
+                        await asyncio.wait(
+                            {task, waiting}, timeout=LOOK_ANEW_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                        )
+                    finally:
+                        waiting.cancel()
+            return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,91 @@
+"""What every step of the engine has at hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import tinymlaas_module as tim
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
+
+from .. import __version__
+from ..adapters.catalogue import Catalogue
+from ..adapters.store import Record, Refutations, Resources, Results
+from .changes import Changes
+from .ports import Bridges, Plugins
+
+TOOL = "tinymlaas-gateway"
+TOOL_VERSION = __version__
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on what plugins may take; seconds are per call."""
+
+    check_seconds: float = 60.0
+    compile_seconds: float = 900.0
+    import_seconds: float = 600.0
+    profile_seconds: float = 600.0
+    compiles_at_once: int = 2
+    plugin_tries: int = 3
+    retry_pause_seconds: float = 1.0
+    verification_samples: int = 8
+    golden_vectors: int = 1
+    max_payload_bytes: int = 64 << 20
+
+
+@dataclass(slots=True)
+class Context:
+    """Adapters and settings of one gateway process."""
+
+    catalogue: Catalogue
+    plugins: Plugins
+    bridges: Bridges
+    builds: Resources[builds_pb2.Build]
+    deployments: Resources[deployments_pb2.Deployment]
+    results: Results
+    refutations: Refutations
+    build_changes: Changes[builds_pb2.Build]
+    deployment_changes: Changes[deployments_pb2.Deployment]
+    key: Ed25519PrivateKey
+    limits: Limits = field(default_factory=Limits)
+    compile_slots: asyncio.Semaphore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.compile_slots = asyncio.Semaphore(self.limits.compiles_at_once)
+
+    @property
+    def key_id(self) -> str:
+        """Id of the signing key, hex."""
+        return tim.key_id(tim.raw_public_key(self.key)).hex()
+
+    async def build(self, name: str) -> Record[builds_pb2.Build]:
+        """The record of a build that exists."""
+        record = await asyncio.to_thread(self.builds.get, name)
+        if record is None:
+            raise KeyError(name)
+        return record
+
+    async def edit_build(self, name: str, *edits: Callable[[builds_pb2.Build], None]) -> Record[builds_pb2.Build]:
+        """Apply edits to a build in one transaction."""
+
+        def edit(build: builds_pb2.Build) -> None:
+            for apply in edits:
+                apply(build)
+
+        return await asyncio.to_thread(self.builds.change, name, edit)
+
+    async def deployment(self, name: str) -> Record[deployments_pb2.Deployment]:
+        """The record of a deployment that exists."""
+        record = await asyncio.to_thread(self.deployments.get, name)
+        if record is None:
+            raise KeyError(name)
+        return record
+
+    async def edit_deployment(
+        self, name: str, edit: Callable[[deployments_pb2.Deployment], None]
+    ) -> Record[deployments_pb2.Deployment]:
+        """Apply an edit to a deployment in one transaction."""
+        return await asyncio.to_thread(self.deployments.change, name, edit)

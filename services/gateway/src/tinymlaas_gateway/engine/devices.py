@@ -1,0 +1,293 @@
+"""The steps on one device of a deployment: install, activate, roll back, through the bridge that owns it.
+
+Each may be repeated: installs are idempotent by their id, activation is repeatable, and a rollback is only asked for
+while the device still runs our module. Bridges are waited for while they are away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from google.rpc import code_pb2, status_pb2
+from tinymlaas.bridge.v1 import bridge_pb2
+from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
+from tinymlaas.registry.v1 import devices_pb2, modules_pb2
+from tinymlaas_servicekit import Cancelled, FailedPrecondition, NotFound, ServiceError, adapt
+
+from ..core import rollout
+from ..core.objections import clean, status
+from ..core.rollout import Outcome
+from .builds import now
+from .context import Context
+
+Rollout = deployments_pb2.DeviceRollout
+Step = bridge_pb2.InstallResponse
+MAX_TIMELINE = 200
+INSTALL_SECONDS = 3600.0
+
+_STATES = {
+    Step.STEP_DOWNLOADING: Rollout.STATE_INSTALLING,
+    Step.STEP_DOWNLOADED: Rollout.STATE_INSTALLING,
+    Step.STEP_DELIVERED: Rollout.STATE_INSTALLING,
+    Step.STEP_INSTALLED: Rollout.STATE_INSTALLING,
+    Step.STEP_SELF_TESTING: Rollout.STATE_SELF_TESTING,
+    Step.STEP_READY: Rollout.STATE_SELF_TESTING,
+}
+
+
+def find(deployment: deployments_pb2.Deployment, device: str) -> deployments_pb2.DeviceRollout:
+    """The rollout of a device; raises KeyError when it takes no part."""
+    for item in deployment.rollouts:
+        if item.device == device:
+            return item
+    raise KeyError(device)
+
+
+async def edit(
+    context: Context, deployment: str, device: str, change: Callable[[deployments_pb2.DeviceRollout], None]
+) -> deployments_pb2.DeviceRollout:
+    """Apply a change to one device's rollout; return it."""
+    record = await context.edit_deployment(deployment, lambda body: change(find(body, device)))
+    return find(record.body, device)
+
+
+def noted(item: deployments_pb2.DeviceRollout, step: str, detail: str = "") -> None:
+    """Append to a device's timeline, unless its last entry says the same; the first and the last 199 entries stay."""
+    if item.timeline and (item.timeline[-1].step, item.timeline[-1].detail) == (step, clean(detail, 200)):
+        return
+    item.timeline.add(time=now(), step=step, detail=clean(detail, 200))
+    if len(item.timeline) > MAX_TIMELINE:
+        del item.timeline[1]
+
+
+async def take_build(context: Context, deployment: str, device: str, build: str) -> str:
+    """Wait for the build of the device's target and take its module; return the outcome's name."""
+
+    def waiting(item: deployments_pb2.DeviceRollout) -> None:
+        item.build = build
+        if item.state == Rollout.STATE_PENDING:
+            item.state = Rollout.STATE_BUILDING
+            noted(item, "build", build)
+
+    await edit(context, deployment, device, waiting)
+    try:
+        record = await context.deployment_changes.unless_cancelled(deployment, context.build_changes.ended(build))
+    except Cancelled:
+        return Outcome.CANCELLED.name
+    built = record.body
+    if built.state == builds_pb2.Build.STATE_CANCELLED:
+        return Outcome.CANCELLED.name
+    if built.state != builds_pb2.Build.STATE_SUCCEEDED:
+        await edit(context, deployment, device, lambda item: item.error.CopyFrom(built.error))
+        return Outcome.FAILED.name
+    module = await context.catalogue.module(built.module)
+    known = await context.catalogue.device(device)
+    objection = rollout.slot_objection(known, module.device_image_bytes)
+    if objection is not None:
+        text = f"{objection.message}: {objection.remedy}"
+        fault = status(code_pb2.FAILED_PRECONDITION, objection.reason, text, **objection.metadata)
+        await edit(context, deployment, device, lambda item: item.error.CopyFrom(fault))
+        return Outcome.FAILED.name
+
+    def taken(item: deployments_pb2.DeviceRollout) -> None:
+        item.module = built.module
+        if not item.previous_module:
+            item.previous_module = known.active_module
+
+    await edit(context, deployment, device, taken)
+    return Outcome.GOOD.name
+
+
+async def install(context: Context, deployment: str, device: str) -> str:
+    """Install the module and have it self-tested; return the outcome's name. Cancelling stops at a safe point."""
+    item = find((await context.deployment(deployment)).body, device)
+    module = await context.catalogue.module(item.module)
+    request = bridge_pb2.InstallRequest(
+        install_id=item.install_id, device=device, module_sha256=module.device_image_sha256
+    )
+
+    def starting(item: deployments_pb2.DeviceRollout) -> None:
+        item.state = Rollout.STATE_INSTALLING
+        item.bytes_total = module.device_image_bytes
+        noted(item, "install", module.name)
+
+    await edit(context, deployment, device, starting)
+    last = await _follow(context, deployment, device, request)
+    if last.step == Step.STEP_READY:
+
+        def ready(item: deployments_pb2.DeviceRollout) -> None:
+            item.slot, item.bytes_done = last.slot, item.bytes_total
+
+        await edit(context, deployment, device, ready)
+        return Outcome.GOOD.name
+    if last.step == Step.STEP_CANCELLED:
+        return Outcome.CANCELLED.name
+    fault = (
+        last.error
+        if last.HasField("error")
+        else status(code_pb2.UNKNOWN, "INSTALL_FAILED", last.detail or "install failed")
+    )
+    await edit(context, deployment, device, lambda item: item.error.CopyFrom(fault))
+    return Outcome.FAILED.name
+
+
+async def _follow(
+    context: Context, deployment: str, device: str, request: bridge_pb2.InstallRequest
+) -> bridge_pb2.InstallResponse:
+    """Follow an install to its terminal step; the call is made again whenever the bridge went away in between."""
+    terminal = (Step.STEP_READY, Step.STEP_FAILED, Step.STEP_CANCELLED)
+    watcher = asyncio.create_task(_cancel_when_asked(context, deployment, device, request.install_id))
+    try:
+        async with asyncio.timeout(INSTALL_SECONDS):
+            async for event in context.bridges.install(request):
+                await edit(context, deployment, device, lambda item, event=event: _show(item, event))  # type: ignore[misc]
+                if event.step in terminal:
+                    return event
+        return bridge_pb2.InstallResponse(
+            step=Step.STEP_FAILED,
+            error=status(code_pb2.INTERNAL, "PLUGIN_PROTOCOL", "the bridge ended without a result"),
+        )
+    except TimeoutError:
+        fault = status(code_pb2.DEADLINE_EXCEEDED, "INSTALL_TIMEOUT", f"no result within {INSTALL_SECONDS:g} s")
+        return bridge_pb2.InstallResponse(step=Step.STEP_FAILED, error=fault)
+    except ServiceError as error:
+        return bridge_pb2.InstallResponse(step=Step.STEP_FAILED, error=error.to_status())
+    finally:
+        watcher.cancel()
+        await asyncio.gather(watcher, return_exceptions=True)
+
+
+async def _cancel_when_asked(context: Context, deployment: str, device: str, install_id: str) -> None:
+    try:
+        await context.deployment_changes.unless_cancelled(deployment, asyncio.sleep(INSTALL_SECONDS))
+    except Cancelled:
+        await context.bridges.cancel_install(device, install_id)
+
+
+def _show(item: deployments_pb2.DeviceRollout, event: bridge_pb2.InstallResponse) -> None:
+    if event.step in _STATES:
+        item.state = _STATES[event.step]
+    item.bytes_done = max(item.bytes_done, event.bytes_done)
+    item.bytes_total = event.bytes_total or item.bytes_total
+    name = Step.Step.Name(event.step) if event.step in Step.Step.values() else str(int(event.step))
+    name = name.removeprefix("STEP_").lower()
+    if name == "downloading" and item.timeline and item.timeline[-1].step == name:
+        return
+    noted(item, name, event.detail)
+
+
+async def activate(context: Context, deployment: str, device: str) -> str:
+    """Make the installed module the active one; return the outcome's name."""
+
+    def starting(item: deployments_pb2.DeviceRollout) -> None:
+        item.state = Rollout.STATE_ACTIVATING
+        noted(item, "activate", f"slot {item.slot}")
+
+    item = await edit(context, deployment, device, starting)
+    try:
+        after = await context.bridges.activate(device, item.slot)
+    except ServiceError as error:
+        fault, why = error.to_status(), str(error)
+
+        def failed(item: deployments_pb2.DeviceRollout) -> None:
+            item.error.CopyFrom(fault)
+            noted(item, "activation failed", why)
+
+        await edit(context, deployment, device, failed)
+        return Outcome.FAILED.name
+    await record_active(context, after, item.module)
+    return Outcome.GOOD.name
+
+
+async def runs_ours(context: Context, deployment: str, device: str) -> bool:
+    """Ask the device whether it runs the deployment's module; what cannot be asked counts as running it."""
+    item = find((await context.deployment(deployment)).body, device)
+    try:
+        module = await context.catalogue.module(item.module)
+        now_there = await context.bridges.read_capabilities(device)
+    except ServiceError:
+        return True
+    return rollout.active_image(now_there) == module.device_image_sha256
+
+
+async def roll_back(context: Context, deployment: str, device: str) -> str:
+    """Bring back the module that was active before; return the outcome's name.
+
+    A device that does not run our module is left as it is: repeating a rollback must not bring ours back. A device that
+    had no module before gets ours deactivated.
+    """
+    item = find((await context.deployment(deployment)).body, device)
+    if not item.module:
+        return Outcome.FAILED.name
+    try:
+        module = await context.catalogue.module(item.module)
+        there = await context.bridges.read_capabilities(device)
+        if rollout.active_image(there) == module.device_image_sha256:
+            there = await _undo(context, device, item)
+        await record_active(context, there, await _name_of_active(context, there, item, module))
+    except ServiceError as error:
+        fault, why = error.to_status(), str(error)
+
+        def failed(item: deployments_pb2.DeviceRollout) -> None:
+            if not item.HasField("error"):
+                item.error.CopyFrom(fault)
+            noted(item, "rollback failed", why)
+
+        await edit(context, deployment, device, failed)
+        return Outcome.FAILED.name
+    await edit(
+        context, deployment, device, lambda item: noted(item, "rolled back", item.previous_module or "no module")
+    )
+    return Outcome.GOOD.name
+
+
+async def _undo(context: Context, device: str, item: deployments_pb2.DeviceRollout) -> devices_pb2.Device:
+    try:
+        return await context.bridges.rollback(device)
+    except FailedPrecondition as error:
+        if error.reason != "NO_PREVIOUS_MODULE":
+            raise
+        return await context.bridges.deactivate(device, item.slot)
+
+
+async def _name_of_active(
+    context: Context, there: devices_pb2.Device, item: deployments_pb2.DeviceRollout, ours: modules_pb2.Module
+) -> str:
+    """Name of the module that the device runs after a rollback; empty when it runs none or one that is not known."""
+    active = rollout.active_image(there)
+    if not active:
+        return ""
+    if active == ours.device_image_sha256:
+        return ours.name
+    try:
+        previous = await context.catalogue.module(item.previous_module) if item.previous_module else None
+    except NotFound:
+        previous = None
+    return previous.name if previous is not None and previous.device_image_sha256 == active else ""
+
+
+async def record_active(context: Context, device: devices_pb2.Device, module: str) -> None:
+    """Write into the catalogue which module is active on a device."""
+    known = await context.catalogue.device(device.name)
+    known.active_module = module
+    if device.HasField("capabilities"):
+        known.capabilities.CopyFrom(device.capabilities)
+    await context.catalogue.upsert_device(known)
+
+
+async def end(context: Context, deployment: str, device: str, state: deployments_pb2.DeviceRollout.State) -> None:
+    """Put a device's rollout into its end state."""
+
+    def ended(item: deployments_pb2.DeviceRollout) -> None:
+        if item.state != state:
+            item.state = state
+            noted(item, Rollout.State.Name(state).removeprefix("STATE_").lower().replace("_", " "))
+
+    await edit(context, deployment, device, ended)
+
+
+def error_status(error: Exception) -> status_pb2.Status:
+    """The status of any exception; an unforeseen one is INTERNAL without its text."""
+    adapted = adapt(error)
+    return adapted.to_status() if adapted is not None else status(code_pb2.INTERNAL, "INTERNAL_ERROR", "internal error")

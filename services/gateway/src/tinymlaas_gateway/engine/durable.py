@@ -1,0 +1,267 @@
+"""Durable order of steps (DBOS): a gateway that was killed goes on where it was when it is started again.
+
+A workflow only orders steps; whatever it decides follows from what steps returned, which is recorded. Workflow ids are
+derived from resource names, so starting one twice runs it once. DBOS is one per process, hence the module's state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+from dbos import DBOS, DBOSConfig, SetWorkflowID
+from google.rpc import code_pb2
+from tinymlaas.gateway.v1 import deployments_pb2
+
+from ..core import projection, rollout
+from ..core.objections import status
+from ..core.rollout import Action, Outcome, Progress
+from . import builds, candidates, deployments, devices, seal
+from .context import Context
+
+log = structlog.get_logger("tinymlaas.gateway")
+
+Result = TypeVar("Result")
+# One version for good: workflows of an older gateway are recovered by a newer one. A change of a workflow's order of
+# steps has to keep old ids working (DBOS.patch) or be released as another workflow name.
+APPLICATION_VERSION = "gateway-1"
+EXECUTOR_ID = "gateway"
+
+_context: Context | None = None
+_device_slots: dict[str, asyncio.Semaphore] = {}
+
+
+def _current() -> Context:
+    if _context is None:
+        raise RuntimeError("durable execution has not been started")
+    return _context
+
+
+async def _step(name: str, function: Callable[..., Awaitable[Result]], *args: Any) -> Result:
+    return await DBOS.run_step_async({"name": name}, _plain, function, *args)  # type: ignore[arg-type,no-any-return]
+
+
+async def _plain(function: Callable[..., Awaitable[Result]], *args: Any) -> Result:
+    return await function(_current(), *args)
+
+
+def workflow_id(kind: str, *names: str) -> str:
+    """Id of the workflow of a resource."""
+    return ":".join((kind, *names))
+
+
+async def start(kind: str, function: Callable[..., Any], *names: str) -> Any:
+    """Start a workflow, or return the handle of the one that has this id already."""
+    with SetWorkflowID(workflow_id(kind, *names)):
+        return await DBOS.start_workflow_async(function, *names)
+
+
+@DBOS.workflow(name="candidate")
+async def candidate_workflow(build: str, plugin: str) -> str | None:
+    """One compiler's run; returns its module, None when it gave none."""
+    try:
+        reused: str | None = await _step("reuse", seal.reuse, build, plugin)
+        if reused is not None:
+            return reused
+        form = await _step("check", candidates.check, build, plugin)
+        if form is None:
+            return None
+        compiled = await _step("compile", candidates.compile_model, build, plugin, form)
+        if compiled is None:
+            return None
+        profiled = await _step("profile", candidates.profile, build, plugin, compiled)
+        if profiled is None:
+            return None
+        referenced = await _step("reference", candidates.reference, build, plugin, compiled, profiled)
+        if referenced is None:
+            return None
+        verified = await _step("verify", candidates.verify, build, plugin, compiled, profiled, referenced)
+        if verified is None:
+            return None
+        module: str | None = await _step("seal", seal.seal, build, plugin, compiled, profiled, referenced, verified)
+        return module
+    except Exception as error:
+        log.error("a candidate broke", build=build, plugin=plugin, exc_info=error)
+        await _step("broken", _candidate_broken, build, plugin, type(error).__name__)
+        return None
+
+
+async def _candidate_broken(context: Context, build: str, plugin: str, kind: str) -> None:
+    fault = status(
+        code_pb2.INTERNAL, "INTERNAL_ERROR", f"the gateway failed in this candidate ({kind}); its log says how"
+    )
+    await context.edit_build(build, projection.fail(plugin, fault))
+
+
+@DBOS.workflow(name="build")
+async def build_workflow(build: str) -> str:
+    """A race from its begin to its decision; returns the build's state."""
+    plugins = await _step("begin", builds.begin, build)
+    handles = [await start("candidate", candidate_workflow, build, plugin) for plugin in plugins]
+    for handle in handles:
+        await handle.get_result()
+    return await _step("decide", builds.decide, build)
+
+
+@DBOS.workflow(name="device")
+async def device_workflow(deployment: str, device: str, build: str) -> str:
+    """What happens on one device, decided step by step by `rollout.next_action`; returns its end state."""
+    progress = Progress(build=Outcome.NOT_TRIED if build else Outcome.FAILED)
+    while True:
+        cancelled = await _step("look", _cancel_requested, deployment)
+        progress = replace(progress, cancelled=cancelled)
+        action = rollout.next_action(progress)
+        if action is Action.END:
+            break
+        outcome = Outcome[await _step(action.value, _act, action.name, deployment, device, build)]
+        if action is Action.WAIT_FOR_BUILD:
+            progress = replace(progress, build=outcome)
+        elif action is Action.INSTALL:
+            progress = replace(progress, install=outcome)
+        elif action is Action.ROLL_BACK:
+            progress = replace(progress, roll_back=outcome)
+        else:
+            progress = replace(progress, activate=outcome)
+            if outcome is Outcome.FAILED:
+                ours = await _step("runs ours", devices.runs_ours, deployment, device)
+                progress = replace(progress, ours_active=ours)
+    state = rollout.end_state(progress)
+    await _step("end", devices.end, deployment, device, state)
+    return deployments_pb2.DeviceRollout.State.Name(state)
+
+
+async def _act(context: Context, action: str, deployment: str, device: str, build: str) -> str:
+    try:
+        if action == Action.WAIT_FOR_BUILD.name:
+            return await devices.take_build(context, deployment, device, build)
+        async with await _slot(context, deployment):
+            if action == Action.INSTALL.name:
+                return await devices.install(context, deployment, device)
+            if action == Action.ACTIVATE.name:
+                return await devices.activate(context, deployment, device)
+            return await devices.roll_back(context, deployment, device)
+    except Exception as error:
+        log.error("a step on a device broke", deployment=deployment, device=device, action=action, exc_info=error)
+        fault = devices.error_status(error)
+        await devices.edit(context, deployment, device, lambda item: item.error.CopyFrom(fault))
+        return Outcome.FAILED.name
+
+
+async def _slot(context: Context, deployment: str) -> asyncio.Semaphore:
+    """The deployment's cap on devices that are worked on at once."""
+    if deployment not in _device_slots:
+        wanted = (await context.deployment(deployment)).body.concurrency
+        _device_slots.setdefault(deployment, asyncio.Semaphore(min(wanted or deployments.DEFAULT_CONCURRENCY, 256)))
+    return _device_slots[deployment]
+
+
+async def _cancel_requested(context: Context, deployment: str) -> bool:
+    return (await context.deployment(deployment)).cancel_requested
+
+
+@DBOS.workflow(name="deployment")
+async def deployment_workflow(deployment: str) -> str:
+    """Plan, one build for each distinct target, then every device; returns the deployment's state."""
+    try:
+        planned = await _step("plan", deployments.plan, deployment)
+        made: dict[str, str] = {}
+        for group in planned:
+            if group["target_digest"] in made:
+                continue
+            started = await _step("start build", deployments.start_build, deployment, group)
+            made[group["target_digest"]] = started[0] if started is not None else ""
+            if started is not None and started[1]:
+                await start("build", build_workflow, started[0])
+        handles = []
+        for item in planned:
+            build = made[item["target_digest"]]
+            with SetWorkflowID(workflow_id("device", deployment, item["device"])):
+                handles.append(await DBOS.start_workflow_async(device_workflow, deployment, item["device"], build))
+        for handle in handles:
+            await handle.get_result()
+        await _step("stop builds", _stop_builds, deployment, [name for name in made.values() if name])
+    except Exception as error:
+        log.error("a deployment broke", deployment=deployment, exc_info=error)
+        await _step("broken", _deployment_broken, deployment, type(error).__name__)
+    return await _step("finish", deployments.finish, deployment)
+
+
+async def _stop_builds(context: Context, deployment: str, names: list[str]) -> None:
+    """A cancelled deployment's builds have nobody left who waits for them."""
+    if not await _cancel_requested(context, deployment):
+        return
+    for name in names:
+        if not (await context.build(name)).ended:
+            await asyncio.to_thread(context.builds.request_cancel, name)
+
+
+async def _deployment_broken(context: Context, deployment: str, kind: str) -> None:
+    fault = status(
+        code_pb2.INTERNAL, "INTERNAL_ERROR", f"the gateway failed in this deployment ({kind}); its log says how"
+    )
+
+    def edit(body: deployments_pb2.Deployment) -> None:
+        if not deployments.ended(body):
+            body.state = deployments_pb2.Deployment.STATE_FAILED
+            body.error.CopyFrom(fault)
+            body.end_time.CopyFrom(builds.now())
+
+    await context.edit_deployment(deployment, edit)
+
+
+@DBOS.workflow(name="rollback")
+async def rollback_workflow(deployment: str, attempt: str) -> None:
+    """Every device of an ended deployment back to the module before."""
+    await _step("begin", _begin_rollback, deployment)
+    names = await _step("list", deployments.roll_back_all, deployment)
+    for device in names:
+        outcome = Outcome[await _step("roll back", _act, Action.ROLL_BACK.name, deployment, device, "")]
+        if outcome is Outcome.GOOD:
+            state = deployments_pb2.DeviceRollout.STATE_ROLLED_BACK
+            await _step("end", devices.end, deployment, device, state)
+    await _step("finish", deployments.rolled_back, deployment)
+
+
+async def _begin_rollback(context: Context, deployment: str) -> None:
+    def edit(body: deployments_pb2.Deployment) -> None:
+        if body.state != deployments_pb2.Deployment.STATE_ROLLED_BACK:
+            body.state = deployments_pb2.Deployment.STATE_RUNNING
+            body.ClearField("end_time")
+
+    await context.edit_deployment(deployment, edit)
+
+
+async def launch(context: Context, database_url: str) -> None:
+    """Start durable execution in the running event loop: unfinished work goes on, work that never began begins."""
+    global _context
+    _context = context
+    if database_url.startswith("sqlite:///"):
+        Path(database_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    config = DBOSConfig(
+        name="tinymlaas-gateway",
+        system_database_url=database_url,
+        application_version=APPLICATION_VERSION,
+        executor_id=EXECUTOR_ID,
+        log_level="WARNING",
+        notification_listener_polling_interval_sec=0.2,
+    )
+    DBOS(config=config)
+    DBOS.launch()
+    for name in await asyncio.to_thread(context.builds.unfinished):
+        if await DBOS.get_workflow_status_async(workflow_id("build", name)) is None:
+            await start("build", build_workflow, name)
+    for name in await asyncio.to_thread(context.deployments.unfinished):
+        if await DBOS.get_workflow_status_async(workflow_id("deployment", name)) is None:
+            await start("deployment", deployment_workflow, name)
+
+
+async def stop() -> None:
+    """Stop durable execution without ending its work: the next launch goes on with it."""
+    global _context
+    await asyncio.to_thread(DBOS.destroy, workflow_completion_timeout_sec=0)
+    _device_slots.clear()
+    _context = None

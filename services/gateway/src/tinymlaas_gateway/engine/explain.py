@@ -1,0 +1,139 @@
+"""Explanations: every compiler against every target, by capabilities and, unless told otherwise, by CheckModel."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from google.rpc import status_pb2
+from tinymlaas.gateway.v1 import routing_pb2
+from tinymlaas.plugin.v1 import compiler_pb2
+from tinymlaas.registry.v1 import devices_pb2, models_pb2, plugins_pb2
+from tinymlaas.type.v1 import target_pb2
+from tinymlaas_servicekit import ServiceError
+
+from ..core import race, rollout, routing
+from .calls import bounded
+from .context import Context
+from .forms import conversions, in_form
+
+NEEDS_TAG = "needs:"
+CHECKS_AT_ONCE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A target under consideration, with the device that has it, if it is one of the catalogue."""
+
+    target: target_pb2.Target
+    device: devices_pb2.Device | None = None
+
+
+@dataclass(slots=True)
+class Explanation:
+    """Verdicts by compiler and place, and the plugins that could not be asked."""
+
+    verdicts: list[routing_pb2.Verdict] = field(default_factory=list)
+    unreachable: dict[str, status_pb2.Status] = field(default_factory=dict)
+
+
+async def facts_of(context: Context, version: models_pb2.ModelVersion) -> routing.ModelFacts:
+    """What routing needs to know of a model; tags such as "needs:microphone" name peripherals."""
+    model = await context.catalogue.model(version.name.rsplit("/versions/", 1)[0])
+    needs = tuple(sorted(tag.removeprefix(NEEDS_TAG) for tag in model.tags if tag.startswith(NEEDS_TAG)))
+    return routing.ModelFacts(version.format, version.size_bytes, dict(version.operators), needs)
+
+
+async def explain(
+    context: Context,
+    version: models_pb2.ModelVersion,
+    places: Sequence[Place],
+    *,
+    routing_only: bool = False,
+    plugins: Sequence[str] = (),
+) -> Explanation:
+    """Judge every compiler (or those of `plugins`) for every place.
+
+    CheckModel is asked once for each compiler and distinct target, and only where the capabilities match.
+    """
+    facts = await facts_of(context, version)
+    compilers = [item.plugin for item in context.plugins.known() if routing.is_compiler(item.plugin)]
+    compilers = [item for item in compilers if not plugins or item.name in plugins]
+    offered = conversions(context)
+    result = Explanation()
+    checks: dict[tuple[str, str], asyncio.Task[compiler_pb2.CheckModelResult]] = {}
+    slots = asyncio.Semaphore(CHECKS_AT_ONCE)
+    judged: list[tuple[routing_pb2.Verdict, Place, str]] = []
+    try:
+        for index, place in enumerate(places):
+            peripherals = rollout.peripherals(place.device) if place.device is not None else facts.needs
+            key = race.target_digest(place.target) if not routing_only else ""
+            for plugin in compilers:
+                verdict = routing.judge(index, place.target, plugin, facts, offered, peripherals)
+                judged.append((verdict, place, key))
+                if verdict.admitted and not routing_only and (plugin.name, key) not in checks:
+                    checks[plugin.name, key] = asyncio.create_task(
+                        _check(context, slots, version, plugin, place.target, verdict.payload_kind)
+                    )
+        await asyncio.gather(*checks.values(), return_exceptions=True)
+        for verdict, place, key in judged:
+            task = checks.get((verdict.plugin, key)) if verdict.admitted else None
+            result.verdicts.append(verdict if task is None else _combined(verdict, place, task, result.unreachable))
+    finally:
+        for task in checks.values():
+            task.cancel()
+    return result
+
+
+async def _check(
+    context: Context,
+    slots: asyncio.Semaphore,
+    version: models_pb2.ModelVersion,
+    plugin: plugins_pb2.Plugin,
+    target: target_pb2.Target,
+    kind: target_pb2.PayloadKind,
+) -> compiler_pb2.CheckModelResult:
+    """Ask CheckModel; known answers of the same plugin version, model and target are kept."""
+    target_key = race.target_digest(target)
+    digest = race.digest("check", plugin.name, plugin.info.vendor_version, version.sha256, target_key, int(kind))
+    known = await asyncio.to_thread(context.results.get, "check", digest)
+    if known is not None:
+        return compiler_pb2.CheckModelResult.FromString(known)
+    async with slots:
+        form_kind = routing.model_form(version.format, plugin.compiler.model_formats, conversions(context))
+        assert form_kind is not None, "an admitted plugin takes a form"
+        form = await in_form(context, version, form_kind, lambda sign: None)
+        model = await context.catalogue.read(version.name.split("/")[1], form.sha256)
+        header = compiler_pb2.CompileHeader(
+            model_format=form.format,
+            model_sha256=bytes.fromhex(form.sha256),
+            model_bytes=len(model),
+            target=target,
+            payload_kind=kind,
+        )
+        result = await bounded(
+            plugin.name,
+            context.limits.check_seconds,
+            lambda: context.plugins.check_model(plugin.name, header, model),
+            context.limits,
+        )
+    await asyncio.to_thread(context.results.put, "check", digest, result.SerializeToString(deterministic=True))
+    return result
+
+
+def _combined(
+    verdict: routing_pb2.Verdict,
+    place: Place,
+    task: asyncio.Task[compiler_pb2.CheckModelResult],
+    unreachable: dict[str, status_pb2.Status],
+) -> routing_pb2.Verdict:
+    try:
+        return routing.with_check(verdict, place.target, task.result())
+    except ServiceError as error:
+        result = routing_pb2.Verdict()
+        result.CopyFrom(verdict)
+        result.admitted = False
+        result.objections.append(routing.objection_from(error.reason, error.message, error.metadata))
+        unreachable[verdict.plugin] = error.to_status()
+        return result

@@ -1,0 +1,1 @@
+"""Servicers: they map messages and calls to the engine, and decide nothing."""

@@ -1,0 +1,86 @@
+"""The Builds service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc.aio
+from google.longrunning import operations_pb2
+from tinymlaas.gateway.v1 import builds_pb2, builds_pb2_grpc
+from tinymlaas_servicekit import InvalidArgument, NotFound, decode_page_token, encode_page_token, page_size
+
+from ..core.projection import ended
+from ..engine import builds, durable
+from ..engine.context import Context
+from .operations import operation_of
+
+
+def project_in(parent: str) -> str:
+    """Project id in `projects/{project}`; the name was checked by the interceptor."""
+    return parent.split("/")[1]
+
+
+def cursor(token: str | None) -> int | None:
+    """The sequence number in a page token of ours."""
+    if token is None:
+        return None
+    if not token.isdigit():
+        raise InvalidArgument("page_token is not valid", "PAGE_TOKEN_INVALID", {"field": "page_token"})
+    return int(token)
+
+
+class BuildsServicer(builds_pb2_grpc.BuildsServicer):
+    """Maps calls to the engine."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def CreateBuild(
+        self, request: builds_pb2.CreateBuildRequest, context: grpc.aio.ServicerContext
+    ) -> operations_pb2.Operation:
+        """Starts a build, or answers at once when its result is known."""
+        build, to_run = await builds.create(
+            self._context, project_in(request.parent), request.build, request.request_id, request.validate_only
+        )
+        if to_run:
+            await durable.start("build", durable.build_workflow, build.name)
+        return operation_of(build, ended(build))
+
+    async def GetBuild(
+        self, request: builds_pb2.GetBuildRequest, context: grpc.aio.ServicerContext
+    ) -> builds_pb2.Build:
+        """The build now."""
+        record = await asyncio.to_thread(self._context.builds.get, request.name)
+        if record is None:
+            raise NotFound(f"{request.name} does not exist", metadata={"name": request.name})
+        return record.body
+
+    async def ListBuilds(
+        self, request: builds_pb2.ListBuildsRequest, context: grpc.aio.ServicerContext
+    ) -> builds_pb2.ListBuildsResponse:
+        """A page of the project's builds, newest first."""
+        found, more = await asyncio.to_thread(
+            self._context.builds.page,
+            project_in(request.parent),
+            page_size(request.page_size),
+            cursor(decode_page_token(request)),
+        )
+        token = encode_page_token(str(more), request) if more is not None else ""
+        return builds_pb2.ListBuildsResponse(builds=found, next_page_token=token)
+
+    async def WatchBuild(
+        self, request: builds_pb2.WatchBuildRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[builds_pb2.Build]:
+        """The build now and at each change, until it ends."""
+        async for record in self._context.build_changes.watch(request.name):
+            yield record.body
+
+    async def CancelBuild(
+        self, request: builds_pb2.CancelBuildRequest, context: grpc.aio.ServicerContext
+    ) -> builds_pb2.Build:
+        """Asks a build to stop."""
+        try:
+            return (await asyncio.to_thread(self._context.builds.request_cancel, request.name)).body
+        except KeyError:
+            raise NotFound(f"{request.name} does not exist", metadata={"name": request.name}) from None

@@ -1,0 +1,117 @@
+"""The Deployments service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc.aio
+from google.longrunning import operations_pb2
+from tinymlaas.gateway.v1 import deployments_pb2, deployments_pb2_grpc
+from tinymlaas_servicekit import FailedPrecondition, NotFound, decode_page_token, encode_page_token, page_size
+
+from ..engine import deployments, durable
+from ..engine.context import Context
+from .builds import cursor, project_in
+from .operations import operation_of
+
+Deployment = deployments_pb2.Deployment
+ROLLBACK_BEGIN_SECONDS = 5.0
+
+
+class DeploymentsServicer(deployments_pb2_grpc.DeploymentsServicer):
+    """Maps calls to the engine."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def CreateDeployment(
+        self, request: deployments_pb2.CreateDeploymentRequest, context: grpc.aio.ServicerContext
+    ) -> operations_pb2.Operation:
+        """Starts a deployment; with `validate_only` the operation's metadata is the plan."""
+        deployment, to_run = await deployments.create(
+            self._context, project_in(request.parent), request.deployment, request.request_id, request.validate_only
+        )
+        if to_run:
+            await durable.start("deployment", durable.deployment_workflow, deployment.name)
+        return operation_of(deployment, deployments.ended(deployment))
+
+    async def _get(self, name: str) -> deployments_pb2.Deployment:
+        record = await asyncio.to_thread(self._context.deployments.get, name)
+        if record is None:
+            raise NotFound(f"{name} does not exist", metadata={"name": name})
+        return record.body
+
+    async def GetDeployment(
+        self, request: deployments_pb2.GetDeploymentRequest, context: grpc.aio.ServicerContext
+    ) -> deployments_pb2.Deployment:
+        """The deployment now."""
+        return await self._get(request.name)
+
+    async def ListDeployments(
+        self, request: deployments_pb2.ListDeploymentsRequest, context: grpc.aio.ServicerContext
+    ) -> deployments_pb2.ListDeploymentsResponse:
+        """A page of the project's deployments, newest first."""
+        found, more = await asyncio.to_thread(
+            self._context.deployments.page,
+            project_in(request.parent),
+            page_size(request.page_size),
+            cursor(decode_page_token(request)),
+        )
+        token = encode_page_token(str(more), request) if more is not None else ""
+        return deployments_pb2.ListDeploymentsResponse(deployments=found, next_page_token=token)
+
+    async def WatchDeployment(
+        self, request: deployments_pb2.WatchDeploymentRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[deployments_pb2.Deployment]:
+        """The deployment now and at each change, until it ends."""
+        async for record in self._context.deployment_changes.watch(request.name):
+            yield record.body
+
+    async def CancelDeployment(
+        self, request: deployments_pb2.CancelDeploymentRequest, context: grpc.aio.ServicerContext
+    ) -> deployments_pb2.Deployment:
+        """Asks a deployment to stop."""
+        try:
+            return (await asyncio.to_thread(self._context.deployments.request_cancel, request.name)).body
+        except KeyError:
+            raise NotFound(f"{request.name} does not exist", metadata={"name": request.name}) from None
+
+    async def RollbackDeployment(
+        self, request: deployments_pb2.RollbackDeploymentRequest, context: grpc.aio.ServicerContext
+    ) -> deployments_pb2.Deployment:
+        """Brings every device back to the module before; returns the deployment once the rollback is under way."""
+        record = await asyncio.to_thread(self._context.deployments.get, request.name)
+        if record is None:
+            raise NotFound(f"{request.name} does not exist", metadata={"name": request.name})
+        if record.body.state == Deployment.STATE_ROLLED_BACK:
+            return record.body
+        if not record.ended:
+            raise FailedPrecondition(
+                f"{request.name} has not ended",
+                "DEPLOYMENT_RUNNING",
+                {"name": request.name},
+                "Cancel it, wait until it has ended, then roll it back.",
+            )
+        await durable.start("rollback", durable.rollback_workflow, request.name, str(record.revision))
+        try:
+            async with asyncio.timeout(ROLLBACK_BEGIN_SECONDS):
+                return await self._begun(request.name, record.revision)
+        except TimeoutError:
+            return await self._get(request.name)
+
+    async def _begun(self, name: str, revision: int) -> deployments_pb2.Deployment:
+        while True:
+            async for record in self._context.deployment_changes.watch(name):
+                if record.revision > revision:
+                    return record.body
+            await asyncio.sleep(0.02)
+
+    async def Infer(
+        self, request: deployments_pb2.DeviceInferRequest, context: grpc.aio.ServicerContext
+    ) -> deployments_pb2.DeviceInferResponse:
+        """Runs one inference on a device through the bridge that owns it."""
+        answer = await self._context.bridges.infer(request.device, request.inputs)
+        return deployments_pb2.DeviceInferResponse(
+            outputs=answer.outputs, latency=answer.latency, latency_unit=answer.latency_unit
+        )

@@ -1,0 +1,165 @@
+"""Catalogue calls forwarded to the registry as bytes: same protos, nothing parsed, nothing translated.
+
+The registry validates and answers; its status travels back unchanged. Authentication happens before, in the interceptor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import grpc
+import grpc.aio
+from google.protobuf import empty_pb2
+from google.protobuf.descriptor import FileDescriptor
+from tinymlaas.registry.v1 import artifacts_pb2, devices_pb2, models_pb2, modules_pb2, plugins_pb2
+from tinymlaas_servicekit import PermissionDenied, Unavailable
+
+FORWARDED: tuple[FileDescriptor, ...] = (
+    models_pb2.DESCRIPTOR,
+    artifacts_pb2.DESCRIPTOR,
+    modules_pb2.DESCRIPTOR,
+    devices_pb2.DESCRIPTOR,
+    plugins_pb2.DESCRIPTOR,
+)
+# Called by gateway and bridges directly at the registry; a client could forge evidence with them.
+INTERNAL = frozenset(
+    {
+        "/tinymlaas.registry.v1.Modules/CreateModule",
+        "/tinymlaas.registry.v1.Devices/UpsertDevice",
+        "/tinymlaas.registry.v1.Plugins/UpsertPlugin",
+    }
+)
+UNARY_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Opaque:
+    """A serialized message on its way; it has the descriptor of the empty message, so interceptors find nothing to check."""
+
+    data: bytes
+    DESCRIPTOR: ClassVar[Any] = empty_pb2.Empty.DESCRIPTOR
+
+
+def _wrap(data: bytes) -> Opaque:
+    return Opaque(data)
+
+
+def _unwrap(message: Opaque) -> bytes:
+    return message.data
+
+
+class Proxy(grpc.GenericRpcHandler):
+    """Handles every method of the catalogue's services by forwarding it; `channel` gives the registry's channel now."""
+
+    def __init__(self, channel: Callable[[], grpc.aio.Channel]) -> None:
+        self._channel = channel
+        self._methods = {
+            f"/{service.full_name}/{method.name}": (method.client_streaming, method.server_streaming)
+            for file in FORWARDED
+            for service in file.services_by_name.values()
+            for method in service.methods
+        }
+
+    @property
+    def services(self) -> list[str]:
+        """Full names of the forwarded services."""
+        return sorted({method.split("/")[1] for method in self._methods})
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        """The handler of a forwarded method, None for others."""
+        method = handler_call_details.method
+        kind = self._methods.get(method)
+        if kind is None:
+            return None
+        streams_in, streams_out = kind
+        name = f"{'stream' if streams_in else 'unary'}_{'stream' if streams_out else 'unary'}"
+        handler = getattr(self, f"_{name}")(method)
+        factory = getattr(grpc, f"{name}_rpc_method_handler")
+        made: grpc.RpcMethodHandler = factory(handler, request_deserializer=_wrap, response_serializer=_unwrap)
+        return made
+
+    def _call(self, name: str, method: str) -> Any:
+        if method in INTERNAL:
+            raise PermissionDenied(
+                f"{method.rsplit('/', 1)[1]} is called by the suite's own services only",
+                "INTERNAL_CALL",
+                {"method": method},
+                "Modules are made by builds, devices by bridges, plugins by the plugins manifest.",
+            )
+        return getattr(self._channel(), name)(method, request_serializer=_unwrap, response_deserializer=_wrap)
+
+    def _unary_unary(self, method: str) -> Callable[[Opaque, grpc.aio.ServicerContext], Any]:
+        async def forward(request: Opaque, context: grpc.aio.ServicerContext) -> Opaque:
+            try:
+                answer: Opaque = await self._call("unary_unary", method)(request, timeout=_seconds(context))
+                return answer
+            except grpc.aio.AioRpcError as error:
+                await _pass_on(context, error)
+                raise
+
+        return forward
+
+    def _unary_stream(self, method: str) -> Callable[[Opaque, grpc.aio.ServicerContext], AsyncIterator[Opaque]]:
+        async def forward(request: Opaque, context: grpc.aio.ServicerContext) -> AsyncIterator[Opaque]:
+            call = self._call("unary_stream", method)(request, timeout=_remaining(context))
+            try:
+                async for answer in call:
+                    yield answer
+            except grpc.aio.AioRpcError as error:
+                await _pass_on(context, error)
+            finally:
+                call.cancel()
+
+        return forward
+
+    def _stream_unary(self, method: str) -> Callable[[AsyncIterator[Opaque], grpc.aio.ServicerContext], Any]:
+        async def forward(requests: AsyncIterator[Opaque], context: grpc.aio.ServicerContext) -> Opaque:
+            call = self._call("stream_unary", method)(requests, timeout=_remaining(context))
+            try:
+                answer: Opaque = await call
+                return answer
+            except grpc.aio.AioRpcError as error:
+                await _pass_on(context, error)
+                raise
+
+        return forward
+
+    def _stream_stream(
+        self, method: str
+    ) -> Callable[[AsyncIterator[Opaque], grpc.aio.ServicerContext], AsyncIterator[Opaque]]:
+        async def forward(requests: AsyncIterator[Opaque], context: grpc.aio.ServicerContext) -> AsyncIterator[Opaque]:
+            call = self._call("stream_stream", method)(requests, timeout=_remaining(context))
+            try:
+                async for answer in call:
+                    yield answer
+            except grpc.aio.AioRpcError as error:
+                await _pass_on(context, error)
+            finally:
+                call.cancel()
+
+        return forward
+
+
+def _remaining(context: grpc.aio.ServicerContext) -> float | None:
+    seconds = context.time_remaining()
+    return seconds if seconds is not None and seconds < 10**8 else None
+
+
+def _seconds(context: grpc.aio.ServicerContext) -> float:
+    return min(_remaining(context) or UNARY_SECONDS, UNARY_SECONDS)
+
+
+async def _pass_on(context: grpc.aio.ServicerContext, error: grpc.aio.AioRpcError) -> None:
+    """End the call with the registry's own status, details included; one that never reached it is REGISTRY_UNAVAILABLE."""
+    trailers = tuple(error.trailing_metadata() or ())
+    details = any(key == "grpc-status-details-bin" for key, _ in trailers)
+    if error.code() is grpc.StatusCode.UNAVAILABLE and not details:
+        raise Unavailable(
+            "the registry cannot be reached",
+            "REGISTRY_UNAVAILABLE",
+            help="Check that the registry runs, then call again.",
+        ) from error
+    kept = tuple(pair for pair in trailers if pair[0] == "grpc-status-details-bin")
+    await context.abort(error.code(), error.details() or "", kept)
