@@ -71,6 +71,8 @@ class FaultBoard:
         self.written = 0
         self.cut_after: int | None = None
         self.self_test_passes = True
+        self.fail_install = False
+        self._looks = 0
 
     def _enter(self, name: str) -> None:
         self.calls.append(name)
@@ -92,6 +94,11 @@ class FaultBoard:
 
     def slot(self, slot: int) -> SlotStatus:
         held = self._slots[slot]
+        if self.fail_install and held.state is SlotState.INSTALLED:
+            # The first look after verify is the snapshot, the second one is Install's.
+            self._looks += 1
+            if self._looks == 2:
+                raise BoardError(BoardReason.FLASH_ERROR, "the slot can't be read")
         name = "kws" if held.state not in (SlotState.EMPTY, SlotState.RECEIVING) else ""
         return SlotStatus(
             held.state,

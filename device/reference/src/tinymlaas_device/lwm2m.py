@@ -33,7 +33,7 @@ from .lwm2m_board import BoardWorker
 from .lwm2m_download import DownloadSettings, Fetcher
 from .lwm2m_objects import BINDING, ObjectTree
 from .lwm2m_site import DeviceSite
-from .lwm2m_software import RefusedError, Slot
+from .lwm2m_software import RefusedError, Slot, refused
 from .lwm2m_state import Memory
 
 log = structlog.get_logger("tinymlaas.device")
@@ -221,8 +221,7 @@ class LwM2mDevice:
             self._tree.output = None
             self._tree.last_error = str(error)[:200]
             self._changed()
-            code = "4.05" if error.code == "FAILED_PRECONDITION" else "5.00"
-            raise RefusedError(str(error), code) from error
+            raise refused(error) from error
         self._tree.output = invocation.output
         self._tree.latency_unit = invocation.latency_unit
         self._changed()
@@ -231,7 +230,7 @@ class LwM2mDevice:
         try:
             await self._worker.call(lambda board: board.rollback())
         except BoardError as error:
-            raise RefusedError(str(error), "4.05" if error.code == "FAILED_PRECONDITION" else "5.00") from error
+            raise refused(error) from error
         self._remember_previous(None)
 
     def _note_previous(self, before: int | None) -> None:

@@ -47,6 +47,15 @@ class RefusedError(Exception):
         self.code = code
 
 
+def refused(error: BoardError) -> RefusedError:
+    """The answer for an operation that the board refused; 5.03 while it has no power, which means: ask again later."""
+    if error.reason is BoardReason.POWER_LOST:
+        return RefusedError(str(error), "5.03")
+    if error.reason is BoardReason.NO_SPACE:
+        return RefusedError(str(error), "4.13")
+    return RefusedError(str(error), "4.05" if error.code == "FAILED_PRECONDITION" else "5.00")
+
+
 class Slot:
     """One instance of object 9."""
 
@@ -181,7 +190,7 @@ class Slot:
             await self._worker.call(lambda board: board.write(self.index, number_offset, data))
         except BoardError as error:
             await self._refused_by_board(error)
-            raise RefusedError(str(error), "4.13" if error.reason is BoardReason.NO_SPACE else "5.00") from error
+            raise refused(error) from error
         self._push_offset = number_offset + len(data)
         if not more:
             self._push_offset = None
@@ -204,7 +213,7 @@ class Slot:
             await self._worker.call(lambda board: _fresh(board, self.index, size, digest))
         except BoardError as error:
             await self._refused_by_board(error)
-            raise RefusedError(str(error), "4.13" if error.reason is BoardReason.NO_SPACE else "5.00") from error
+            raise refused(error) from error
         self._push_offset = 0
 
     def expect(self, digest: bytes) -> None:
@@ -237,7 +246,7 @@ class Slot:
             if self.board_state is not BoardState.ACTIVE:
                 await self._worker.call(lambda board: board.uninstall(self.index))
         detail = error.metadata.get("detail", "")
-        text = f"{error.reason.value}: {detail}" if detail else str(error)
+        text = f"{error} ({detail})" if detail and detail not in str(error) else str(error)
         self._result(_RESULTS.get(error.reason, UpdateResult.DEVICE_ERROR), text, downloading=False)
 
     async def install(self) -> None:
@@ -271,7 +280,7 @@ class Slot:
                 await self._worker.call(lambda board: board.uninstall(self.index))
         except BoardError as error:
             self._result(UpdateResult.UNINSTALL_FAILURE, str(error), downloading=False)
-            raise RefusedError(str(error), "5.00") from error
+            raise refused(error) from error
         self.memory.installed = False
         self.memory.uri = self.memory.expected_digest = ""
         self.test_result = None
@@ -286,7 +295,7 @@ class Slot:
         try:
             await self._worker.call(lambda board: board.activate(self.index))
         except BoardError as error:
-            raise RefusedError(str(error), "4.05" if error.code == "FAILED_PRECONDITION" else "5.00") from error
+            raise refused(error) from error
 
     async def deactivate(self) -> None:
         """/9/x/11."""
@@ -295,7 +304,7 @@ class Slot:
         try:
             await self._worker.call(lambda board: board.deactivate(self.index))
         except BoardError as error:
-            raise RefusedError(str(error), "5.00") from error
+            raise refused(error) from error
 
     def start_self_test(self) -> None:
         """/42769/0/23: run the golden vectors in the background; once is enough."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import structlog
@@ -186,10 +186,12 @@ class Bridge:
                 return
             if state.active:
                 await self._link.execute(device, software(slot, SoftwareRes.DEACTIVATE))
-            await self._link.execute(device, software(slot, SoftwareRes.UNINSTALL))
+            with suppress_reason(Reason.DEVICE_REJECTED):
+                await self._link.execute(device, software(slot, SoftwareRes.UNINSTALL))
             left = (await self._surveyor.view(device)).slot(slot)
             if not left.empty:
-                raise BridgeError(Reason.UNINSTALL_FAILED, left.status_reason or "the slot is not empty", slot=slot)
+                detail = left.status_reason or "the slot is not empty"
+                raise BridgeError(Reason.UNINSTALL_FAILED, detail, slot=slot, update_result=left.update_result)
 
     async def observe(self, endpoint: str) -> AsyncIterator[Observation]:
         """Counters and self-test result now and whenever the device notifies."""
@@ -264,6 +266,16 @@ class Bridge:
             for registration in self.directory.expire():
                 log.info("device lost", endpoint=registration.endpoint)
             await asyncio.sleep(self._settings.expiry_poll_s)
+
+
+@contextmanager
+def suppress_reason(reason: Reason) -> Iterator[None]:
+    """Pass over errors of one reason: what the device shows afterwards tells more than its answer."""
+    try:
+        yield
+    except BridgeError as error:
+        if error.reason != reason:
+            raise
 
 
 def _observation(values: Values) -> Observation:

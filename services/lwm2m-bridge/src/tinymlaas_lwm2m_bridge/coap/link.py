@@ -149,19 +149,24 @@ class CoapLink:
         request = self._context.request(message, handle_blockwise=False)
         try:
             answer = await self._await(request.response, self._settings.answer_s, path)
-            self._expect(answer, path)
-            yield self._decode(answer.opt.content_format, answer.payload, path)
+            yield await self._notified(device, answer, path)
             if answer.opt.observe is None:
                 raise BridgeError(Reason.DEVICE_REJECTED, f"{path} can't be observed", path=str(path))
             try:
                 async for notification in request.observation:
-                    self._expect(notification, path)
-                    yield self._decode(notification.opt.content_format, notification.payload, path)
+                    yield await self._notified(device, notification, path)
             except (aiocoap.error.Error, OSError) as error:
                 raise _unreachable(path, error) from error
         finally:
             if not request.observation.cancelled:
                 request.observation.cancel()
+
+    async def _notified(self, device: Registration, answer: Message, path: Path) -> Values:
+        """Values of a notification; one that does not fit into a datagram is only a hint to read (RFC 7959, 2.6)."""
+        self._expect(answer, path)
+        if answer.opt.block2 is not None and answer.opt.block2.more:
+            return await self.read(device, path)
+        return self._decode(answer.opt.content_format, answer.payload, path)
 
     def _accepted(self, endpoint: str) -> tuple[Format, ...]:
         """Formats to try, the one that the device used last first."""
@@ -226,6 +231,8 @@ class CoapLink:
 
     @staticmethod
     def _expect(answer: Message, path: Path) -> None:
+        if answer.code is Code.SERVICE_UNAVAILABLE:
+            raise BridgeError(Reason.DEVICE_UNREACHABLE, f"{path}: the device is busy or restarting", path=str(path))
         if not answer.code.is_successful():
             text = ""
             with suppress(UnicodeDecodeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 
 from tinymlaas_lwm2m import UpdateResult
@@ -176,8 +177,16 @@ RESULT_REASONS: dict[int, Reason] = {
 }
 
 
+_DEVICE_REASON = re.compile(r"([A-Z][A-Z0-9_]{2,40})(?::|$)")
+
+
 def error_of_result(result: int, status_reason: str, slot: int) -> BridgeError:
-    """The error for a failed update result of object 9 (`/9/slot/9`); unknown codes become RESULT_UNKNOWN."""
+    """The error for a failed update result of object 9 (`/9/slot/9`); unknown codes become RESULT_UNKNOWN.
+
+    A status reason that begins with a name in capitals, such as `DOWNGRADE: ...`, is given as `device_reason`.
+    """
     reason = RESULT_REASONS.get(result, Reason.RESULT_UNKNOWN)
     detail = status_reason or f"update result {result}"
-    return BridgeError(reason, detail, slot=slot, update_result=result)
+    named = _DEVICE_REASON.match(status_reason)
+    more = {"device_reason": named[1]} if named else {}
+    return BridgeError(reason, detail, slot=slot, update_result=result, **more)

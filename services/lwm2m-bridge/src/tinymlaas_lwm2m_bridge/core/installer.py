@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import structlog
-from tinymlaas_lwm2m import MlRes, SoftwareRes, UpdateState, ml, software
+from tinymlaas_lwm2m import MlRes, SoftwareRes, UpdateResult, UpdateState, ml, software
 
 from .directory import Clock, Directory
 from .errors import BridgeError, Reason
@@ -29,7 +29,7 @@ log = structlog.get_logger("tinymlaas.bridge.install")
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_RETRIED = {Reason.CONNECTION_LOST, Reason.DEVICE_OUT_OF_MEMORY}
+_RETRIED = {Reason.CONNECTION_LOST}
 
 
 @dataclass(frozen=True)
@@ -340,7 +340,15 @@ class _Run:
             await self._in._link.write(device, ml(MlRes.EXPECTED_DIGEST, slot.index), self._digest)
         # A push that breaks off leaves the device in DOWNLOAD_STARTED; where it shows no digest, the count tells.
         self._save(attempts=self._record.attempts + 1)
-        await self._in._link.push(device, software(slot.index, SoftwareRes.PACKAGE), self._image, self._pushed)
+        try:
+            await self._in._link.push(device, software(slot.index, SoftwareRes.PACKAGE), self._image, self._pushed)
+        except BridgeError as error:
+            if error.reason != Reason.DEVICE_REJECTED:
+                raise
+            # The refusal of a block says less than the result that the device shows for the whole.
+            shown = (await self._in._surveyor.view(device)).slot(slot.index)
+            if shown.update_result < UpdateResult.NOT_ENOUGH_STORAGE:
+                raise
 
     def _pushed(self, done: int) -> None:
         self._bytes_done = done
