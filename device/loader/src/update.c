@@ -135,8 +135,9 @@ tim_status tim_update_init(tim_update *update, const tim_update_config *config) 
 
 /* ---- download ---- */
 
-/* After a reset: every page before the last one that is not blank is whole, because pages are written in order. That one,
- * and the next, where a first unit may have been cut short and still read as blank, are erased again. */
+/* After a reset: every page before the last one that is not blank is whole, because pages are written in order. That one
+ * and all behind it are erased again: a unit or an erase that was cut short may read as blank, and so does a page of 0xFF
+ * data. The last page goes first, so that the one that marks the place is still there if this is cut short, too. */
 static tim_status find_resume_point(tim_update *update, uint32_t slot) {
     const tim_flash *flash = &update->config->flash;
     uint32_t page = flash->page_bytes;
@@ -145,8 +146,12 @@ static tim_status find_resume_point(tim_update *update, uint32_t slot) {
     uint32_t end = used;
     while (end > 0 && tim_flash_is_blank(flash, start + end - page, page)) end -= page;
     update->received = end == 0 ? 0 : end - page;
-    uint32_t dirty = used - update->received < 2u * page ? used - update->received : 2u * page;
-    return tim_flash_erase(flash, start + update->received, dirty);
+    while (used > update->received) {
+        used -= page;
+        tim_status status = tim_flash_erase(flash, start + used, page);
+        if (status != TIM_OK) return status;
+    }
+    return TIM_OK;
 }
 
 static tim_status erase_for_download(tim_update *update, uint32_t slot) {
