@@ -9,7 +9,7 @@ from tinymlaas.plugin.v1 import compiler_pb2
 from tinymlaas.type.v1 import measurement_pb2, target_pb2, tensor_pb2
 from tinymlaas_pluginkit import Compiler, CompileJob, CompileOutput, Limits, Plugin, Reporter
 
-from tinymlaas_compiler_tvm import OPTION_SCHEMA, TargetSpec, check_model, compile_model
+from tinymlaas_compiler_tvm import OPTION_SCHEMA, TargetSpec, compile_model
 from tinymlaas_compiler_tvm.parts import CompiledParts, MemoryCertificate, ModelCheck, Numerics, Range, TensorDescription
 
 NAME = "io.tinymlaas.compiler-tvm"
@@ -35,6 +35,8 @@ def compile(job: CompileJob, report: Reporter) -> CompileOutput:
 
 def check(job: CompileJob, report: Reporter) -> compiler_pb2.CheckModelResult:
     """Tell per operator whether the model would compile, with estimates."""
+    from tinymlaas_compiler_tvm import check_model
+
     verdict = check_model(job.model, target_spec(job.target))
     return _check_result(verdict)
 

@@ -4,8 +4,8 @@ The reference maps an int32 accumulator to an int8 value by a monotone step func
 
     g(acc) = clamp((((acc * 256 * multiplier) >> 32) + offset - (acc < 0 ? negative : 0)) >> shift)
 
-with one `shift` for a whole layer and (multiplier, offset, negative) a channel: on Arm DSP cores that is SMMLA and SSAT, and
-`negative` is needed only where outputs below the zero point survive the clamp, as the reference rounds halves away from zero. Both functions are monotone, so they are equal if and only if they step at the same accumulators: at most 255 places a
+with (multiplier, offset, negative) a channel and, mostly, one `shift` for the whole layer: on Arm DSP cores that is SMMLA and
+SSAT. Where the channels' scales differ too much, each has its own shift, one instruction more. `negative` is needed only where outputs below the zero point survive the clamp, as the reference rounds halves away from zero. Both functions are monotone, so they are equal if and only if they step at the same accumulators: at most 255 places a
 channel. `fit` looks for parameters and proves them at those places. It works for any monotone f, so also for ONNX Runtime's
 float requantization.
 """
@@ -40,12 +40,17 @@ class Steps:
 
 @dataclass(frozen=True)
 class Fit:
-    """Parameters of g for one layer: a shift, and a channel's multiplier, offset and correction of negative values."""
+    """Parameters of g for one layer: a channel's shift, multiplier, offset and correction of negative values."""
 
-    shift: int
+    shifts: Int64s
     multipliers: Int64s
     offsets: Int64s
     negatives: Int64s | None
+
+    @property
+    def shift(self) -> int:
+        """The shift of all channels, or -1 if they differ."""
+        return int(self.shifts[0]) if (self.shifts == self.shifts[0]).all() else -1
 
 
 def find_steps(
@@ -78,10 +83,10 @@ def _high_word(acc: Int64s, multiplier: Int64s) -> Int64s:
 
 
 def _offset_bounds(
-    steps: Steps, multipliers: Int64s, shift: int, acc_low: Int64s, acc_high: Int64s
+    steps: Steps, multipliers: Int64s, shifts: Int64s, acc_low: Int64s, acc_high: Int64s
 ) -> tuple[Int64s, Int64s]:
     """Least and greatest offset for which g equals f on all of [acc_low, acc_high]; an empty range bounds nothing."""
-    levels = np.arange(steps.low + 1, steps.high + 1, dtype=np.int64)[None, :] << shift
+    levels = np.arange(steps.low + 1, steps.high + 1, dtype=np.int64)[None, :] << shifts[:, None]
     low, high = acc_low[:, None], acc_high[:, None]
     some = low <= high
     # The least accumulator at or above the level, and the greatest below it, as far as the range has them.
@@ -92,13 +97,13 @@ def _offset_bounds(
     return least, greatest
 
 
-def fit(steps: Steps, acc_low: Int64s, acc_high: Int64s, shift: int, signed: bool) -> Fit | None:
-    """Parameters of g at that shift, proven on [acc_low, acc_high] a channel; None if some channel has none.
+def fit(steps: Steps, acc_low: Int64s, acc_high: Int64s, shifts: Int64s, signed: bool) -> Fit | None:
+    """Parameters of g at those shifts, proven on [acc_low, acc_high] a channel; None if some channel has none.
 
     `signed` allows an offset of its own for negative accumulators, which costs two instructions an output. Precondition:
     |acc| < 2**23, so that acc * 256 is an int32.
     """
-    real = steps.slope * 2.0 ** (32 - PRE_SHIFT + shift)
+    real = steps.slope * 2.0 ** (32 - PRE_SHIFT + shifts)
     if real.size and real.max() >= 2**31 - 64:
         return None
     base = np.maximum(np.rint(real).astype(np.int64), 0)
@@ -112,7 +117,7 @@ def fit(steps: Steps, acc_low: Int64s, acc_high: Int64s, shift: int, signed: boo
     limit = np.int64(1) << 29
     for nudge in (0, 1, -1, 2, -2, 3, -3, 5, -5, 8, -8, 13, -13, 21, -21):
         candidate = np.maximum(base + nudge, 0)
-        bounds = [_offset_bounds(steps, candidate, shift, *each) for each in ranges]
+        bounds = [_offset_bounds(steps, candidate, shifts, *each) for each in ranges]
         bounds = [(np.maximum(least, -limit), np.minimum(greatest, limit)) for least, greatest in bounds]
         found = missing & np.all([least <= greatest for least, greatest in bounds], axis=0)
         multipliers = np.where(found, candidate, multipliers)
@@ -122,16 +127,33 @@ def fit(steps: Steps, acc_low: Int64s, acc_high: Int64s, shift: int, signed: boo
         ]
         missing &= ~found
         if not missing.any():
-            return Fit(shift, multipliers, offsets[0], offsets[0] - offsets[1] if signed else None)
+            return Fit(shifts, multipliers, offsets[0], offsets[0] - offsets[1] if signed else None)
     return None
 
 
-def shifts_to_try(steps: Steps) -> list[int]:
-    """Shifts worth trying, the most precise first."""
-    largest = float(steps.slope.max()) if steps.slope.size else 0.0
-    best = 14 if largest <= 0 else int(np.floor(np.log2((2**31 - 64) / (largest * 2.0 ** (32 - PRE_SHIFT)))))
-    best = min(best, 20)
-    return [shift for shift in range(best, best - 4, -1) if shift >= 1]
+def _finest(slope: npt.NDArray[np.float64]) -> Int64s:
+    """The largest shifts at which the multipliers stay below 2**31."""
+    with np.errstate(divide="ignore"):
+        best = np.floor(np.log2((2**31 - 64) / (slope * 2.0 ** (32 - PRE_SHIFT))))
+    return np.minimum(np.where(slope > 0, best, 14), 20).astype(np.int64)
+
+
+def shifts_to_try(steps: Steps) -> list[Int64s]:
+    """Shifts worth trying: one for all channels, the most precise first; then each channel's own."""
+    finest = _finest(steps.slope)
+    best = int(finest.min()) if steps.slope.max(initial=0.0) <= 0 else int(finest[steps.slope > 0].min())
+    same = [np.full(finest.shape, shift, np.int64) for shift in (best, best - 1) if shift >= 1]
+    return [*same, np.maximum(finest, 1)]
+
+
+def fit_best(steps: Steps, acc_low: Int64s, acc_high: Int64s) -> Fit | None:
+    """The cheapest parameters: unsigned before signed, one shift before many."""
+    for signed in (False, True):
+        for shifts in shifts_to_try(steps):
+            fitted = fit(steps, acc_low, acc_high, shifts, signed)
+            if fitted is not None:
+                return fitted
+    return None
 
 
 def apply(fitted: Fit, acc: Int64s, low: int, high: int) -> Int64s:
@@ -139,4 +161,4 @@ def apply(fitted: Fit, acc: Int64s, low: int, high: int) -> Int64s:
     word = _high_word(acc, fitted.multipliers) + fitted.offsets[:, None]
     if fitted.negatives is not None:
         word = word - np.where(acc < 0, fitted.negatives[:, None], 0)
-    return np.clip(word >> fitted.shift, low, high)
+    return np.clip(word >> fitted.shifts[:, None], low, high)

@@ -16,18 +16,29 @@ def _kernel(name: str, text: str, *needs: str) -> CKernel:
 REQUANT = _kernel(
     "requant",
     """
+#if LONG_MULTIPLY
 static inline int32_t tim_high(int32_t x, int32_t m) { return (int32_t)(((int64_t)x * m) >> 32); }
+#else
+/* The high word out of four 16 by 16 products; exact for 0 <= m < 2**31. */
+static inline int32_t tim_high(int32_t x, int32_t m) {
+  int32_t xh = x >> 16, mh = m >> 16;
+  uint32_t xl = (uint32_t)x & 0xffff, ml = (uint32_t)m & 0xffff;
+  int32_t u = xh * (int32_t)ml + (int32_t)((xl * ml) >> 16);
+  uint32_t v = xl * (uint32_t)mh + ((uint32_t)u & 0xffff);
+  return xh * mh + (u >> 16) + (int32_t)(v >> 16);
+}
+#endif
 static inline int32_t tim_clamp(int32_t v, int32_t lo, int32_t hi) { return v < lo ? lo : v > hi ? hi : v; }
 """,
 )
 
-# Portable requantization by (multiplier, offset, negative) as the streams hold it; acc is not yet multiplied by 256.
+# Portable requantization by (multiplier, offset, negative * 32 + shift); acc is not yet multiplied by 256.
 PORTABLE_REQUANT = _kernel(
     "portable_requant",
     """
-static inline int8_t tim_requant(int32_t acc, const int32_t *p, int32_t shift, int32_t lo, int32_t hi) {
-  int32_t t = tim_high(acc * 256, p[0]) + p[1] - ((acc >> 31) & p[2]);
-  return (int8_t)tim_clamp(t >> shift, lo, hi);
+static inline int8_t tim_requant(int32_t acc, const int32_t *p, int32_t lo, int32_t hi) {
+  int32_t t = tim_high(acc * 256, p[0]) + p[1] - ((acc >> 31) & (p[2] >> 5));
+  return (int8_t)tim_clamp(t >> (p[2] & 31), lo, hi);
 }
 """,
     "requant",
@@ -37,7 +48,7 @@ static inline int8_t tim_requant(int32_t acc, const int32_t *p, int32_t shift, i
 PORTABLE_MM = _kernel(
     "portable_mm",
     """
-typedef struct { int32_t ps, cs, pairs, k, shift, lo, hi; } tim_mm_args;
+typedef struct { int32_t ps, cs, pairs, k, lo, hi; } tim_mm_args;
 static NOINLINE void tim_mm(const int8_t *patch, const uint8_t *w, int8_t *out, const tim_mm_args *g) {
   int32_t pairs = g->pairs, k = g->k, ps = g->ps, cs = g->cs;
   do {
@@ -49,11 +60,11 @@ static NOINLINE void tim_mm(const int8_t *patch, const uint8_t *w, int8_t *out, 
       p += 2; q += 2;
     } while (p != end);
     const int32_t *m = (const int32_t *)(w + 8 + ((2 * k + 3) & ~3));
-    out[0] = tim_requant(a0, m, g->shift, g->lo, g->hi);
-    out[ps] = tim_requant(a1, m, g->shift, g->lo, g->hi);
+    out[0] = tim_requant(a0, m, g->lo, g->hi);
+    out[ps] = tim_requant(a1, m, g->lo, g->hi);
     out += cs;
-    out[0] = tim_requant(b0, m + 3, g->shift, g->lo, g->hi);
-    out[ps] = tim_requant(b1, m + 3, g->shift, g->lo, g->hi);
+    out[0] = tim_requant(b0, m + 3, g->lo, g->hi);
+    out[ps] = tim_requant(b1, m + 3, g->lo, g->hi);
     out += cs;
     w = (const uint8_t *)(m + 6);
   } while (--pairs);
@@ -256,13 +267,13 @@ DENSE_PORTABLE = _kernel(
     "dense_portable",
     """
 /* Stream per channel: bias, multiplier, offset, negative, K weights, padding to 4 bytes. */
-static NOINLINE void tim_dense(const int8_t *x, const uint8_t *w, int8_t *out, int32_t channels, int32_t k, int32_t shift, int32_t lo, int32_t hi) {
+static NOINLINE void tim_dense(const int8_t *x, const uint8_t *w, int8_t *out, int32_t channels, int32_t k, int32_t lo, int32_t hi) {
   do {
     const int32_t *h = (const int32_t *)w;
     const int8_t *p = x, *end = x + k, *q = (const int8_t *)(h + 4);
     int32_t acc = h[0];
     do acc += *p++ * *q++; while (p != end);
-    *out++ = tim_requant(acc, h + 1, shift, lo, hi);
+    *out++ = tim_requant(acc, h + 1, lo, hi);
     w += 16 + ((k + 3) & ~3);
   } while (--channels);
 }
@@ -275,7 +286,7 @@ DEPTHWISE_PORTABLE = _kernel(
     "depthwise_portable",
     """
 typedef struct {
-  int32_t channels, multiplier, ih, iw, oh, ow, kh, kw, sh, sw, dh, dw, top, left, rows, pitch, zero, shift, lo, hi, record;
+  int32_t channels, multiplier, ih, iw, oh, ow, kh, kw, sh, sw, dh, dw, top, left, rows, pitch, zero, lo, hi, record;
 } tim_depthwise_desc;
 static NOINLINE void tim_depthwise(const tim_depthwise_desc *d, const int8_t *in, int8_t *out, const uint8_t *w, int8_t *scratch) {
   int32_t pitch = d->pitch, repeat = d->multiplier;
@@ -301,7 +312,7 @@ static NOINLINE void tim_depthwise(const tim_depthwise_desc *d, const int8_t *in
           const int8_t *t = r;
           for (int32_t kx = d->kw; kx; --kx, t += d->dw) acc += *t * *q++;
         }
-        *out++ = tim_requant(acc, h + 1, d->shift, d->lo, d->hi);
+        *out++ = tim_requant(acc, h + 1, d->lo, d->hi);
       }
     }
     w += d->record;

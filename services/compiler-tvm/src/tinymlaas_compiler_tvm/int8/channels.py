@@ -31,9 +31,30 @@ class Layer:
         """Whether negative accumulators need an offset of their own."""
         return self.fitted.negatives is not None
 
-    def negative(self, channel: int) -> int:
-        """What a negative accumulator's offset is less; 0 in an unsigned layer."""
-        return 0 if self.fitted.negatives is None else int(self.fitted.negatives[channel])
+    @property
+    def parameter_words(self) -> int:
+        """Words a channel in the streams of DSP kernels."""
+        return 2 + int(self.signed) + int(self.fitted.shift < 0)
+
+    def parameters(self, channel: int) -> list[int]:
+        """A channel's multiplier, offset[, negative][, shift] for DSP kernels; zeros for a channel of -1."""
+        if channel < 0:
+            return [0] * self.parameter_words
+        fitted = self.fitted
+        values = [int(fitted.multipliers[channel]), int(fitted.offsets[channel])]
+        if fitted.negatives is not None:
+            values.append(int(fitted.negatives[channel]))
+        if fitted.shift < 0:
+            values.append(int(fitted.shifts[channel]))
+        return values
+
+    def portable_parameters(self, channel: int) -> list[int]:
+        """A channel's multiplier, offset, and negative * 32 + shift."""
+        if channel < 0:
+            return [0, 0, 0]
+        fitted = self.fitted
+        negative = 0 if fitted.negatives is None else int(fitted.negatives[channel])
+        return [int(fitted.multipliers[channel]), int(fitted.offsets[channel]), negative * 32 + int(fitted.shifts[channel])]
 
     @property
     def packable(self) -> bool:
@@ -94,17 +115,23 @@ def make_layer(state: Lowering, op: Op, weights: Int64s) -> Layer:
     biases = biases - in_zero * weights.sum(axis=1)
     activation = Activation(op.attributes.get("activation", Activation.NONE))
     low, high = arithmetic.activation_range(activation, out_scale, out_zero)
+    function, slope = _reference(state, op, channels, low, high)
     extremes = np.stack([weights * -128, weights * 127])
-    acc_low = biases + extremes.min(axis=0).sum(axis=1)
-    acc_high = biases + extremes.max(axis=0).sum(axis=1)
+    sum_low, sum_high = extremes.min(axis=0).sum(axis=1), extremes.max(axis=0).sum(axis=1)
     limit = 1 << (31 - requant.PRE_SHIFT)
+    # A huge bias (a dead channel's, mostly) is taken out of the accumulator; the requantization's offset makes up for it.
+    outside = (biases + sum_low <= -limit) | (biases + sum_high >= limit)
+    centre = np.where(outside, biases + (sum_low + sum_high) // 2, 0)
+    biases = biases - centre
+    acc_low, acc_high = biases + sum_low, biases + sum_high
     if acc_low.min() <= -limit or acc_high.max() >= limit:
         raise unsupported(op, "accumulators may pass 23 bits")
-    function, slope = _reference(state, op, channels, low, high)
-    steps = requant.find_steps(function, slope, acc_low, acc_high, low, high)
-    for signed in (False, True):
-        for shift in requant.shifts_to_try(steps):
-            fitted = requant.fit(steps, acc_low, acc_high, shift, signed)
-            if fitted is not None:
-                return Layer(weights, biases, fitted, low, high)
-    raise CompilerFault(f"no exact requantization was found for {op.kind}", detail=op.origin)
+
+    def centred(acc: Int64s) -> Int64s:
+        return function(acc + centre[:, None])
+
+    steps = requant.find_steps(centred, slope, acc_low, acc_high, low, high)
+    fitted = requant.fit_best(steps, acc_low, acc_high)
+    if fitted is None:
+        raise CompilerFault(f"no exact requantization was found for {op.kind}", detail=op.origin)
+    return Layer(weights, biases, fitted, low, high)

@@ -37,10 +37,7 @@ def pair_stream(layer: Layer, first: int, second: int) -> bytes:
     bias_b = int(layer.biases[second])
     parts = [words([256 * bias_a + bias_b, bias_b]), pack_halfwords(a, b)]
     for channel in (first, second):
-        values = [0, 0] if channel < 0 else [int(layer.fitted.multipliers[channel]), int(layer.fitted.offsets[channel])]
-        if layer.signed:
-            values.append(0 if channel < 0 else layer.negative(channel))
-        parts.append(words(values))
+        parts.append(words(layer.parameters(channel)))
     return b"".join(parts)
 
 
@@ -52,11 +49,7 @@ def portable_pair_stream(layer: Layer, first: int, second: int) -> bytes:
     bias_a = 0 if first < 0 else int(layer.biases[first])
     parts = [words([bias_a, int(layer.biases[second])]), interleaved + b"\0" * (-len(interleaved) % 4)]
     for channel in (first, second):
-        if channel < 0:
-            parts.append(words([0, 0, 0]))
-        else:
-            fitted = layer.fitted
-            parts.append(words([int(fitted.multipliers[channel]), int(fitted.offsets[channel]), layer.negative(channel)]))
+        parts.append(words(layer.portable_parameters(channel)))
     return b"".join(parts)
 
 
@@ -104,7 +97,7 @@ def make_matrix(state: Lowering, op: Op, layer: Layer, pixel_stride: int, channe
         state.use("portable_mm")
         pairs = [portable_pair_stream(layer, c, c + 1) for c in range(0, even, 2)]
         odd = portable_pair_stream(layer, -1, channels - 1) if channels % 2 else b""
-        tail_arguments = (k, layer.fitted.shift, layer.low, layer.high)
+        tail_arguments = (k, layer.low, layer.high)
         arguments = (pixel_stride, channel_stride, len(pairs), *tail_arguments)
         odd_arguments = (pixel_stride, 0, 1, *tail_arguments)
         name = "tim_mm"

@@ -84,11 +84,7 @@ def _stream(layer: Layer, padded: int) -> bytes:
         for start in range(0, 2 * padded, 16):
             parts += [first[start : start + 16], second[start : start + 16]]
         for channel in range(c, c + 4):
-            real = channel < channels
-            values = [int(layer.fitted.multipliers[channel]), int(layer.fitted.offsets[channel])] if real else [0, 0]
-            if layer.signed:
-                values.append(layer.negative(channel) if real else 0)
-            parts.append(words(values))
+            parts.append(words(layer.parameters(channel if channel < channels else -1)))
     return b"".join(parts)
 
 
@@ -96,9 +92,7 @@ def _portable(state: Lowering, op: Op, in_name: str, layer: Layer, rows: int, ma
     channels, k = layer.weights.shape
     parts = []
     for channel in range(channels):
-        fitted = layer.fitted
-        head = [int(layer.biases[channel]), int(fitted.multipliers[channel]), int(fitted.offsets[channel])]
-        parts.append(words([*head, layer.negative(channel)]))
+        parts.append(words([int(layer.biases[channel]), *layer.portable_parameters(channel)]))
         parts.append(layer.weights[channel].astype(np.int8).tobytes() + b"\0" * (-k % 4))
     data = b"".join(parts)
     stream = state.constant(data)
@@ -107,6 +101,6 @@ def _portable(state: Lowering, op: Op, in_name: str, layer: Layer, rows: int, ma
     body = (
         f"for (int32_t i = 0; i < {rows}; ++i)\n"
         f"    tim_dense({pointer(source.buffer)} + i * {k}, W({stream}), {pointer(target.buffer)} + i * {channels}, "
-        f"{channels}, {k}, {layer.fitted.shift}, {layer.low}, {layer.high});"
+        f"{channels}, {k}, {layer.low}, {layer.high});"
     )
     state.step("dense", op, body, [in_name], [op.outputs[0]], [], len(data), macs)

@@ -103,10 +103,8 @@ def _lower_fast(state: Lowering, op: Op, in_name: str, layer: Layer, stride: int
         taps = (taps.T if turned else taps) << PRE_SHIFT
         halves = [h for row in taps for h in (row[0], row[1], row[1], row[2])]
         parts.append(np.array(halves, np.int64).astype(np.int16).tobytes())
-        values = [int(layer.fitted.multipliers[channel]), int(layer.fitted.offsets[channel])]
-        values.append(int(layer.biases[channel]) << PRE_SHIFT)
-        if layer.signed:
-            values.append(layer.negative(channel))
+        values = layer.parameters(channel)
+        values.insert(2, int(layer.biases[channel]) << PRE_SHIFT)
         parts.append(words(values))
     data = b"".join(parts)
     stream = state.constant(data)
@@ -142,17 +140,7 @@ def _lower_portable(
     record = 16 + -(-taps // 4) * 4
     parts = []
     for channel in range(out_channels):
-        fitted = layer.fitted
-        parts.append(
-            words(
-                [
-                    int(layer.biases[channel]),
-                    int(fitted.multipliers[channel]),
-                    int(fitted.offsets[channel]),
-                    layer.negative(channel),
-                ]
-            )
-        )
+        parts.append(words([int(layer.biases[channel]), *layer.portable_parameters(channel)]))
         parts.append(layer.weights[channel].astype(np.int8).tobytes() + b"\0" * (-taps % 4))
     data = b"".join(parts)
     stream = state.constant(data)
@@ -160,7 +148,7 @@ def _lower_portable(
     state.use("depthwise_portable")
     values = (
         out_channels, out_channels // in_channels, ih, iw, oh, ow, *kernel, *strides, *dilations, top, left, rows, pitch,
-        zero, layer.fitted.shift, layer.low, layer.high, record,
+        zero, layer.low, layer.high, record,
     )  # fmt: skip
     source, target = state.place(in_name), state.place(op.outputs[0])
     body = (

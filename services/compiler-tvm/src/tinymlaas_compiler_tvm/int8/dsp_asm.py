@@ -14,17 +14,22 @@ from tinymlaas_compiler_tvm.native.program import AsmKernel
 
 @dataclass(frozen=True)
 class Epilogue:
-    """How accumulators become int8: `shift` of SSAT, `signed` offsets, a `clamp` narrower than int8's."""
+    """How accumulators become int8: `shift` of SSAT (-1: a channel's own), `signed` offsets, a `clamp` narrower than int8's."""
 
     shift: int
     signed: bool
     clamp: tuple[int, int] | None = None
 
     @property
+    def variable(self) -> bool:
+        """Whether each channel has its own shift."""
+        return self.shift < 0
+
+    @property
     def tag(self) -> str:
         """Part of the kernel's name."""
         clamp = "" if self.clamp is None else f"_c{self.clamp[0] + 128}_{self.clamp[1] + 128}"
-        return f"q{self.shift}{'s' if self.signed else ''}{clamp}"
+        return f"q{'v' if self.variable else self.shift}{'s' if self.signed else ''}{clamp}"
 
 
 def _function(name: str, lines: list[str], stack_bytes: int) -> AsmKernel:
@@ -60,16 +65,19 @@ def _mac_four(low: str, high: str) -> list[str]:
     ]
 
 
-def _requantize(value: str, multiplier: str, offset: str, negative: str, scratch: str, epilogue: Epilogue) -> list[str]:
-    """`value` (accumulator times 256) to int8 in place."""
+def _requantize(
+    value: str, multiplier: str, offset: str, negative: str, shift: str, scratch: str, epilogue: Epilogue
+) -> list[str]:
+    """`value` (accumulator times 256) to int8 in place; `shift` is the register of a channel's own shift."""
     lines = []
     if epilogue.signed:
         lines += [f"and {scratch}, {negative}, {value}, asr #31", f"sub {scratch}, {offset}, {scratch}"]
         offset = scratch
-    lines += [
-        f"smmla {value}, {value}, {multiplier}, {offset}",
-        f"ssat {value}, #8, {value}, asr #{epilogue.shift}",
-    ]
+    lines.append(f"smmla {value}, {value}, {multiplier}, {offset}")
+    if epilogue.variable:
+        lines += [f"asr {value}, {value}, {shift}", f"ssat {value}, #8, {value}"]
+    else:
+        lines.append(f"ssat {value}, #8, {value}, asr #{epilogue.shift}")
     if epilogue.clamp is not None:
         low, high = epilogue.clamp
         if low > -128:
@@ -80,8 +88,16 @@ def _requantize(value: str, multiplier: str, offset: str, negative: str, scratch
 
 
 def _split_and_requantize(epilogue: Epilogue) -> list[str]:
-    """r2, r3 = 256 A + B and r4, r5 = B of two columns to int8 A, A', B, B'; reads (multiplier, offset[, negative]) twice."""
+    """r2, r3 = 256 A + B and r4, r5 = B of two columns to int8 A, A', B, B'; reads (multiplier, offset[, negative][, shift]) twice."""
     split = ["sub r2, r2, r4", "sub r3, r3, r5", "lsls r4, r4, #8", "lsls r5, r5, #8"]
+    if epilogue.variable:
+        registers = "r6, r7, r8, r9" if epilogue.signed else "r6, r7, r9"
+        lines = split
+        for values in (("r2", "r3"), ("r4", "r5")):
+            lines.append(f"ldmia r1!, {{{registers}}}")
+            for value in values:
+                lines += _requantize(value, "r6", "r7", "r8", "r9", "r12", epilogue)
+        return lines
     if epilogue.signed:
         lines = ["ldmia r1!, {r6, r7, r8, r9, r10, r11}", *split]
         sets = [("r2", "r6", "r7", "r8"), ("r3", "r6", "r7", "r8"), ("r4", "r9", "r10", "r11"), ("r5", "r9", "r10", "r11")]
@@ -89,7 +105,7 @@ def _split_and_requantize(epilogue: Epilogue) -> list[str]:
         lines = ["ldmia r1!, {r6, r7, r8, r9}", *split]
         sets = [("r2", "r6", "r7", ""), ("r3", "r6", "r7", ""), ("r4", "r8", "r9", ""), ("r5", "r8", "r9", "")]
     for value, multiplier, offset, negative in sets:
-        lines += _requantize(value, multiplier, offset, negative, "r12", epilogue)
+        lines += _requantize(value, multiplier, offset, negative, "", "r12", epilogue)
     return lines
 
 
@@ -179,8 +195,9 @@ def dense(unroll: int, epilogue: Epilogue) -> AsmKernel:
     lines += ["ldr r6, [sp, #8]", "cmp r0, r6", "bne 2b"]
     lines += ["sub r2, r2, r4", "sub r3, r3, r5", "lsls r4, r4, #8", "lsls r5, r5, #8"]
     for value in ("r2", "r4", "r3", "r5"):
-        lines.append("ldmia r1!, {r6, r7, r8}" if epilogue.signed else "ldmia r1!, {r6, r7}")
-        lines += _requantize(value, "r6", "r7", "r8", "r12", epilogue)
+        registers = ["r6", "r7", *(["r8"] if epilogue.signed else []), *(["r9"] if epilogue.variable else [])]
+        lines.append(f"ldmia r1!, {{{', '.join(registers)}}}")
+        lines += _requantize(value, "r6", "r7", "r8", "r9", "r12", epilogue)
     lines += [
         "ldrd r6, r7, [sp, #0]",
         "ldr r0, [sp, #12]",
@@ -256,7 +273,13 @@ def _depthwise_outputs(shape: DepthwiseShape, epilogue: Epilogue, both: bool) ->
     if epilogue.signed:
         lines.append("ldr r10, [sp, #4]")
     for value in ("r12", "lr") if both else ("r12",):
-        lines += _requantize(value, "r8", "r9", "r10", "r11", epilogue)
+        if epilogue.variable:
+            # The scratch of the signed offset is free again when the shift is needed.
+            lines += _requantize(value, "r8", "r9", "r10", "r11", "r11", epilogue)
+            asr = f"asr {value}, {value}, r11"
+            lines.insert(len(lines) - 1 - lines[::-1].index(asr), "ldr r11, [sp, #32]")
+        else:
+            lines += _requantize(value, "r8", "r9", "r10", "", "r11", epilogue)
     lines += [f"strb {value}, [r1], #{shape.out_step}" for value in (("r12", "lr") if both else ("r12",))]
     return lines
 
@@ -271,12 +294,12 @@ def depthwise(shape: DepthwiseShape, epilogue: Epilogue, unroll_limit: int = 4) 
     """`void f(const int8_t *in, int8_t *out, const void *stream, int16_t *scratch, const void *stream_end)`.
 
     One plane after the other: widened into `scratch` (whose padding the caller has filled), computed, written over planes that
-    were read already. Stream per channel: six weight words, multiplier, offset, bias[, negative].
+    were read already. Stream per channel: six weight words, multiplier, offset, bias[, negative][, shift].
     """
     row = 2 * shape.pitch
     pairs, odd = divmod(shape.length, 2)
     unroll = max((u for u in range(1, unroll_limit + 1) if pairs % u == 0), default=1) if pairs else 0
-    # Stack: 0 bias, 4 negative, 8 end of line, 12 end of lines, 16 in, 20 out, 24 stream, 28 scratch; then r4-r11, lr; stream_end.
+    # Stack: 0 bias, 4 negative, 8 end of line, 12 end of lines, 16 in, 20 out, 24 stream, 28 scratch, 32 shift; then r4-r11, lr; stream_end.
     lines = [
         "push {r4, r5, r6, r7, r8, r9, r10, r11, lr}",
         "sub sp, #36",
@@ -287,10 +310,13 @@ def depthwise(shape: DepthwiseShape, epilogue: Epilogue, unroll_limit: int = 4) 
     ]
     lines += _widen(shape)
     lines.append("ldr r12, [sp, #24]")
+    # Bias, then negative and shift as the epilogue has them.
+    extra = ["r10", *(["r11"] if epilogue.signed else []), *(["lr"] if epilogue.variable else [])]
+    lines += [f"ldmia r12!, {{r2, r3, r4, r5, r6, r7, r8, r9, {', '.join(extra)}}}", "str r10, [sp, #0]"]
     if epilogue.signed:
-        lines += ["ldmia r12!, {r2, r3, r4, r5, r6, r7, r8, r9, r10, r11}", "strd r10, r11, [sp, #0]"]
-    else:
-        lines += ["ldmia r12!, {r2, r3, r4, r5, r6, r7, r8, r9, r10}", "str r10, [sp, #0]"]
+        lines.append("str r11, [sp, #4]")
+    if epilogue.variable:
+        lines.append("str lr, [sp, #32]")
     lines += [
         "str r12, [sp, #24]",
         "ldr r0, [sp, #28]",

@@ -60,7 +60,7 @@ def assemble(
         linked = toolchain.build(
             machine,
             Path(folder),
-            codegen.c_source(program, offsets),
+            codegen.c_source(program, offsets, machine),
             codegen.asm_source(program, machine.arm),
             program.constants.data,
             program.objects,

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tinymlaas_compiler_tvm.native import runtime
 from tinymlaas_compiler_tvm.native.program import Program
+from tinymlaas_compiler_tvm.target import Machine
 
 ENTRY = "tim_entry"
 CONSTANTS = "tim_constants"
@@ -34,9 +36,13 @@ _ASM_PROTOTYPES = {
 }
 
 
-def c_source(program: Program, offsets: Sequence[int]) -> str:
+def c_source(program: Program, offsets: Sequence[int], machine: Machine) -> str:
     """The C file; `offsets` are the arena offsets of the program's buffers."""
-    parts = [_PRELUDE]
+    parts = [_PRELUDE, f"#define LONG_MULTIPLY {int(machine.long_multiply)}", runtime.COMMON]
+    if machine.arm:
+        parts.append(runtime.ARM_MEMORY)
+    if not machine.long_multiply:
+        parts.append(runtime.ARMV6M)
     for buffer in program.buffers:
         parts.append(f"#define {buffer.macro} (arena + {offsets[buffer.index]})")
     for name in sorted(program.asm_kernels):
