@@ -1,0 +1,313 @@
+"""Records in a SQL database through SQLAlchemy: SQLite here, the same statements on PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from alembic import command
+from alembic.config import Config
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from sqlalchemy import Connection, Engine, Select, Table, create_engine, delete, event, insert, select, update
+from tinymlaas.registry.v1 import devices_pb2, models_pb2, modules_pb2, plugins_pb2
+from tinymlaas_servicekit.resource_names import DEVICE, MODEL, MODEL_VERSION, MODULE, PLUGIN, parse_name
+
+from ..core.ports import Page
+from . import schema
+
+M = TypeVar("M", bound=Message)
+
+
+def open_engine(url: str) -> Engine:
+    """An engine; for SQLite with write-ahead log, foreign keys, and write transactions that take their lock at once."""
+    if not url.startswith("sqlite"):
+        return create_engine(url, pool_pre_ping=True)
+    if url.startswith("sqlite:///"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, connect_args={"timeout": 30})
+
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: Any, _record: Any) -> None:
+        # We say BEGIN ourselves: the driver would begin late, and a read that turns into a write can fail at once.
+        connection.isolation_level = None
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=30000"):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    @event.listens_for(engine, "begin")
+    def on_begin(connection: Connection) -> None:
+        write = connection.get_execution_options().get("write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    return engine
+
+
+def migrate(engine: Engine) -> None:
+    """Brings the database to the newest schema; several processes may do it at once."""
+    config = Config()
+    config.set_main_option("script_location", "tinymlaas_registry:migrations")
+    with engine.execution_options(write=True).begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+class SqlRecords:
+    """Implements core.ports.Records. `now` gives the time of writes."""
+
+    def __init__(self, engine: Engine, now: Callable[[], Timestamp] | None = None) -> None:
+        self._engine, self._now = engine, now or _now
+        self._writer = engine.execution_options(write=True)
+
+    def get_model(self, name: str) -> models_pb2.Model | None:
+        """See core.ports.Records."""
+        key = parse_name(MODEL, name)
+        with self._engine.begin() as connection:
+            return _model(connection, key["project"], key["model"])
+
+    def list_models(self, project: str, tag: str, page: Page) -> tuple[Sequence[models_pb2.Model], str | None]:
+        """See core.ports.Records."""
+        table = schema.models
+        query = select(table.c.model).where(table.c.project == project).order_by(table.c.model)
+        if tag:
+            tags = schema.model_tags
+            tagged = select(tags.c.model).where(tags.c.project == project, tags.c.tag == tag)
+            query = query.where(table.c.model.in_(tagged))
+        if page.cursor is not None:
+            query = query.where(table.c.model > page.cursor)
+        with self._engine.begin() as connection:
+            ids = list(connection.scalars(query.limit(page.size + 1)))
+            found = [_model(connection, project, model) for model in ids[: page.size]]
+        return [model for model in found if model is not None], ids[page.size - 1] if len(ids) > page.size else None
+
+    def delete_model(self, name: str) -> list[str] | None:
+        """See core.ports.Records."""
+        key = parse_name(MODEL, name)
+        table, references = schema.models, schema.artifact_references
+        with self._writer.begin() as connection:
+            if _model(connection, key["project"], key["model"]) is None:
+                return None
+            owned = references.c.project == key["project"], references.c.owner.startswith(f"{name}/", autoescape=True)
+            digests = set(connection.scalars(select(references.c.sha256).where(*owned)))
+            connection.execute(delete(references).where(*owned))
+            # Explicit, though the foreign key cascades: not every database has it switched on.
+            for child in (schema.model_versions, schema.model_tags, table):
+                connection.execute(
+                    delete(child).where(child.c.project == key["project"], child.c.model == key["model"])
+                )
+            kept = set(connection.scalars(select(references.c.sha256).where(references.c.sha256.in_(digests))))
+        return sorted(digests - kept)
+
+    def get_version(self, name: str) -> models_pb2.ModelVersion | None:
+        """See core.ports.Records."""
+        key = parse_name(MODEL_VERSION, name)
+        with self._engine.begin() as connection:
+            return _version(connection, key["project"], key["model"], key["version"])
+
+    def list_versions(self, model: str, page: Page) -> tuple[Sequence[models_pb2.ModelVersion], str | None]:
+        """See core.ports.Records."""
+        key, table = parse_name(MODEL, model), schema.model_versions
+        query = select(table.c.seq, table.c.message).where(
+            table.c.project == key["project"], table.c.model == key["model"]
+        )
+        return self._newest_first(table, query, page, models_pb2.ModelVersion)
+
+    def find_checked(self, sha256: str, format: int) -> models_pb2.ModelVersion | None:
+        """See core.ports.Records."""
+        table = schema.model_versions
+        query = select(table.c.message).where(table.c.sha256 == sha256, table.c.format == format).limit(1)
+        with self._engine.begin() as connection:
+            return _parsed(models_pb2.ModelVersion, connection.scalar(query))
+
+    def add_version(self, model: models_pb2.Model, version: models_pb2.ModelVersion) -> models_pb2.ModelVersion:
+        """See core.ports.Records."""
+        key, now = parse_name(MODEL_VERSION, version.name), self._now()
+        project, model_id = key["project"], key["model"]
+        with self._writer.begin() as connection:
+            existing = _model(connection, project, model_id)
+            written = models_pb2.Model()
+            written.CopyFrom(model)
+            written.create_time.CopyFrom(now if existing is None else existing.create_time)
+            written.update_time.CopyFrom(now)
+            written.ClearField("latest_version")
+            _put(connection, schema.models, {"project": project, "model": model_id}, written)
+            tags = schema.model_tags
+            connection.execute(delete(tags).where(tags.c.project == project, tags.c.model == model_id))
+            for tag in sorted(set(written.tags)):
+                connection.execute(insert(tags).values(project=project, model=model_id, tag=tag))
+            known = _version(connection, project, model_id, key["version"])
+            if known is not None:
+                return known
+            added = models_pb2.ModelVersion()
+            added.CopyFrom(version)
+            added.create_time.CopyFrom(now)
+            connection.execute(
+                insert(schema.model_versions).values(
+                    project=project,
+                    model=model_id,
+                    version=key["version"],
+                    sha256=added.sha256,
+                    format=added.format,
+                    derived=int(bool(added.derived_from)),
+                    message=added.SerializeToString(deterministic=True),
+                )
+            )
+            _refer(connection, project, added.sha256, added.name)
+        return added
+
+    def get_module(self, name: str) -> modules_pb2.Module | None:
+        """See core.ports.Records."""
+        return self._get(schema.modules, parse_name(MODULE, name), modules_pb2.Module)
+
+    def list_modules(
+        self, project: str, model_version: str, page: Page
+    ) -> tuple[Sequence[modules_pb2.Module], str | None]:
+        """See core.ports.Records."""
+        table = schema.modules
+        query = select(table.c.seq, table.c.message).where(table.c.project == project)
+        if model_version:
+            query = query.where(table.c.model_version == model_version)
+        return self._newest_first(table, query, page, modules_pb2.Module)
+
+    def add_module(self, module: modules_pb2.Module) -> modules_pb2.Module:
+        """See core.ports.Records."""
+        key, table = parse_name(MODULE, module.name), schema.modules
+        with self._writer.begin() as connection:
+            where = table.c.project == key["project"], table.c.module == key["module"]
+            known = _parsed(modules_pb2.Module, connection.scalar(select(table.c.message).where(*where)))
+            if known is not None:
+                return known
+            added = modules_pb2.Module()
+            added.CopyFrom(module)
+            added.create_time.CopyFrom(self._now())
+            message = added.SerializeToString(deterministic=True)
+            connection.execute(insert(table).values(**key, model_version=added.model_version, message=message))
+            for sha256 in {added.sha256, added.device_image_sha256} - {""}:
+                _refer(connection, key["project"], sha256, added.name)
+        return added
+
+    def put_device(self, device: devices_pb2.Device) -> None:
+        """See core.ports.Records."""
+        with self._writer.begin() as connection:
+            _put(connection, schema.devices, parse_name(DEVICE, device.name), device)
+
+    def get_device(self, name: str) -> devices_pb2.Device | None:
+        """See core.ports.Records."""
+        return self._get(schema.devices, parse_name(DEVICE, name), devices_pb2.Device)
+
+    def list_devices(self, project: str, page: Page) -> tuple[Sequence[devices_pb2.Device], str | None]:
+        """See core.ports.Records."""
+        table = schema.devices
+        query = select(table.c.device, table.c.message).where(table.c.project == project)
+        return self._by_id(table.c.device, query, page, devices_pb2.Device)
+
+    def delete_device(self, name: str) -> bool:
+        """See core.ports.Records."""
+        return self._delete(schema.devices, parse_name(DEVICE, name))
+
+    def put_plugin(self, plugin: plugins_pb2.Plugin) -> None:
+        """See core.ports.Records."""
+        with self._writer.begin() as connection:
+            _put(connection, schema.plugins, parse_name(PLUGIN, plugin.name), plugin)
+
+    def get_plugin(self, name: str) -> plugins_pb2.Plugin | None:
+        """See core.ports.Records."""
+        return self._get(schema.plugins, parse_name(PLUGIN, name), plugins_pb2.Plugin)
+
+    def list_plugins(self, page: Page) -> tuple[Sequence[plugins_pb2.Plugin], str | None]:
+        """See core.ports.Records."""
+        table = schema.plugins
+        return self._by_id(table.c.plugin, select(table.c.plugin, table.c.message), page, plugins_pb2.Plugin)
+
+    def delete_plugin(self, name: str) -> bool:
+        """See core.ports.Records."""
+        return self._delete(schema.plugins, parse_name(PLUGIN, name))
+
+    def add_reference(self, project: str, sha256: str) -> None:
+        """See core.ports.Records."""
+        with self._writer.begin() as connection:
+            _refer(connection, project, sha256, "")
+
+    def owns(self, project: str, sha256: str) -> bool:
+        """See core.ports.Records."""
+        table = schema.artifact_references
+        query = select(table.c.owner).where(table.c.project == project, table.c.sha256 == sha256).limit(1)
+        with self._engine.begin() as connection:
+            return connection.scalar(query) is not None
+
+    def referenced(self) -> set[str]:
+        """See core.ports.Records."""
+        with self._engine.begin() as connection:
+            return set(connection.scalars(select(schema.artifact_references.c.sha256).distinct()))
+
+    def _get(self, table: Table, key: dict[str, str], kind: type[M]) -> M | None:
+        with self._engine.begin() as connection:
+            return _parsed(kind, connection.scalar(select(table.c.message).where(*_where(table, key))))
+
+    def _delete(self, table: Table, key: dict[str, str]) -> bool:
+        with self._writer.begin() as connection:
+            return connection.execute(delete(table).where(*_where(table, key))).rowcount > 0
+
+    def _by_id(self, column: Any, query: Select[Any], page: Page, kind: type[M]) -> tuple[list[M], str | None]:
+        if page.cursor is not None:
+            query = query.where(column > page.cursor)
+        with self._engine.begin() as connection:
+            rows = connection.execute(query.order_by(column).limit(page.size + 1)).all()
+        messages = [kind.FromString(row.message) for row in rows[: page.size]]
+        return messages, str(rows[page.size - 1][0]) if len(rows) > page.size else None
+
+    def _newest_first(self, table: Table, query: Select[Any], page: Page, kind: type[M]) -> tuple[list[M], str | None]:
+        if page.cursor is not None:
+            query = query.where(table.c.seq < int(page.cursor))
+        with self._engine.begin() as connection:
+            rows = connection.execute(query.order_by(table.c.seq.desc()).limit(page.size + 1)).all()
+        messages = [kind.FromString(row.message) for row in rows[: page.size]]
+        return messages, str(rows[page.size - 1].seq) if len(rows) > page.size else None
+
+
+def _now() -> Timestamp:
+    now = Timestamp()
+    now.GetCurrentTime()
+    return now
+
+
+def _parsed(kind: type[M], message: bytes | None) -> M | None:
+    return None if message is None else kind.FromString(message)
+
+
+def _where(table: Table, key: dict[str, str]) -> Iterator[Any]:
+    return (table.c[column] == value for column, value in key.items())
+
+
+def _put(connection: Connection, table: Table, key: dict[str, str], message: Message) -> None:
+    content = message.SerializeToString(deterministic=True)
+    if connection.execute(update(table).where(*_where(table, key)).values(message=content)).rowcount == 0:
+        connection.execute(insert(table).values(**key, message=content))
+
+
+def _refer(connection: Connection, project: str, sha256: str, owner: str) -> None:
+    table = schema.artifact_references
+    key = {"project": project, "sha256": sha256, "owner": owner}
+    if connection.scalar(select(table.c.owner).where(*_where(table, key))) is None:
+        connection.execute(insert(table).values(**key))
+
+
+def _model(connection: Connection, project: str, model: str) -> models_pb2.Model | None:
+    table = schema.models
+    query = select(table.c.message).where(table.c.project == project, table.c.model == model)
+    found = _parsed(models_pb2.Model, connection.scalar(query))
+    if found is not None:
+        latest = _version(connection, project, model, "latest")
+        found.latest_version = latest.name if latest is not None else ""
+    return found
+
+
+def _version(connection: Connection, project: str, model: str, version: str) -> models_pb2.ModelVersion | None:
+    """A version; "latest" is the newest upload, and the newest derived one only where there is no upload."""
+    table = schema.model_versions
+    query = select(table.c.message).where(table.c.project == project, table.c.model == model)
+    if version == "latest":
+        query = query.order_by(table.c.derived, table.c.seq.desc()).limit(1)
+    else:
+        query = query.where(table.c.version == version)
+    return _parsed(models_pb2.ModelVersion, connection.scalar(query))

@@ -1,0 +1,1 @@
+"""What the registry knows, without gRPC, SQL or files."""

@@ -1,0 +1,124 @@
+"""What the core needs from the outside: records that last, and bytes by digest. All methods may block.
+
+SQLite and a folder implement them here (`adapters`); PostgreSQL and an object store can implement the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol
+
+from tinymlaas.registry.v1 import devices_pb2, models_pb2, modules_pb2, plugins_pb2
+
+
+@dataclass(frozen=True)
+class Page:
+    """A request for at most `size` entries behind `cursor` (None: from the start)."""
+
+    size: int
+    cursor: str | None
+
+
+class Incoming(Protocol):
+    """Bytes on their way into the store; nothing is visible before `commit`."""
+
+    def write(self, data: bytes) -> None:
+        """Appends."""
+
+    def read(self) -> bytes:
+        """All bytes written so far."""
+
+    def commit(self, sha256: str) -> None:
+        """Makes the bytes durable and visible under their digest; the caller has checked it. Done twice: no effect."""
+
+    def abort(self) -> None:
+        """Forgets the bytes unless they are committed."""
+
+
+class ArtifactStore(Protocol):
+    """Bytes by sha256 (hex); the same bytes are kept once."""
+
+    def begin(self) -> Incoming:
+        """A place for bytes to arrive in."""
+
+    def size(self, sha256: str) -> int | None:
+        """Length of an artifact, None when there is none."""
+
+    def open(self, sha256: str) -> BinaryIO:
+        """The artifact, seekable; FileNotFoundError when there is none."""
+
+    def delete(self, sha256: str) -> None:
+        """Removes an artifact; no effect when there is none."""
+
+    def digests(self) -> Iterable[str]:
+        """Every artifact."""
+
+
+class Records(Protocol):
+    """The catalogue's records. Names are full resource names; every method is one transaction."""
+
+    def get_model(self, name: str) -> models_pb2.Model | None:
+        """A model with its latest version's name."""
+
+    def list_models(self, project: str, tag: str, page: Page) -> tuple[Sequence[models_pb2.Model], str | None]:
+        """Models by id; the cursor of the next page, None at the end."""
+
+    def delete_model(self, name: str) -> list[str] | None:
+        """Deletes a model, its versions and their references; digests that nothing refers to any more. None: no model."""
+
+    def get_version(self, name: str) -> models_pb2.ModelVersion | None:
+        """A version; its id may be "latest"."""
+
+    def list_versions(self, model: str, page: Page) -> tuple[Sequence[models_pb2.ModelVersion], str | None]:
+        """Versions of a model, newest first."""
+
+    def find_checked(self, sha256: str, format: int) -> models_pb2.ModelVersion | None:
+        """Any version of these bytes in this format, of whichever project: its check need not be repeated."""
+
+    def add_version(self, model: models_pb2.Model, version: models_pb2.ModelVersion) -> models_pb2.ModelVersion:
+        """Writes the model and adds the version; the version that is there already, when there is one of that name."""
+
+    def get_module(self, name: str) -> modules_pb2.Module | None:
+        """A module."""
+
+    def list_modules(
+        self, project: str, model_version: str, page: Page
+    ) -> tuple[Sequence[modules_pb2.Module], str | None]:
+        """Modules, newest first; `model_version` empty: of all."""
+
+    def add_module(self, module: modules_pb2.Module) -> modules_pb2.Module:
+        """Adds a module with references to its artifacts; the one that is there already, when there is one."""
+
+    def put_device(self, device: devices_pb2.Device) -> None:
+        """Writes a device."""
+
+    def get_device(self, name: str) -> devices_pb2.Device | None:
+        """A device."""
+
+    def list_devices(self, project: str, page: Page) -> tuple[Sequence[devices_pb2.Device], str | None]:
+        """Devices by id."""
+
+    def delete_device(self, name: str) -> bool:
+        """Whether there was one."""
+
+    def put_plugin(self, plugin: plugins_pb2.Plugin) -> None:
+        """Writes a plugin."""
+
+    def get_plugin(self, name: str) -> plugins_pb2.Plugin | None:
+        """A plugin."""
+
+    def list_plugins(self, page: Page) -> tuple[Sequence[plugins_pb2.Plugin], str | None]:
+        """Plugins by id."""
+
+    def delete_plugin(self, name: str) -> bool:
+        """Whether there was one."""
+
+    def add_reference(self, project: str, sha256: str) -> None:
+        """Notes that a project wrote an artifact itself."""
+
+    def owns(self, project: str, sha256: str) -> bool:
+        """Whether anything of the project refers to the artifact."""
+
+    def referenced(self) -> set[str]:
+        """Every digest that anything refers to."""
