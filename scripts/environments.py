@@ -20,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / "build" / "tools"
+TEST_TOOLS = ("hypothesis", "pytest", "pytest-asyncio>=1", "pytest-timeout", "pytest-xdist")
 PLUGIN_PARTS = ("packages/contracts", "packages/servicekit", "packages/pluginkit", "packages/modelkit")
 
 
@@ -124,7 +125,7 @@ def setup(environment: Environment, position: str) -> None:
 
 def requirements(environment: Environment) -> list[str]:
     """What the environment's parts depend on outside this tree, with the pins of its requirements.in."""
-    lines = (environment.folder / "requirements.in").read_text().splitlines()
+    lines = [*TEST_TOOLS, *(environment.folder / "requirements.in").read_text().splitlines()]
     for part in environment.parts:
         project = tomllib.loads((ROOT / part / "pyproject.toml").read_text())["project"]
         lines += project.get("dependencies", [])

@@ -74,13 +74,15 @@ def run_native(
     flash_bytes: int,
     instruction_limit: int = DEFAULT_INSTRUCTION_LIMIT,
     check_relocation: bool = True,
+    check_accesses: bool = True,
 ) -> NativeRun:
     """Run a payload once, and once more elsewhere, and give its outputs and exact figures.
 
     `inputs` maps arena offsets to bytes, `outputs` are (arena offset, size) spans; all sizes in bytes. Every data
     access is checked to the byte: payload readable, arena and stack writable, everything else a Fault. The second run
     has the payload and the arena at other addresses and other bytes in uninitialized memory; outputs that differ raise
-    Fault(POSITION_DEPENDENT). Raises DoesNotFit when RAM or flash cannot hold it.
+    Fault(POSITION_DEPENDENT). Raises DoesNotFit when RAM or flash cannot hold it. Without `check_accesses` it runs many times
+    faster; memory outside arena and stack is still compared afterwards, but stack and arena use are given as 0.
     """
     described = cpu_named(cpu)
     _check_arguments(len(payload), entry_offset, arena_bytes, stack_limit, inputs, outputs)
@@ -104,6 +106,7 @@ def run_native(
         ram_bytes,
         flash_bytes,
         instruction_limit,
+        check_accesses,
     )
     if check_relocation:
         second = _Layout(_SHIFTED_FLASH, _SHIFTED_FLASH + _SHIFT, RAM_BASE + stack_bytes, RAM_BASE + stack_bytes, 0xA7)
@@ -119,6 +122,7 @@ def run_native(
             ram_bytes,
             flash_bytes + _SHIFT,
             instruction_limit,
+            check_accesses,
         )
         if again.outputs != run.outputs or again.return_value != run.return_value:
             raise Fault(
@@ -167,10 +171,10 @@ def _run_once(
     ram_bytes: int,
     flash_bytes: int,
     instruction_limit: int,
+    check_accesses: bool,
 ) -> NativeRun:
-    with Machine(
-        cpu, [Region("flash", layout.flash_base, flash_bytes, "rx"), Region("ram", RAM_BASE, ram_bytes, "rw")]
-    ) as machine:
+    regions = [Region("flash", layout.flash_base, flash_bytes, "rx"), Region("ram", RAM_BASE, ram_bytes, "rw")]
+    with Machine(cpu, regions, check_accesses=check_accesses) as machine:
         machine.load(layout.payload, payload)
         background = _background(ram_bytes, layout.fill)
         machine.load(RAM_BASE, background)

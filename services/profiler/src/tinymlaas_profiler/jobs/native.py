@@ -61,6 +61,7 @@ def _run_sample(
             flash_bytes=int(request["flash_bytes"]),
             instruction_limit=int(request["instruction_limit"]),
             check_relocation=index == 0,
+            check_accesses=index == 0,
         )
 
     try:
