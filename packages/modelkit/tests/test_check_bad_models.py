@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from onnx import helper
 from tinymlaas_modelkit.check import (
     CODES,
     HELP,
@@ -26,7 +28,17 @@ from tinymlaas_modelkit.check import (
     safe_text,
 )
 from tinymlaas_modelkit.check._isolated import _verdict
-from tinymlaas_modelkit.check.testing import BAD, GOOD, BadFile, good_onnx, good_tflite, nested_if
+from tinymlaas_modelkit.check.testing import (
+    BAD,
+    GOOD,
+    BadFile,
+    constant,
+    good_onnx,
+    good_tflite,
+    nested_if,
+    onnx_model,
+    value,
+)
 
 ZOO = Path(__file__).resolve().parents[3] / "zoo"
 REASONS = {Code.INVALID_ARGUMENT: "MODEL_INVALID", Code.RESOURCE_EXHAUSTED: "LIMIT_EXCEEDED"}
@@ -222,3 +234,27 @@ def test_a_rejection_survives_pickling_with_its_reason() -> None:
     rejected = ModelRejected(Problem.OP_UNSUPPORTED, "node", "detail", op="Loop")
     copy = pickle.loads(pickle.dumps(rejected))
     assert (copy.reason, copy.metadata, copy.code) == (rejected.reason, rejected.metadata, rejected.code)
+
+
+def test_shapes_that_follow_by_arithmetic_on_shapes_are_static() -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "zero"], ["batch"]),
+        helper.make_node("Unsqueeze", ["batch", "axis"], ["first"]),
+        helper.make_node("Concat", ["first", "rest"], ["target"], axis=0),
+        helper.make_node("Reshape", ["x", "target"], ["y"]),
+    ]
+    constants = [constant("zero", 0, np.int64), constant("axis", [0], np.int64), constant("rest", [-1], np.int64)]
+    model = onnx_model(nodes, constants, [value("x", [1, 3, 4])], [value("y", ["batch", "features"])])
+    (output,) = check_model(model.SerializeToString(), "onnx").outputs
+    assert output.shape == (1, 12)
+
+
+def test_an_empty_constant_that_is_not_used_as_data_is_no_fault() -> None:
+    nodes = [
+        helper.make_node("Constant", [], ["roi"], value=constant("", [])),
+        helper.make_node("Resize", ["x", "roi", "scales"], ["y"], mode="nearest"),
+    ]
+    borders = [value("x", [1, 3, 4, 5])], [value("y", [1, 3, 8, 10])]
+    model = onnx_model(nodes, [constant("scales", [1, 1, 2, 2])], *borders)
+    assert check_model(model.SerializeToString(), "onnx").operators["Resize"] == 1
