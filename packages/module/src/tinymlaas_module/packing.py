@@ -110,6 +110,14 @@ def _text(text: str, width: int) -> bytes:
 
 
 def _signed_header(contents: ModuleContents, section_count: int) -> bytes:
+    for reason, number in (
+        (Reason.ENTRY_INVALID, contents.entry_offset),
+        (Reason.ARENA_INVALID, contents.arena_bytes),
+        (Reason.ARENA_INVALID, contents.arena_alignment),
+        (Reason.STACK_INVALID, contents.stack_bytes),
+    ):
+        if not 0 <= number <= layout.MAX_MEMORY_BYTES:
+            raise ModuleError(reason, f"{number} is not between 0 and {layout.MAX_MEMORY_BYTES}")
     inputs = sum(1 for tensor in contents.tensors if tensor.kind is TensorKind.INPUT)
     return layout.SIGNED_HEADER.pack(
         layout.FORMAT_VERSION,
