@@ -15,9 +15,9 @@ class Limits:
     `memory_bytes` (address space), `cpu_seconds` and `deadline_s` (wall clock) bound the child process.
     """
 
-    model_bytes: int = 64 * MIB
+    model_bytes: int = 32 * MIB
     parsed_bytes: int = 256 * MIB
-    fields: int = 1_000_000
+    fields: int = 500_000
     nodes: int = 4096
     tensors: int = 16_384
     tensor_bytes: int = 64 * MIB

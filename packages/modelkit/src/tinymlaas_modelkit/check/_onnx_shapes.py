@@ -61,11 +61,14 @@ def _infer(checked: CheckedOnnx, limits: Limits) -> dict[str, tuple[str, tuple[i
     for node in checked.model.graph.node:
         for name in node.output:
             if name:
-                shapes[name] = _inferred_shape(known.get(name), f"tensor {name} of {_label(node)}", limits)
+                where = f"tensor {name} of {_label(node)}"
+                shapes[name] = _inferred_shape(known.get(name), where, limits, constant=node.op_type == "Constant")
     return shapes
 
 
-def _inferred_shape(value: onnx.ValueInfoProto | None, where: str, limits: Limits) -> tuple[str, tuple[int, ...]]:
+def _inferred_shape(
+    value: onnx.ValueInfoProto | None, where: str, limits: Limits, *, constant: bool
+) -> tuple[str, tuple[int, ...]]:
     kind = value.type.WhichOneof("value") if value is not None else None
     if value is None or kind is None:
         raise ModelRejected(Problem.SHAPE_NOT_STATIC, where, "its shape does not follow from the inputs' shapes")
@@ -76,8 +79,8 @@ def _inferred_shape(value: onnx.ValueInfoProto | None, where: str, limits: Limit
     if not tensor.HasField("shape") or any(dim.WhichOneof("value") != "dim_value" for dim in tensor.shape.dim):
         raise ModelRejected(Problem.SHAPE_NOT_STATIC, where, "its shape does not follow from the inputs' shapes")
     dims = [int(dim.dim_value) for dim in tensor.shape.dim]
-    # Shape arithmetic may well pass through empty lists of numbers; activations may not be empty.
-    check_dims(dims, np.dtype(dtype).itemsize, where, limits, empty=dtype == "int64")
+    # Constants and shape arithmetic may well be empty lists (an unused `roi` of Resize); activations may not.
+    check_dims(dims, np.dtype(dtype).itemsize, where, limits, empty=constant or dtype == "int64")
     return dtype, tuple(dims)
 
 

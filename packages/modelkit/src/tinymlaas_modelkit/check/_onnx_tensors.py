@@ -99,7 +99,7 @@ def check_tensor(tensor: TensorProto, where: str, limits: Limits) -> npt.NDArray
         raise ModelRejected(Problem.DATA_SIZE_MISMATCH, where, f"its shape needs {need} {unit}, the file has {stored}")
     check_dims(dims, dtype.itemsize, where, limits, empty=True)
     if raw:
-        if dtype == np.bool_ and any(byte > 1 for byte in tensor.raw_data):
+        if dtype == np.bool_ and np.any(np.frombuffer(tensor.raw_data, np.uint8) > 1):
             raise ModelRejected(Problem.BAD_VALUE, where, "a bool is neither 0 nor 1")
         values = np.frombuffer(tensor.raw_data, dtype.newbyteorder("<")).astype(dtype, copy=False)
     else:
@@ -111,7 +111,9 @@ def check_tensor(tensor: TensorProto, where: str, limits: Limits) -> npt.NDArray
 
 def _typed_values(tensor: TensorProto, store: str, dtype: np.dtype[np.generic], where: str) -> npt.NDArray[np.generic]:
     """The values of a typed field; BAD_VALUE if one does not fit the type."""
-    wide = np.asarray(getattr(tensor, store), np.float32 if dtype.kind == "f" else np.int64)
+    values = getattr(tensor, store)
+    # Not through a list: a Python number takes up to 32 bytes.
+    wide = np.fromiter(values, np.float32 if dtype.kind == "f" else np.int64, len(values))
     if dtype.kind != "f":
         lowest, highest = (0, 1) if dtype.kind == "b" else (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))  # type: ignore[type-var]
         if wide.size and (int(wide.min()) < lowest or int(wide.max()) > highest):

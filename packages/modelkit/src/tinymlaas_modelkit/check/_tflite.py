@@ -164,7 +164,7 @@ def _tensor(table: Table, index: int, buffers: Sequence[memoryview], limits: Lim
     check_dims(shape, dtype.itemsize, where, limits, empty=True)
     scales, zero_points = _quantization(table, shape, dtype, where)
     tensor = TfliteTensor(name, str(dtype), shape, scales, zero_points, data, buffer, bool(table.integer(5, "bool")))
-    if dtype == np.bool_ and data is not None and any(byte > 1 for byte in data):
+    if dtype == np.bool_ and data is not None and np.any(np.frombuffer(data, np.uint8) > 1):
         raise ModelRejected(Problem.BAD_VALUE, where, "a bool is neither 0 nor 1")
     values = tensor.values()
     if values is not None and values.dtype.kind == "f" and not np.isfinite(values).all():

@@ -189,6 +189,39 @@ def _slice(op: TfliteOp, given: Sequence[TfliteTensor], made: Sequence[Shape]) -
     return out
 
 
+def _strided_slice(op: TfliteOp, given: Sequence[TfliteTensor], made: Sequence[Shape]) -> Shape | None:
+    lists = [_integers(tensor) for tensor in given[1:4]]
+    if _option(op, 2) or _option(op, 3) or _option(op, 5) or None in lists:
+        return None
+    begin, end, strides = ([] if values is None else values for values in lists)
+    x = given[0].shape
+    _need(len(begin) == len(end) == len(strides) == len(x), f"begin {begin}, end {end} of {list(x)}")
+    out = []
+    for axis, dim in enumerate(x):
+        stride = strides[axis]
+        _need(stride != 0, f"strides {strides}")
+        # A set bit in a mask stands for the whole range on that side; Python's slices clamp as TFLite does.
+        first = None if _option(op, 0) >> axis & 1 else begin[axis]
+        shrunk = bool(_option(op, 4) >> axis & 1)
+        if shrunk:
+            _need(-dim <= begin[axis] < dim, f"begin {begin} of {list(x)}")
+            continue
+        last = None if _option(op, 1) >> axis & 1 else end[axis]
+        out.append(len(range(*slice(first, last, stride).indices(dim))))
+    return tuple(out)
+
+
+def _split(op: TfliteOp, given: Sequence[TfliteTensor], made: Sequence[Shape]) -> Shape | None:
+    where = _integers(given[0])
+    x = given[1].shape
+    if where is None:
+        return None
+    _need(len(where) == 1 and -len(x) <= where[0] < len(x), f"axis {where} of {list(x)}")
+    axis = where[0] % len(x)
+    _need(x[axis] % len(made) == 0, f"{len(made)} parts of {list(x)} along axis {axis}")
+    return (*x[:axis], x[axis] // len(made), *x[axis + 1 :])
+
+
 def _resize(op: TfliteOp, given: Sequence[TfliteTensor], made: Sequence[Shape]) -> Shape | None:
     size = _integers(given[1])
     x = given[0].shape
@@ -215,6 +248,8 @@ _CHECKS: Final[Mapping[str, Callable[[TfliteOp, Sequence[TfliteTensor], Sequence
     "MEAN": _mean,
     "PAD": _pad,
     "SLICE": _slice,
+    "SPLIT": _split,
+    "STRIDED_SLICE": _strided_slice,
     "RESIZE_BILINEAR": _resize,
     "RESIZE_NEAREST_NEIGHBOR": _resize,
 }
