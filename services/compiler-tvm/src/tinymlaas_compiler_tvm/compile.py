@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tinymlaas_compiler_tvm.errors import CompileError, ModelInvalid, OpUnsupported
+from tinymlaas_compiler_tvm.errors import ModelInvalid, ModelRefused
 from tinymlaas_compiler_tvm.int8.lowering import Settings, lower_graph
 from tinymlaas_compiler_tvm.int8.operators import INT8_OPERATORS
 from tinymlaas_compiler_tvm.native.assemble import Interface, assemble
@@ -12,6 +12,8 @@ from tinymlaas_compiler_tvm.native.program import Buffer
 from tinymlaas_compiler_tvm.options import Options
 from tinymlaas_compiler_tvm.parts import CompiledParts, Numerics, NumericsClass
 from tinymlaas_compiler_tvm.target import Machine, TargetSpec, machine_for
+from tinymlaas_modelkit.check import Limits, ModelRejected, check_structure
+from tinymlaas_modelkit.errors import MalformedModel, UnsupportedOperator
 from tinymlaas_modelkit.graph import DType, Graph
 from tinymlaas_modelkit.onnx_reader import read_onnx
 
@@ -28,8 +30,43 @@ def compile_model(
     """
     checked = Options.of(options or {})
     machine = machine_for(target)
-    graph = read_onnx(onnx_bytes)
-    return compile_graph(graph, machine, target, checked)
+    graph = _read(onnx_bytes)
+    if graph is not None and is_int8(graph):
+        return compile_graph(graph, machine, target, checked)
+    return compile_float(onnx_bytes, machine, target, checked)
+
+
+def is_int8(graph: Graph) -> bool:
+    """Whether every tensor that an operator writes is int8."""
+    return all(graph.tensor(name).dtype is DType.INT8 for op in graph.ops for name in op.outputs)
+
+
+def compile_float(onnx_bytes: bytes, machine: Machine, target: TargetSpec, options: Options) -> CompiledParts:
+    """A native module for a float model, by way of TVM."""
+    from tinymlaas_compiler_tvm.relax.lowering import lower_model
+
+    program, inputs, outputs = lower_model(onnx_bytes)
+    numerics = NumericsClass(Numerics.WITHIN_TOLERANCE, "onnx", relative=1e-4, absolute=1e-5)
+    return assemble(program, machine, target, inputs, outputs, numerics, "-O2")
+
+
+def _read(onnx_bytes: bytes) -> Graph | None:
+    """The model as a graph; None where the graph can't express an operator, which TVM may know."""
+    check_file(onnx_bytes)
+    try:
+        return read_onnx(onnx_bytes)
+    except UnsupportedOperator:
+        return None
+    except MalformedModel as error:
+        raise ModelInvalid(str(error), **error.metadata) from error
+
+
+def check_file(onnx_bytes: bytes) -> None:
+    """Refuse a file that is no well-formed ONNX model with static shapes, before any library reads it."""
+    try:
+        check_structure(onnx_bytes, "onnx", Limits())
+    except ModelRejected as error:
+        raise ModelRefused(error) from error
 
 
 def compile_graph(graph: Graph, machine: Machine, target: TargetSpec, options: Options) -> CompiledParts:

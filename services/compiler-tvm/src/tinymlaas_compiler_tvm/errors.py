@@ -2,6 +2,7 @@
 
 CompileError
 ├── ModelInvalid        MODEL_INVALID       where, detail
+│   └── ModelRefused    as modelkit's check says: MODEL_INVALID, LIMIT_EXCEEDED, DTYPE_UNSUPPORTED, ...
 ├── OpUnsupported       OP_UNSUPPORTED      op, node, dtype, count
 ├── DoesNotFit          DOES_NOT_FIT        region, need, have
 ├── TargetUnsupported   TARGET_UNSUPPORTED  constraint, value
@@ -13,6 +14,8 @@ CompileError
 from __future__ import annotations
 
 from collections.abc import Mapping
+
+from tinymlaas_modelkit.check import ModelRejected
 
 
 class CompileError(Exception):
@@ -33,6 +36,16 @@ class ModelInvalid(CompileError):
     code = "INVALID_ARGUMENT"
     reason = "MODEL_INVALID"
     help = "Fix the model: `where` names the place and `detail` says what is wrong there."
+
+
+class ModelRefused(ModelInvalid):
+    """The file was refused by the model check; code, reason, metadata and help are the check's."""
+
+    def __init__(self, rejection: ModelRejected) -> None:
+        super().__init__(str(rejection), **rejection.metadata)
+        self.code = str(rejection.code)
+        self.reason = rejection.reason
+        self.help = rejection.help
 
 
 class OpUnsupported(CompileError):

@@ -1,0 +1,207 @@
+"""Lowered TIR as C: exact float constants (hexadecimal), generated names, buffers over 256 bytes as workspaces.
+
+A function's small buffers become local arrays, which clang keeps in registers once loops over them are unrolled. Integer
+expressions are 32 bits wide; operators that the printer doesn't know are refused by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+_LOCAL_LIMIT = 256
+_TYPES = {
+    "float32": "float", "int8": "int8_t", "uint8": "uint8_t", "int16": "int16_t", "uint16": "uint16_t", "int32": "int32_t",
+    "uint32": "uint32_t", "int64": "int64_t", "bool": "uint8_t",
+}  # fmt: skip
+_BINARY = {
+    "Add": "+", "Sub": "-", "Mul": "*", "Div": "/", "EQ": "==", "NE": "!=", "LT": "<", "LE": "<=", "GT": ">", "GE": ">=",
+    "And": "&&", "Or": "||",
+}  # fmt: skip
+_MATH = {
+    "exp": "tim_expf", "tanh": "tim_tanhf", "sqrt": "tim_sqrtf", "sigmoid": "tim_sigmoidf", "log": "tim_logf",
+    "floor": "tim_floorf", "ceil": "tim_ceilf", "nearbyint": "tim_rintf", "round": "tim_rintf", "fabs": "tim_fabsf",
+    "erf": "tim_erff", "rsqrt": "tim_rsqrtf", "pow": "tim_powf",
+}  # fmt: skip
+
+
+class Unprintable(Exception):
+    """A construct of TIR that has no C here; the text names it."""
+
+
+@dataclass
+class Printed:
+    """A C function: its text, the workspaces that it takes as further pointers (bytes each), and math that it calls."""
+
+    text: str
+    workspaces: list[int] = field(default_factory=list)
+    math: set[str] = field(default_factory=set)
+
+
+class _Printer:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.names: dict[Any, str] = {}
+        self.workspaces: list[tuple[str, str, int]] = []
+        self.math: set[str] = set()
+
+    def name(self, var: Any) -> str:
+        if var not in self.names:
+            self.names[var] = f"v{len(self.names)}"
+        return self.names[var]
+
+    def ctype(self, dtype: str) -> str:
+        if str(dtype) not in _TYPES:
+            raise Unprintable(f"element type {dtype}")
+        return _TYPES[str(dtype)]
+
+    def expr(self, e: Any) -> str:
+        kind = type(e).__name__
+        if kind == "IntImm":
+            value = int(e.value)
+            if not -(1 << 31) < value < 1 << 31:
+                raise Unprintable("integer constant wider than 32 bits")
+            return str(value) if value >= 0 else f"({value})"
+        if kind == "FloatImm":
+            return self._float(float(e.value), _dtype(e))
+        if kind in ("Var", "SizeVar"):
+            return self.name(e)
+        if kind in _BINARY:
+            return f"({self.expr(e.a)} {_BINARY[kind]} {self.expr(e.b)})"
+        if kind in ("FloorDiv", "FloorMod", "Mod"):
+            helper = {"FloorDiv": "tim_floordiv", "FloorMod": "tim_floormod", "Mod": "tim_mod"}[kind]
+            self.math.add(helper)
+            return f"{helper}({self.expr(e.a)}, {self.expr(e.b)})"
+        if kind in ("Min", "Max"):
+            sign = "<" if kind == "Min" else ">"
+            helper = f"tim_{kind.lower()}{'f' if _dtype(e) == 'float32' else ''}"
+            self.math.add(helper)
+            del sign
+            return f"{helper}({self.expr(e.a)}, {self.expr(e.b)})"
+        if kind == "Not":
+            return f"(!{self.expr(e.a)})"
+        if kind == "Select":
+            return f"({self.expr(e.condition)} ? {self.expr(e.true_value)} : {self.expr(e.false_value)})"
+        if kind == "Cast":
+            return f"(({self.ctype(_dtype(e))}){self.expr(e.value)})"
+        if kind in ("BufferLoad", "TensorLoad"):
+            if len(e.indices) != 1:
+                raise Unprintable("load with several indices")
+            return f"{self.name(e.source if kind == 'TensorLoad' else e.buffer)}[{self.expr(e.indices[0])}]"
+        if kind == "Let":
+            raise Unprintable("let expression")
+        if kind == "Call":
+            return self._call(e)
+        raise Unprintable(kind)
+
+    def _float(self, value: float, dtype: str) -> str:
+        if dtype != "float32":
+            raise Unprintable(f"constant of type {dtype}")
+        if value != value:
+            return "__builtin_nanf(\"\")"
+        if value in (float("inf"), float("-inf")):
+            return "(-__builtin_inff())" if value < 0 else "__builtin_inff()"
+        return f"({value.hex()}f)"
+
+    def _call(self, e: Any) -> str:
+        op = str(getattr(e.op, "name", e.op)).split(".")[-1]
+        args = list(e.args)
+        if op == "if_then_else":
+            return f"({self.expr(args[0])} ? {self.expr(args[1])} : {self.expr(args[2])})"
+        if op == "likely":
+            return self.expr(args[0])
+        binary = {"bitwise_and": "&", "bitwise_or": "|", "bitwise_xor": "^", "shift_left": "<<", "shift_right": ">>"}
+        if op in binary:
+            return f"({self.expr(args[0])} {binary[op]} {self.expr(args[1])})"
+        if op in _MATH and _dtype(e) == "float32":
+            self.math.add(_MATH[op])
+            return f"{_MATH[op]}({', '.join(self.expr(a) for a in args)})"
+        raise Unprintable(f"call of {op}")
+
+    def stmt(self, s: Any, indent: str) -> None:
+        kind = type(s).__name__
+        if kind == "SeqStmt":
+            for each in s.seq:
+                self.stmt(each, indent)
+        elif kind == "For":
+            var, low = self.name(s.loop_var), self.expr(s.min)
+            self.lines.append(f"{indent}for (int32_t {var} = {low}; {var} < {low} + {self.expr(s.extent)}; ++{var}) {{")
+            self.stmt(s.body, indent + "  ")
+            self.lines.append(f"{indent}}}")
+        elif kind == "IfThenElse":
+            self.lines.append(f"{indent}if ({self.expr(s.condition)}) {{")
+            self.stmt(s.then_case, indent + "  ")
+            if s.else_case is not None:
+                self.lines.append(f"{indent}}} else {{")
+                self.stmt(s.else_case, indent + "  ")
+            self.lines.append(f"{indent}}}")
+        elif kind == "BufferStore":
+            if len(s.indices) != 1:
+                raise Unprintable("store with several indices")
+            self.lines.append(f"{indent}{self.name(s.buffer)}[{self.expr(s.indices[0])}] = {self.expr(s.value)};")
+        elif kind == "AllocBuffer":
+            self._allocate(s.buffer, indent)
+            self._body(s, indent)
+        elif kind == "DeclBuffer":
+            self._alias(s)
+            self._body(s, indent)
+        elif kind in ("Bind", "LetStmt"):
+            self.lines.append(f"{indent}const {self.ctype(_dtype(s.var))} {self.name(s.var)} = {self.expr(s.value)};")
+            self._body(s, indent)
+        elif kind == "AttrStmt":
+            self._body(s, indent)
+        elif kind == "Evaluate":
+            pass
+        else:
+            raise Unprintable(kind)
+
+    def _body(self, s: Any, indent: str) -> None:
+        body = getattr(s, "body", None)
+        if body is not None:
+            self.stmt(body, indent)
+
+    def _alias(self, s: Any) -> None:
+        """A flat view of a buffer: the same pointer under the same name."""
+        source = s.data
+        while type(source).__name__ == "Call":
+            source = source.args[0]
+        if _dtype(s.buffer) != _dtype(source):
+            raise Unprintable("view of another element type")
+        self.names[s.buffer] = self.name(source)
+
+    def _allocate(self, buffer: Any, indent: str) -> None:
+        elements = 1
+        for extent in buffer.shape:
+            elements *= int(extent)
+        ctype, name = self.ctype(_dtype(buffer)), self.name(buffer)
+        size = elements * _ITEM[ctype]
+        if size <= _LOCAL_LIMIT:
+            self.lines.append(f"{indent}{ctype} {name}[{elements}];")
+        else:
+            self.workspaces.append((ctype, name, size))
+
+
+_ITEM = {"float": 4, "int32_t": 4, "uint32_t": 4, "int64_t": 8, "int16_t": 2, "uint16_t": 2, "int8_t": 1, "uint8_t": 1}
+
+
+def _dtype(e: Any) -> str:
+    dtype = getattr(e, "dtype", None)
+    if dtype is None:
+        dtype = e.ty.dtype
+    return str(dtype)
+
+
+def print_function(function: Any, name: str) -> Printed:
+    """`function`, lowered and flat, as a C function `name(buffers in order of the parameters, then workspaces)`."""
+    printer = _Printer()
+    parameters = []
+    buffers = list(function.params)
+    for position, buffer in enumerate(buffers):
+        const = "" if position == len(buffers) - 1 else "const "
+        parameters.append(f"{const}{printer.ctype(_dtype(buffer))} *restrict {printer.name(buffer)}")
+    printer.stmt(function.body, "  ")
+    for ctype, variable, _ in printer.workspaces:
+        parameters.append(f"{ctype} *restrict {variable}")
+    body = "\n".join(printer.lines)
+    text = f"static NOINLINE void {name}({', '.join(parameters)}) {{\n{body}\n}}\n"
+    return Printed(text, [size for _, _, size in printer.workspaces], printer.math)

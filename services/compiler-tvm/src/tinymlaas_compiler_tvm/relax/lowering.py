@@ -1,0 +1,208 @@
+"""A float ONNX model as a program: TVM's Relax front end and fusion, scheduled TIR, one step a fused function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinymlaas_compiler_tvm.errors import ModelInvalid, OpUnsupported
+from tinymlaas_compiler_tvm.native.assemble import Interface
+from tinymlaas_compiler_tvm.native.program import Access, Buffer, BufferKind, CKernel, Program, Step
+from tinymlaas_compiler_tvm.relax import floatmath
+from tinymlaas_compiler_tvm.relax.cprinter import Printed, Unprintable, print_function
+from tinymlaas_compiler_tvm.relax.schedule import schedule_function
+
+_ALIASES = ("reshape", "squeeze", "expand_dims", "flatten")
+_ITEM = {"float32": 4, "int32": 4, "int64": 8, "int8": 1, "uint8": 1, "int16": 2, "bool": 1}
+
+
+def import_model(onnx_bytes: bytes) -> Any:
+    """The fused Relax module of an ONNX file; OpUnsupported if TVM's front end lacks an operator."""
+    import onnx
+    import tvm
+    from tvm.relax import transform
+    from tvm.relax.frontend.onnx import from_onnx
+
+    model = onnx.load_from_string(onnx_bytes)
+    try:
+        module = from_onnx(model, keep_params_in_input=False)
+        return tvm.transform.Sequential(
+            [
+                transform.DecomposeOpsForInference(),
+                transform.CanonicalizeBindings(),
+                transform.LegalizeOps(),
+                transform.AnnotateTIROpPattern(),
+                transform.FoldConstant(),
+                transform.FuseOps(),
+                transform.FuseTIR(),
+                transform.DeadCodeElimination(),
+            ]
+        )(module)
+    except (tvm.error.OpNotImplemented, tvm.error.OpAttributeUnImplemented, NotImplementedError) as error:
+        raise _unsupported(model, error) from error
+    except (tvm.error.TVMError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError) as error:
+        raise OpUnsupported(
+            "TVM's front end does not take this model", op="graph", node="", dtype="float32", count=1,
+            detail=str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__,
+        ) from error  # fmt: skip
+
+
+def _unsupported(model: Any, error: Exception) -> OpUnsupported:
+    text = str(error)
+    for node in model.graph.node:
+        if node.op_type in text:
+            count = sum(other.op_type == node.op_type for other in model.graph.node)
+            return OpUnsupported(
+                f"TVM's front end has no operator {node.op_type}",
+                op=node.op_type, node=node.name or (node.output[0] if node.output else ""), dtype="float32", count=count,
+            )  # fmt: skip
+    return OpUnsupported("TVM's front end lacks an operator", op="graph", node="", dtype="float32", count=1)
+
+
+def lower_function(function: Any, name: str) -> Printed:
+    """A fused TIR function, scheduled, lowered and printed as C."""
+    import tvm
+    from tvm import s_tir, tirx
+
+    scheduled = schedule_function(function.with_attr("global_symbol", "main"))
+    st = s_tir.transform
+    passes = [
+        st.CanonicalizeLoop(), st.LowerInitBlock(), st.PlanAndUpdateBufferAllocationLocation(), st.ConvertBlocksToOpaque(),
+        st.CompactBufferAllocation(), st.LowerMatchBuffer(), st.StmtSimplify(), st.LowerOpaqueBlock(),
+        tirx.transform.FlattenBuffer(), tirx.transform.NarrowDataType(32), st.LoopPartition(), tirx.transform.UnrollLoop(),
+        tirx.transform.StmtSimplify(), tirx.transform.RemoveNoOp(),
+    ]  # fmt: skip
+    with tvm.target.Target("llvm"):
+        lowered = tvm.transform.Sequential(passes)(tvm.IRModule({"main": scheduled}))
+    return print_function(lowered["main"], name)
+
+
+class _Lowering:
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.program = Program(origin_of_kernels="TVM")
+        self.buffers: dict[Any, Buffer] = {}
+        self.constants: dict[Any, int] = {}
+        self.printed: dict[str, tuple[str, Printed]] = {}
+
+    def size(self, struct: Any) -> int:
+        total = 1
+        for extent in struct.shape:
+            total *= int(extent)
+        dtype = str(getattr(struct, "dtype", "float32"))
+        if dtype not in _ITEM:
+            raise OpUnsupported("element type has no kernels", op="graph", node="", dtype=dtype, count=1)
+        return total * _ITEM[dtype]
+
+    def function(self, global_var: Any) -> tuple[str, Printed]:
+        """The C kernel of a TIR function, printed once."""
+        hint = str(global_var.name_hint)
+        if hint not in self.printed:
+            name = f"tim_tir_{len(self.printed)}"
+            try:
+                printed = lower_function(self.module[global_var], name)
+            except Unprintable as error:
+                raise OpUnsupported(
+                    f"TIR construct without C: {error}", op=hint, node="", dtype="float32", count=1
+                ) from error
+            for number, text in enumerate(floatmath.functions(printed.math)):
+                key = f"math {text.splitlines()[0]}"
+                self.program.c_kernels.setdefault(key, CKernel(key, text + "\n"))
+                del number
+            self.program.c_kernels[name] = CKernel(name, printed.text)
+            self.printed[hint] = (name, printed)
+        return self.printed[hint]
+
+    def argument(self, value: Any, size: int) -> tuple[str, Access | None, int]:
+        """(C pointer, what is read, bytes of constant) of an argument of a call."""
+        if type(value).__name__ == "GenericConst":
+            data = np.ascontiguousarray(value.value.numpy())
+            offset = self.program.constants.add(data.tobytes(), 4)
+            return f"(const void *)W({offset})", None, data.nbytes
+        buffer = self.buffers[value]
+        return f"(void *){buffer.macro}", Access(buffer, 0, size), 0
+
+    def call(self, var: Any, call: Any) -> None:
+        """A step for `var = call_tir(function, args)`; none for a reshape."""
+        global_var, arguments = call.args[0], list(call.args[1].fields)
+        hint = str(global_var.name_hint)
+        out_size = self.size(var.struct_info if hasattr(var, "struct_info") else var.ty)
+        if hint.rstrip("0123456789") in _ALIASES and len(arguments) == 1 and arguments[0] in self.buffers:
+            self.buffers[var] = self.buffers[arguments[0]]
+            return
+        name, printed = self.function(global_var)
+        pointers, reads, constant_bytes = [], [], 0
+        function = self.module[global_var]
+        shapes = list(function.params)
+        for value, buffer in zip(arguments, shapes, strict=False):
+            pointer, access, size = self.argument(value, self.size(buffer))
+            pointers.append(pointer)
+            constant_bytes += size
+            if access is not None:
+                reads.append(access)
+        out = self.program.buffer(out_size, BufferKind.TENSOR, f"value {len(self.program.buffers)}")
+        self.buffers[var] = out
+        pointers.append(f"(void *){out.macro}")
+        scratch = [self.program.workspace(size) for size in printed.workspaces]
+        pointers += [f"(void *){buffer.macro}" for buffer in scratch]
+        touched = [Access(buffer, 0, buffer.size) for buffer in scratch]
+        self.program.steps.append(
+            Step(
+                len(self.program.steps), hint, (hint,), f"{name}({', '.join(pointers)});",
+                reads + touched, [Access(out, 0, out_size), *touched], constant_bytes,
+            )
+        )  # fmt: skip
+
+
+def lower_model(onnx_bytes: bytes) -> tuple[Program, list[Interface], list[Interface]]:
+    """(program, inputs, outputs) of a float ONNX model with static shapes."""
+    import onnx
+    from tvm import relax
+
+    model = onnx.load_from_string(onnx_bytes)
+    module = import_model(onnx_bytes)
+    state = _Lowering(module)
+    main = module["main"]
+    constant_names = {initializer.name for initializer in model.graph.initializer}
+    names = [value.name for value in model.graph.input if value.name not in constant_names]
+    inputs = []
+    for name, parameter in zip(names, main.params, strict=True):
+        struct = parameter.struct_info if hasattr(parameter, "struct_info") else parameter.ty
+        buffer = state.program.buffer(state.size(struct), BufferKind.TENSOR, name)
+        state.buffers[parameter] = buffer
+        state.program.inputs.append(buffer)
+        inputs.append(_interface(name, struct, buffer))
+    body = main.body
+    for block in body.blocks:
+        for binding in block.bindings:
+            value = binding.value
+            if isinstance(value, relax.Var):
+                state.buffers[binding.var] = state.buffers[value]
+            elif isinstance(value, relax.Tuple):
+                state.buffers[binding.var] = value
+            elif isinstance(value, relax.Call) and str(getattr(value.op, "name", "")) == "relax.call_tir":
+                state.call(binding.var, value)
+            else:
+                raise OpUnsupported(
+                    "Relax construct is not a call of a kernel", op=type(value).__name__, node="", dtype="float32", count=1
+                )
+    results = state.buffers[body.body] if body.body in state.buffers else body.body
+    values = list(results.fields) if isinstance(results, relax.Tuple) else [body.body]
+    outputs = []
+    for described, value in zip(model.graph.output, values, strict=True):
+        if value not in state.buffers:
+            raise ModelInvalid("an output is a constant", where=described.name, detail="CONSTANT_OUTPUT")
+        buffer = state.buffers[value]
+        state.program.outputs.append(buffer)
+        outputs.append(_interface(described.name, value.struct_info if hasattr(value, "struct_info") else value.ty, buffer))
+    return state.program, inputs, outputs
+
+
+def _interface(name: str, struct: Any, buffer: Buffer) -> Interface:
+    shape = tuple(int(extent) for extent in struct.shape)
+    dtype = str(struct.dtype)
+    count = 1
+    for extent in shape:
+        count *= extent
+    return Interface(name, dtype, shape, 0.0, 0, count * _ITEM[dtype], buffer)
