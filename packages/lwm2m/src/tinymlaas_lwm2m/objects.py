@@ -461,6 +461,12 @@ ML_DEF = _define(
     ),
 )
 
+ML_URN = f"urn:oma:lwm2m:x:{ML_CAPABILITY}"
+ML_DESCRIPTION = (
+    "What a device can do with machine learning models, and how the modules in its slots stand. "
+    "Defined by spec/device-orchestration.md of TinyMLaaS; the id is one that OMNA reserves for tests."
+)
+
 _IPSO_RESOURCES = (
     ResourceDef(IpsoRes.MIN_RANGE, "Min Range Value", _R, _F),
     ResourceDef(IpsoRes.MAX_RANGE, "Max Range Value", _R, _F),

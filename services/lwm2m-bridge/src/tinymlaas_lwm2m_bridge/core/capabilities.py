@@ -209,7 +209,7 @@ def _slots(capabilities: devices_pb2.Capabilities, values: Mapping[Path, Value])
     for index in sorted(index for index in indices if index is not None):
         slot = capabilities.slots.add(index=index)
         size, state, digest = sizes.get(index), states.get(index), digests.get(index)
-        if isinstance(size, int) and size > 0:
+        if isinstance(size, int) and 0 < size < 1 << 63:
             slot.size_bytes = size
         if isinstance(state, int) and state in _SLOT_STATES:
             slot.state = _SLOT_STATES[SlotState(state)]
@@ -248,6 +248,6 @@ def _texts(values: Mapping[Path, Value], resource: MlRes) -> list[str]:
 
 
 def _size(values: Mapping[Path, Value], path: Path) -> int | None:
-    """A count or size; negative ones are no answer."""
+    """A count or size; negative and absurd ones are no answer."""
     value = values.get(path)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63 else None
