@@ -10,7 +10,7 @@ from tinymlaas.type.v1 import measurement_pb2, target_pb2, tensor_pb2
 from tinymlaas_pluginkit import Compiler, CompileJob, CompileOutput, Limits, Plugin, Reporter
 
 from tinymlaas_compiler_tvm import OPTION_SCHEMA, TargetSpec, compile_model
-from tinymlaas_compiler_tvm.parts import CompiledParts, MemoryCertificate, ModelCheck, Numerics, Range, TensorDescription
+from tinymlaas_compiler_tvm.parts import CompiledParts, MemoryCertificate, Numerics, Range, TensorDescription
 
 NAME = "io.tinymlaas.compiler-tvm"
 LOADER_ABI = 1
@@ -34,11 +34,13 @@ def compile(job: CompileJob, report: Reporter) -> CompileOutput:
 
 
 def check(job: CompileJob, report: Reporter) -> compiler_pb2.CheckModelResult:
-    """Tell per operator whether the model would compile, with estimates."""
-    from tinymlaas_compiler_tvm import check_model
-
-    verdict = check_model(job.model, target_spec(job.target))
-    return _check_result(verdict)
+    """Tell whether the model would compile, by compiling it: integer models take less than a second."""
+    parts = compile_model(job.model, target_spec(job.target), job.options)
+    operators = [
+        compiler_pb2.OperatorSupport(operator=operator.operator, count=operator.count, supported=True)
+        for operator in parts.operators
+    ]
+    return compiler_pb2.CheckModelResult(supported=True, operators=operators, estimates=_figures(parts))
 
 
 def target_spec(target: target_pb2.Target) -> TargetSpec:
@@ -109,12 +111,17 @@ def _result(parts: CompiledParts, target: target_pb2.Target) -> compiler_pb2.Com
             )
             for symbol in parts.symbols
         ],
-        measurements=[
-            _measurement(measurement_pb2.METRIC_FLASH_BYTES, len(parts.payload), measurement_pb2.METHOD_LINKED),
-            _measurement(measurement_pb2.METRIC_ARENA_BYTES, parts.arena_bytes, measurement_pb2.METHOD_LINKED),
-            _measurement(measurement_pb2.METRIC_STACK_BYTES, parts.stack_bytes, measurement_pb2.METHOD_LINKED, bound="upper"),
-        ],
+        measurements=_figures(parts),
     )
+
+
+def _figures(parts: CompiledParts) -> list[measurement_pb2.Measurement]:
+    linked = measurement_pb2.METHOD_LINKED
+    return [
+        _measurement(measurement_pb2.METRIC_FLASH_BYTES, len(parts.payload), linked),
+        _measurement(measurement_pb2.METRIC_ARENA_BYTES, parts.arena_bytes, linked),
+        _measurement(measurement_pb2.METRIC_STACK_BYTES, parts.stack_bytes, linked, bound="upper"),
+    ]
 
 
 def certificate_message(parts: CompiledParts) -> certificate_pb2.MemoryCertificate:
@@ -185,45 +192,12 @@ def _tensor(tensor: TensorDescription) -> tensor_pb2.TensorSpec:
 def _measurement(
     metric: measurement_pb2.Metric.ValueType, value: float, method: measurement_pb2.Method.ValueType, **conditions: str
 ) -> measurement_pb2.Measurement:
-    unit = {
-        measurement_pb2.METRIC_INSTRUCTIONS: "instructions",
-        measurement_pb2.METRIC_MACS: "MAC",
-    }.get(metric, "B")
     return measurement_pb2.Measurement(
         metric=metric,
         value=value,
-        unit=unit,
+        unit="B",
         method=method,
         tool=NAME,
         tool_version=version("tinymlaas-compiler-tvm"),
         conditions=conditions,
     )
-
-
-def _check_result(verdict: ModelCheck) -> compiler_pb2.CheckModelResult:
-    result = compiler_pb2.CheckModelResult(supported=verdict.supported)
-    by_operator: dict[tuple[str, bool, str], compiler_pb2.OperatorSupport] = {}
-    for node in verdict.nodes:
-        support = by_operator.setdefault(
-            (node.operator, node.supported, node.detail),
-            compiler_pb2.OperatorSupport(
-                operator=node.operator, supported=node.supported, detail=node.detail, dtype=node.dtype
-            ),
-        )
-        support.count += 1
-        if len(support.nodes) < 16:
-            support.nodes.append(node.node)
-    result.operators.extend(by_operator.values())
-    if verdict.estimates is not None:
-        estimated = measurement_pb2.METHOD_ESTIMATED
-        figures = verdict.estimates
-        result.estimates.extend(
-            [
-                _measurement(measurement_pb2.METRIC_FLASH_BYTES, figures.flash_bytes, estimated),
-                _measurement(measurement_pb2.METRIC_ARENA_BYTES, figures.arena_bytes, estimated),
-                _measurement(measurement_pb2.METRIC_STACK_BYTES, figures.stack_bytes, estimated),
-                _measurement(measurement_pb2.METRIC_INSTRUCTIONS, figures.instructions, estimated),
-                _measurement(measurement_pb2.METRIC_MACS, figures.macs, estimated),
-            ]
-        )
-    return result

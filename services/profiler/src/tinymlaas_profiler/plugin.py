@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 
 from tinymlaas.plugin.v1 import profiler_pb2
@@ -33,7 +34,7 @@ def run_reference(job: ReferenceJob, report: Reporter) -> ReferenceOutput:
     report.progress(f"running {len(samples)} inputs", 0.0)
     run = reference(job.model, job.model_format, job.reference, samples)
     report.progress("done", 1.0)
-    return ReferenceOutput(_input_set(run.values), run.inputs, run.outputs)
+    return ReferenceOutput(_input_set(run.values), _named(run.inputs, "input"), _named(run.outputs, "output"))
 
 
 def targets() -> list[target_pb2.TargetConstraint]:
@@ -65,6 +66,17 @@ def plugin() -> Plugin:
 
 def _samples(inputs: profiler_pb2.InputSet) -> list[Sample]:
     return [list(sample.tensors) for sample in inputs.samples]
+
+
+def _named(specs: Sequence[tensor_pb2.TensorSpec], kind: str) -> list[tensor_pb2.TensorSpec]:
+    """Specs with names where the executor has none: TFLite Micro's interpreter knows tensors by position only."""
+    named = []
+    for index, spec in enumerate(specs):
+        copy = tensor_pb2.TensorSpec()
+        copy.CopyFrom(spec)
+        copy.name = spec.name or f"{kind}_{index}"
+        named.append(copy)
+    return named
 
 
 def _input_set(values: tuple[tuple[bytes, ...], ...]) -> profiler_pb2.InputSet:
