@@ -19,6 +19,8 @@ from .errors import DigestMismatch, PluginProtocol, PluginTimeout, PluginUnavail
 from .reasons import Reason
 
 MAX_CAPABILITIES = 256
+# What grpc.aio's client says when the other side ends a stream that is being written; the true status is lost then.
+_CUT_OFF = "Internal error from Core"
 MAX_CAPABILITY = 128
 _CODES = {reason.code for reason in Reason}
 _ELEMENT_BYTES = {
@@ -165,7 +167,7 @@ def _check_blob(name: str, data: bytes, sha256: bytes, size: int) -> None:
         raise DigestMismatch(f"size of {name} in the result", size, len(data))
 
 
-def call_error(call: Any, code: grpc.StatusCode, details: str | None, trailing: Any) -> grpc.aio.AioRpcError:
+def call_error(code: grpc.StatusCode, details: str | None, trailing: Any) -> grpc.aio.AioRpcError:
     """The exception that gRPC would have raised for a call that was read message by message."""
     return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing or grpc.aio.Metadata(), details=details or "")
 
@@ -193,6 +195,8 @@ def _bare_error(code: str, message: str, seconds: float) -> ServiceError:
         return PluginTimeout("CP-IDENTITY-005" if seconds else "CP-LIMIT-004", "no answer in time", seconds)
     if code == "CANCELLED":
         return PluginUnavailable("the plugin closed the stream")
+    if code == "INTERNAL" and message == _CUT_OFF:
+        return PluginUnavailable("the plugin ended the call while it was being sent to")
     if code == "UNIMPLEMENTED":
         return PluginProtocol("CP-IDENTITY-006", f"advertised, but not implemented: {message}")
     return PluginProtocol("CP-ERROR-001", f"{code} without ErrorInfo: {message}")

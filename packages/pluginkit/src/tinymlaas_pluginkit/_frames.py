@@ -8,6 +8,8 @@ from enum import IntEnum
 HEADER = struct.Struct("!BI")
 # A frame becomes one gRPC message at most.
 MAX_FRAME = 4 * 1024 * 1024 - 64 * 1024
+# What a worker prints behind a job's own output, so that the server knows when it has read all of it.
+END_OF_OUTPUT = b"\0end of job\0"
 
 
 class Kind(IntEnum):
@@ -20,6 +22,7 @@ class Kind(IntEnum):
     RESULT = 5  # the RPC's result message
     ERROR = 6  # google.rpc.Status
     EXITED = 7  # never sent: made by the server when the worker's end closes
+    PRINTED = 8  # never sent: made by the server when it has read all that the job printed
 
 
 class FrameError(Exception):

@@ -261,7 +261,10 @@ async def _read_lines(worker: Worker) -> None:
             lines.append(rest[:_MAX_LINE])
             rest = rest[_MAX_LINE:]
         for line in lines:
-            await _emit_line(worker, line)
+            if line == _frames.END_OF_OUTPUT:
+                await worker.events.put((_frames.Kind.PRINTED, b""))
+            else:
+                await _emit_line(worker, line)
     if rest:
         await _emit_line(worker, rest)
 

@@ -27,6 +27,7 @@ from .jobs import Limits
 
 HEARTBEAT_SECONDS = 5.0
 MAX_LOG_LINES = 5000
+_PRINTED_SECONDS = 2.0
 
 # Checks a header against what was advertised; returns the checked options.
 CheckHeader = Callable[[_rpcs.Rpc, Any], dict[str, Any]]
@@ -101,13 +102,20 @@ class RoleCalls:
         """What the worker says until its job ends; the last item is the result or a ServiceError."""
         last = stream_pb2.Progress(step="start", fraction=-1.0)
         lines = 0
+        outcome: Any = None
         while True:
             try:
-                async with asyncio.timeout(self._heartbeat):
+                async with asyncio.timeout(self._heartbeat if outcome is None else _PRINTED_SECONDS):
                     kind, content = await worker.events.get()
             except TimeoutError:
+                if outcome is not None:  # the tool closed its output: what it printed is lost, not its result
+                    yield outcome
+                    return
                 yield rpc.response(progress=last)
                 continue
+            if outcome is not None and kind in (Kind.PRINTED, Kind.EXITED):
+                yield outcome
+                return
             try:
                 if kind is Kind.PROGRESS:
                     last = stream_pb2.Progress.FromString(content)
@@ -120,15 +128,13 @@ class RoleCalls:
                         text = f"more than {MAX_LOG_LINES} lines; the rest is not shown"
                         yield rpc.response(log=stream_pb2.LogLine(level=stream_pb2.LogLine.LEVEL_WARNING, text=text))
                 elif kind is Kind.RESULT:
-                    yield rpc.result.FromString(content)
-                    return
+                    outcome = rpc.result.FromString(content)
                 elif kind is Kind.ERROR:
                     error = from_status(status_pb2.Status.FromString(content))
                     if rpc.kind == "check" and error.code == "FAILED_PRECONDITION":
-                        yield compiler_pb2.CheckModelResult(supported=False, error=error.to_status())
+                        outcome = compiler_pb2.CheckModelResult(supported=False, error=error.to_status())
                     else:
-                        yield error
-                    return
+                        outcome = error
                 elif kind is Kind.EXITED:
                     raise await worker.crash()
             except DecodeError as error:

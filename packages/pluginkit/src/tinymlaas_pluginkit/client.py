@@ -134,11 +134,14 @@ class PluginCall(Generic[R]):
             if message is grpc.aio.EOF:
                 # A call that ended badly says so only when asked.
                 if await call.code() is not grpc.StatusCode.OK:
-                    raise _checks.call_error(
-                        call, await call.code(), await call.details(), await call.trailing_metadata()
-                    )
+                    raise await _ended(call)
                 return
             yield message
+
+
+async def _ended(call: Any) -> grpc.aio.AioRpcError:
+    """The error with which a call ended."""
+    return _checks.call_error(await call.code(), await call.details(), await call.trailing_metadata())
 
 
 class _Answer:

@@ -6,6 +6,7 @@ are the log of the job. It ends, with all that it started, when the server's end
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import importlib
 import importlib.util
@@ -142,14 +143,22 @@ def _run(config: WorkerConfig, functions: dict[str, Callable[..., Any]], server:
     try:
         output = functions[rpc.kind](rpc.read_job(folder), JobReporter(server))
         result = rpc.write_output(folder, output)
-        sys.stdout.flush()
-        sys.stderr.flush()
         server.send(_frames.Kind.RESULT, result.SerializeToString(deterministic=True))
     except MemoryError:
         error = LimitExceeded("memory_bytes", config.memory_bytes, "the job")
         server.send(_frames.Kind.ERROR, error.to_status().SerializeToString())
     except Exception as exception:
         server.send(_frames.Kind.ERROR, _status(exception, config).SerializeToString())
+    finally:
+        _end_output()
+
+
+def _end_output() -> None:
+    """Brings all that was printed on its way, by Python or by C, and marks its end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    ctypes.CDLL(None).fflush(None)
+    os.write(1, b"\n" + _frames.END_OF_OUTPUT + b"\n")
 
 
 def _status(exception: Exception, config: WorkerConfig) -> Any:

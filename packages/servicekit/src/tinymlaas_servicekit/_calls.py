@@ -19,10 +19,11 @@ OPEN_SERVICES = frozenset(
 
 @dataclass(frozen=True)
 class Call:
-    """One incoming call: its full method name ("/package.Service/Method") and gRPC's context."""
+    """One incoming call: full method name ("/package.Service/Method"), gRPC's context, whether requests are streamed."""
 
     method: str
-    context: grpc.aio.ServicerContext
+    context: Any
+    streams_in: bool = False
 
     @property
     def service(self) -> str:
@@ -77,12 +78,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return request
 
         async def unary(request: Any, context: grpc.aio.ServicerContext) -> Any:
-            call = Call(method, context)
+            call = Call(method, context, request_streaming)
             async with self.around(call):
                 return await behaviour(checked(call, request), context)
 
         async def stream(request: Any, context: grpc.aio.ServicerContext) -> None:
-            call = Call(method, context)
+            call = Call(method, context, request_streaming)
             async with self.around(call):
                 result = behaviour(checked(call, request), context)
                 if inspect.isawaitable(result):

@@ -22,6 +22,9 @@ from .validation import validate
 
 log = structlog.get_logger("tinymlaas.server")
 
+DRAIN_BYTES = 128 * 1024 * 1024
+DRAIN_SECONDS = 5.0
+
 
 class ErrorInterceptor(CallInterceptor):
     """Maps every exception of a handler to a status with details; an unforeseen one to INTERNAL with a correlation id.
@@ -46,8 +49,26 @@ async def _mapped(call: Call) -> AsyncIterator[None]:
             error = _unforeseen(call, exception)
         else:
             log.info("call refused", method=call.method, code=error.code, reason=error.reason, message=error.message)
+        if call.streams_in:
+            await _drain(call.context)
         if not call.context.done():
             await call.context.abort_with_status(rpc_status.to_status(error.to_status()))
+
+
+async def _drain(context: Any) -> None:
+    """Reads on what a refused caller still sends, within bounds.
+
+    A stream that is ended while grpc.aio's client writes shows that client an internal error instead of our status.
+    """
+    left = DRAIN_BYTES
+    try:
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while left > 0 and not context.done() and (message := await context.read()) is not grpc.aio.EOF:
+                left -= message.ByteSize()
+    except TimeoutError:
+        return
+    except grpc.aio.UsageError:  # the caller is gone
+        return
 
 
 def _unforeseen(call: Call, exception: Exception) -> ServiceError:
