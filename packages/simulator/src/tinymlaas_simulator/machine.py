@@ -249,10 +249,13 @@ class Machine:
         self.request_stop()
 
     def request_stop(self) -> None:
-        """Stop the run after the present instruction; only from a device callback."""
+        """Stop the run after the present instruction; only from a device callback.
+
+        The native observer stops the CPU when the next instruction comes: stopping it right here would leave the
+        program counter on the present one, which would then run twice.
+        """
         if self._state.reason == _hook.STOP_NONE:
             self._state.reason = _hook.STOP_REQUESTED
-        self._engine.emu_stop()
 
     def load(self, address: int, data: bytes) -> None:
         """Put bytes into memory as a programmer or debug probe would: permissions do not apply, bounds do."""
@@ -493,6 +496,7 @@ class Machine:
         if self._interrupt is None:
             self._interrupt = number
         self.request_stop()
+        self._engine.emu_stop()
 
     def _result(self, before: int, spans: Sequence[Window], stack: Window | None, stack_top: int) -> CallResult:
         state = self._state

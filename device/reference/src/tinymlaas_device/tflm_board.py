@@ -1,0 +1,1 @@
+TFLM_BOARDS = {}
