@@ -47,7 +47,7 @@ def _open(model: bytes, arena: int) -> tuple[Any, str]:
     with _captured() as text:
         try:
             interpreter = runtime.Interpreter.from_bytes(model, arena_size=arena)
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:  # the wrapper reads the model in Python too, and fails in many ways on damaged ones
             reason = str(error)
         else:
             reason = ""

@@ -22,7 +22,7 @@ def keras_converter(tf: Any, path: Path) -> Any:
         tf.TensorSpec([1, *tensor.shape[1:]], tensor.dtype, name=f"input_{i}") for i, tensor in enumerate(model.inputs)
     ]
     function = tf.function(lambda *inputs: model(list(inputs) if len(inputs) > 1 else inputs[0], training=False))
-    return tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function(*specs)], model)
+    return frozen_converter(tf, function.get_concrete_function(*specs))
 
 
 def saved_model_converter(tf: Any, path: Path) -> Any:
@@ -35,7 +35,16 @@ def saved_model_converter(tf: Any, path: Path) -> Any:
     given = signature.structured_input_signature[1]
     specs = {key: tf.TensorSpec([1, *spec.shape[1:]], spec.dtype, name=key) for key, spec in given.items()}
     function = tf.function(lambda **inputs: signature(**inputs))
-    return tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function(**specs)], loaded)
+    return frozen_converter(tf, function.get_concrete_function(**specs))
+
+
+def frozen_converter(tf: Any, function: Any) -> Any:
+    """A converter for a function with its variables made constants: a microcontroller's runtime has no variables to load."""
+    from tensorflow.python.framework.convert_to_constants import (  # type: ignore[import-untyped, import-not-found, unused-ignore]
+        convert_variables_to_constants_v2,
+    )
+
+    return tf.lite.TFLiteConverter.from_concrete_functions([convert_variables_to_constants_v2(function)])
 
 
 def main(source: str, path: str, result: str, memory: str, seconds: str) -> int:
@@ -53,7 +62,9 @@ def main(source: str, path: str, result: str, memory: str, seconds: str) -> int:
         data = converter.convert()
     except Exception as error:  # TensorFlow raises its own types for anything wrong with a model
         first = next((line for line in str(error).splitlines() if line.strip()), "")
-        (Path(result).parent / "refused").write_text(f"{type(error).__name__}: {first}"[:300], "utf-8")
+        folder = Path(result).parent
+        said = f"{type(error).__name__}: {first}".replace(str(folder), "")
+        (folder / "refused").write_text(said[:300], "utf-8")
         return REFUSED
     Path(result).write_bytes(data)
     return 0
