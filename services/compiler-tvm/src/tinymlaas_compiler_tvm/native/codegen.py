@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tinymlaas_compiler_tvm.native import runtime
+from tinymlaas_compiler_tvm.native import runtime, softfloat
 from tinymlaas_compiler_tvm.native.program import Program
 from tinymlaas_compiler_tvm.target import Machine
 
@@ -43,6 +43,11 @@ def c_source(program: Program, offsets: Sequence[int], machine: Machine) -> str:
         parts.append(runtime.ARM_MEMORY)
     if not machine.long_multiply:
         parts.append(runtime.ARMV6M)
+    if program.uses_float:
+        if machine.hard_float:
+            parts.append("#define HARD_FLOAT 1")
+        else:
+            parts.append(softfloat.ARM if machine.arm else softfloat.RISCV)
     for buffer in program.buffers:
         parts.append(f"#define {buffer.macro} (arena + {offsets[buffer.index]})")
     for name in sorted(program.asm_kernels):

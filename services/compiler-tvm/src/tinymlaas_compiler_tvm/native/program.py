@@ -123,6 +123,7 @@ class Program:
     outputs: list[Buffer] = field(default_factory=list)
     objects: list[bytes] = field(default_factory=list)
     object_frames: dict[str, int] = field(default_factory=dict)
+    uses_float: bool = False
     origin_of_kernels: str = "generated integer kernels"
     log: list[str] = field(default_factory=list)
 

@@ -41,7 +41,7 @@ def import_model(onnx_bytes: bytes) -> Any:
         )(module)
     except (tvm.error.OpNotImplemented, tvm.error.OpAttributeUnImplemented, NotImplementedError) as error:
         raise _unsupported(model, error) from error
-    except (tvm.error.TVMError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError) as error:
         raise OpUnsupported(
             "TVM's front end does not take this model", op="graph", node="", dtype="float32", count=1,
             detail=str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__,
@@ -61,11 +61,18 @@ def _unsupported(model: Any, error: Exception) -> OpUnsupported:
 
 
 def lower_function(function: Any, name: str) -> Printed:
-    """A fused TIR function, scheduled, lowered and printed as C."""
+    """A fused TIR function, scheduled, lowered and printed as C; as TVM made it where the schedule does not lower."""
+    plain = function.with_attr("global_symbol", "main")
+    try:
+        return print_function(_lower(schedule_function(plain)), name)
+    except RuntimeError:
+        return print_function(_lower(plain), name)
+
+
+def _lower(function: Any) -> Any:
     import tvm
     from tvm import s_tir, tirx
 
-    scheduled = schedule_function(function.with_attr("global_symbol", "main"))
     st = s_tir.transform
     passes = [
         st.CanonicalizeLoop(), st.LowerInitBlock(), st.PlanAndUpdateBufferAllocationLocation(), st.ConvertBlocksToOpaque(),
@@ -74,14 +81,13 @@ def lower_function(function: Any, name: str) -> Printed:
         tirx.transform.StmtSimplify(), tirx.transform.RemoveNoOp(),
     ]  # fmt: skip
     with tvm.target.Target("llvm"):
-        lowered = tvm.transform.Sequential(passes)(tvm.IRModule({"main": scheduled}))
-    return print_function(lowered["main"], name)
+        return tvm.transform.Sequential(passes)(tvm.IRModule({"main": function}))["main"]
 
 
 class _Lowering:
     def __init__(self, module: Any) -> None:
         self.module = module
-        self.program = Program(origin_of_kernels="TVM")
+        self.program = Program(origin_of_kernels="TVM", uses_float=True)
         self.buffers: dict[Any, Buffer] = {}
         self.constants: dict[Any, int] = {}
         self.printed: dict[str, tuple[str, Printed]] = {}
