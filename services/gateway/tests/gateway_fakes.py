@@ -108,6 +108,9 @@ class _Models(models_pb2_grpc.ModelsServicer):
     def __init__(self, registry: FakeRegistry) -> None:
         self._r = registry
 
+    async def ListModels(self, request: Any, context: Any) -> models_pb2.ListModelsResponse:
+        raise FailedPrecondition("no listing today", "FAKE_REASON", {"key": "value"}, "Ask the fake.")
+
     async def GetModel(self, request: Any, context: Any) -> models_pb2.Model:
         self._r._count("GetModel")
         return _found(self._r.models, request.name)

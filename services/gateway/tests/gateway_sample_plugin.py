@@ -102,7 +102,7 @@ def compile_model(job: CompileJob, reporter: Reporter) -> CompileOutput:
         time.sleep(3600)
     if MODE == "floods":
         for index in range(1_000_000):
-            reporter.log(f"line {index}")
+            reporter.log(f"line {index} " + "x" * 4000)
     payload = b"TOY1" + job.model[:1] * (1024 if MODE != "small" else 512)
     result = compiler_pb2.CompileResult(
         payload_kind=target_pb2.PAYLOAD_KIND_TFLITE,
