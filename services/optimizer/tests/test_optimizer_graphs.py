@@ -10,10 +10,13 @@ import numpy.typing as npt
 import onnx
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from tflite_micro import runtime
 from tinymlaas_modelkit.onnx_reader import read_onnx
+from tinymlaas_modelkit.tflite_writer import write_tflite
 from tinymlaas_optimizer import LimitExceeded, NotQuantizable, Optimized, Options, optimize
 from tinymlaas_optimizer import simplify as simplify_module
 from tinymlaas_optimizer.graphs import ordered
+from tinymlaas_optimizer.runtime import session
 
 N = helper.make_node
 SEED = 3
@@ -221,3 +224,47 @@ def test_the_order_of_nodes_follows_the_graph_and_not_the_file() -> None:
     nodes = [N("Neg", ["b"], ["y"]), N("Abs", ["a"], ["b"]), N("Relu", ["x"], ["a"]), N("Exp", ["x"], ["unread"])]
     graph = helper.make_graph(nodes, "g", [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])])
     assert [node.op_type for node in ordered(graph)] == ["Relu", "Abs", "Neg"]
+
+
+def test_a_network_in_channels_first_layout_runs_nearly_the_same_on_tflite_micro() -> None:
+    """A residual block, a concatenation, pools and a classifier, as PyTorch exports them."""
+    nodes = [
+        N("Conv", ["x", "w1", "b1"], ["c1"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        N("BatchNormalization", ["c1", "s", "o", "m", "v"], ["n1"]),
+        N("Relu", ["n1"], ["r1"]),
+        N("Conv", ["r1", "w2", "b1"], ["c2"], kernel_shape=[3, 3], pads=[1, 1, 1, 1], group=6),
+        N("Add", ["c2", "r1"], ["a"]),
+        N("Relu", ["a"], ["r2"]),
+        N("MaxPool", ["r2"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+        N("AveragePool", ["r2"], ["q"], kernel_shape=[2, 2], strides=[2, 2]),
+        N("Concat", ["p", "q"], ["k"], axis=1),
+        N("GlobalAveragePool", ["k"], ["g"]),
+        N("Flatten", ["g"], ["f"]),
+        N("Gemm", ["f", "w3", "b3"], ["l"], transB=1),
+        N("Softmax", ["l"], ["y"], axis=1),
+    ]
+    statistics = {"s": values(6), "o": values(6), "m": values(6), "v": np.abs(values(6)) + 0.5}
+    weights = {
+        "w1": values(6, 4, 3, 3),
+        "b1": values(6),
+        "w2": values(6, 1, 3, 3),
+        "w3": values(5, 12),
+        "b3": values(5),
+    }
+    result = optimized(model(nodes, {**statistics, **weights}))
+    assert result.report.evaluation is not None
+    assert result.report.evaluation.agreement == 1.0
+    (given,) = result.description.inputs
+    assert given.scale is not None
+    assert given.zero_point is not None
+    integers = np.clip(np.rint(values(16, 4, 8, 8) / np.float32(given.scale)) + given.zero_point, -128, 127)
+    graph = read_onnx(result.model)
+    interpreter = runtime.Interpreter.from_bytes(write_tflite(graph), arena_size=1 << 18)
+    runner = session(result.model)
+    stored = graph.tensor(graph.inputs[0]).shape
+    assert stored == (1, 4, 8, 8)
+    for sample in integers.astype(np.int8):
+        interpreter.set_input(sample[None], 0)
+        interpreter.invoke()
+        expected = runner.run(None, {"x": sample[None]})[0].astype(np.int64)
+        assert np.abs(interpreter.get_output(0).astype(np.int64) - expected).max() <= 6

@@ -15,8 +15,8 @@ from ._limits import Limits
 from ._rejection import ModelRejected, Problem
 from ._report import ModelReport
 from ._structure import FORMATS, Format, check_structure
-from ._worker import READY
 
+READY: Final = b"ready\n"
 _COMMAND: Final = (sys.executable, "-P", "-m", "tinymlaas_modelkit.check._worker")
 
 

@@ -13,15 +13,14 @@ import json
 import os
 import resource
 import sys
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO
 
+from ._isolated import READY
 from ._limits import Limits
 from ._onnx import CheckedOnnx
 from ._onnx_shapes import check_onnx_shapes
 from ._rejection import ModelRejected, Problem
 from ._structure import check_structure
-
-READY: Final = b"ready\n"
 
 
 def _confine(limits: Limits) -> None:
