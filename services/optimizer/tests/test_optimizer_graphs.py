@@ -95,11 +95,12 @@ def test_constants_are_folded_and_dead_operators_dropped() -> None:
     assert operators(result) == {"Add": 1}
 
 
-def test_folding_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("first", [[], [N("Shape", ["x"], ["n"])]], ids=["constant", "shape"])
+def test_folding_is_bounded(monkeypatch: pytest.MonkeyPatch, first: list[NodeProto]) -> None:
     monkeypatch.setattr(simplify_module, "MAX_FOLDED_BYTES", 1000)
-    nodes = [N("ConstantOfShape", ["n"], ["k"]), N("Add", ["x", "k"], ["y"])]
+    nodes = [*first, N("ConstantOfShape", ["n"], ["k"]), N("Add", ["x", "k"], ["y"])]
     with pytest.raises(LimitExceeded) as caught:
-        optimized(model(nodes, {"n": np.array([1, 4, 8, 8], np.int64)}))
+        optimized(model(nodes, {} if first else {"n": np.array([1, 4, 8, 8], np.int64)}))
     assert (caught.value.code, caught.value.metadata["most"]) == ("RESOURCE_EXHAUSTED", "1000")
 
 

@@ -85,7 +85,8 @@ def _bound_folding(model: ModelProto) -> None:
     constant = {tensor.name for tensor in model.graph.initializer}
     total = 0
     for node in model.graph.node:
-        if all(name in constant for name in node.input if name):
+        # Shapes are static, so what is computed from them alone is constant as well.
+        if node.op_type in ("Shape", "Size") or all(name in constant for name in node.input if name):
             constant.update(node.output)
             total += sum(sizes.get(name, 0) for name in node.output)
     if total > MAX_FOLDED_BYTES:
