@@ -72,7 +72,7 @@ def _fault(name: str, report: Reporter, marker: str) -> None:
             bytearray(8 << 30)
         case "garbage":
             # Whatever descriptor is the socket to the server.
-            for descriptor in range(3, 16):
+            for descriptor in range(3, 256):
                 try:
                     os.write(descriptor, b"\xff" * 64)
                 except OSError:
