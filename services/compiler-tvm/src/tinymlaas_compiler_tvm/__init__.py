@@ -1,5 +1,6 @@
 """Compiles ONNX models to native position-independent modules for microcontrollers."""
 
+from tinymlaas_compiler_tvm.check import check_model
 from tinymlaas_compiler_tvm.compile import compile_model
 from tinymlaas_compiler_tvm.errors import (
     CompileError,
@@ -28,5 +29,6 @@ __all__ = [
     "OptionUnknown",
     "TargetSpec",
     "TargetUnsupported",
+    "check_model",
     "compile_model",
 ]

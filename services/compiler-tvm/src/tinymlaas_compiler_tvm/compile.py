@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tinymlaas_compiler_tvm.errors import ModelInvalid, ModelRefused
+from tinymlaas_compiler_tvm.errors import CompilerFault, ModelInvalid, ModelRefused
 from tinymlaas_compiler_tvm.int8.lowering import Settings, lower_graph
 from tinymlaas_compiler_tvm.int8.operators import INT8_OPERATORS
 from tinymlaas_compiler_tvm.native.assemble import Interface, assemble
@@ -12,7 +12,8 @@ from tinymlaas_compiler_tvm.native.program import Buffer
 from tinymlaas_compiler_tvm.options import Options
 from tinymlaas_compiler_tvm.parts import CompiledParts, Numerics, NumericsClass
 from tinymlaas_compiler_tvm.target import Machine, TargetSpec, machine_for
-from tinymlaas_modelkit.check import Limits, ModelRejected, check_structure
+from tinymlaas_modelkit.check import CheckerUnavailable, Limits, ModelRejected, check_structure
+from tinymlaas_modelkit.check import check_model as check_onnx
 from tinymlaas_modelkit.errors import MalformedModel, UnsupportedOperator
 from tinymlaas_modelkit.graph import DType, Graph
 from tinymlaas_modelkit.onnx_reader import read_onnx
@@ -43,6 +44,7 @@ def is_int8(graph: Graph) -> bool:
 
 def compile_float(onnx_bytes: bytes, machine: Machine, target: TargetSpec, options: Options) -> CompiledParts:
     """A native module for a float model, by way of TVM."""
+    check_file(onnx_bytes, deeply=True)
     from tinymlaas_compiler_tvm.relax.lowering import lower_model
 
     program, inputs, outputs = lower_model(onnx_bytes)
@@ -61,18 +63,30 @@ def _read(onnx_bytes: bytes) -> Graph | None:
         raise ModelInvalid(str(error), **error.metadata) from error
 
 
-def check_file(onnx_bytes: bytes) -> None:
-    """Refuse a file that is no well-formed ONNX model with static shapes, before any library reads it."""
+def check_file(onnx_bytes: bytes, deeply: bool = False) -> None:
+    """Refuse a file that is no well-formed ONNX model with static shapes, before any library reads it.
+
+    `deeply` also infers shapes, in a process of its own that may die.
+    """
     try:
-        check_structure(onnx_bytes, "onnx", Limits())
+        if deeply:
+            check_onnx(onnx_bytes, "onnx")
+        else:
+            check_structure(onnx_bytes, "onnx", Limits())
     except ModelRejected as error:
         raise ModelRefused(error) from error
+    except CheckerUnavailable as error:
+        raise CompilerFault(str(error), detail="model check") from error
+
+
+def settings_for(options: Options) -> Settings:
+    """What checked options mean for lowering."""
+    return Settings(rounding=options.rounding, unroll=_UNROLL[options.objective])
 
 
 def compile_graph(graph: Graph, machine: Machine, target: TargetSpec, options: Options) -> CompiledParts:
     """A native module for an int8 graph."""
-    settings = Settings(rounding=options.rounding, unroll=_UNROLL[options.objective])
-    program = lower_graph(graph, machine, settings, INT8_OPERATORS)
+    program = lower_graph(graph, machine, settings_for(options), INT8_OPERATORS)
     optimize = "-O2" if options.objective == "latency" else "-Os"
     inputs = [_interface(graph, name, buffer) for name, buffer in zip(graph.inputs, program.inputs, strict=True)]
     outputs = [_interface(graph, name, buffer) for name, buffer in zip(graph.outputs, program.outputs, strict=True)]

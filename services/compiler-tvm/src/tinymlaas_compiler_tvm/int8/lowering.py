@@ -187,8 +187,29 @@ def choose_layouts(graph: Graph) -> set[str]:
     return {name for name in graph.tensors if find(name) in wanted_roots and len(graph.tensor(name).shape) == 4}
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """An operator that has no kernel in its form."""
+
+    op: Op
+    error: OpUnsupported
+
+
 def lower_graph(graph: Graph, machine: Machine, settings: Settings, table: dict[OpKind, Lower]) -> Program:
-    """A program for a checked graph; OpUnsupported for an operator that is not in `table`."""
+    """A program for a graph; OpUnsupported for the first operator that can't be lowered, with the count of its like."""
+    program, refusals = try_lower(graph, machine, settings, table)
+    if refusals:
+        first = refusals[0]
+        same = [refusal for refusal in refusals if refusal.op.kind is first.op.kind]
+        first.error.metadata = {**first.error.metadata, "count": str(len(same))}
+        raise first.error
+    return program
+
+
+def try_lower(
+    graph: Graph, machine: Machine, settings: Settings, table: dict[OpKind, Lower]
+) -> tuple[Program, list[Refusal]]:
+    """A program and the operators that are missing from it."""
     state = Lowering(graph, machine, settings)
     state.planar = choose_layouts(graph)
     for index, op in enumerate(graph.ops):
@@ -199,15 +220,23 @@ def lower_graph(graph: Graph, machine: Machine, settings: Settings, table: dict[
         buffer = state.program.buffer(graph.tensor(name).nbytes, BufferKind.TENSOR, name)
         state.places[name] = Place(buffer, planar=False)
         state.program.inputs.append(buffer)
+    refusals: list[Refusal] = []
     for index, op in enumerate(graph.ops):
         state.current = index
         lower = table.get(op.kind)
-        if lower is None:
-            raise OpUnsupported(f"no integer kernel for {op.kind}", op=op.kind, node=op.origin, dtype="int8", count=1)
-        lower(state, op)
+        try:
+            if lower is None:
+                raise OpUnsupported(f"no integer kernel for {op.kind}", op=op.kind, node=op.origin, dtype="int8", count=1)
+            lower(state, op)
+        except OpUnsupported as error:
+            refusals.append(Refusal(op, error))
+            for name in op.outputs:
+                if name not in state.places:
+                    buffer = state.program.buffer(graph.tensor(name).nbytes, BufferKind.TENSOR, name)
+                    state.places[name] = Place(buffer, name in state.planar)
     for name in graph.outputs:
         state.program.outputs.append(state.places[name].buffer)
-    return state.program
+    return state.program, refusals
 
 
 def quantized(state: Lowering, op: Op, name: str | None) -> tuple[Tensor, float, int]:

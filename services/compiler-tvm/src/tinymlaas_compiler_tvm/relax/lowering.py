@@ -26,7 +26,7 @@ def import_model(onnx_bytes: bytes) -> Any:
 
     model = onnx.load_from_string(onnx_bytes)
     try:
-        module = from_onnx(model, keep_params_in_input=False)
+        module = from_onnx(_anonymous(model), keep_params_in_input=False)
         return tvm.transform.Sequential(
             [
                 transform.DecomposeOpsForInference(),
@@ -46,6 +46,28 @@ def import_model(onnx_bytes: bytes) -> Any:
             "TVM's front end does not take this model", op="graph", node="", dtype="float32", count=1,
             detail=str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__,
         ) from error  # fmt: skip
+
+
+def _anonymous(model: Any) -> Any:
+    """A copy of the model with names of our own: no text of the file gets into TVM, and equal graphs look equal."""
+    import onnx
+
+    renamed = onnx.ModelProto()
+    renamed.CopyFrom(model)
+    graph = renamed.graph
+    names: dict[str, str] = {"": ""}
+
+    def fresh(name: str) -> str:
+        return names.setdefault(name, f"t{len(names)}")
+
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        value.name = fresh(value.name)
+    for number, node in enumerate(graph.node):
+        node.name = f"n{number}"
+        node.input[:] = [fresh(name) for name in node.input]
+        node.output[:] = [fresh(name) for name in node.output]
+    graph.name = "g"
+    return renamed
 
 
 def _unsupported(model: Any, error: Exception) -> OpUnsupported:
