@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import structlog
 
@@ -20,9 +21,20 @@ _DESCRIPTION = "Runs a reference device. Boards: {boards}. SIGTERM ends it; its 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
+@runtime_checkable
+class Closeable(Protocol):
+    """A board that holds its state file open."""
+
+    def close(self) -> None:
+        """Switch off and let go of the state file."""
+        ...
+
+
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line; exits with 2 and a usage text where it is wrong."""
-    parser = argparse.ArgumentParser("tinymlaas-device", description=_DESCRIPTION.format(boards=", ".join(board_names())))
+    parser = argparse.ArgumentParser(
+        "tinymlaas-device", description=_DESCRIPTION.format(boards=", ".join(board_names()))
+    )
     parser.add_argument("--board", required=True, choices=board_names(), metavar="BOARD", help="kind of board")
     parser.add_argument("--name", required=True, metavar="ENDPOINT", help="endpoint name to register as")
     parser.add_argument("--server", default="coap://127.0.0.1:5683", metavar="URI", help="LwM2M server (%(default)s)")
@@ -71,9 +83,13 @@ async def run(options: argparse.Namespace) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await device.start()
-    await stop.wait()
-    await device.close()
+    try:
+        await device.start()
+        await stop.wait()
+        await device.close()
+    finally:
+        if isinstance(board, Closeable):
+            board.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -243,7 +243,7 @@ class Slot:
             return
         log.warning("board refused", slot=self.index, reason=error.reason.value, detail=str(error))
         with suppress(BoardError):
-            if self.board_state is not BoardState.ACTIVE:
+            if self.board_state not in (BoardState.EMPTY, BoardState.ACTIVE):
                 await self._worker.call(lambda board: board.uninstall(self.index))
         detail = error.metadata.get("detail", "")
         text = f"{error} ({detail})" if detail and detail not in str(error) else str(error)
