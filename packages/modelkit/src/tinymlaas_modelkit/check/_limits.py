@@ -12,7 +12,8 @@ class Limits:
     """Largest model that is accepted, and the most that a check may use. All are inclusive.
 
     `parsed_bytes` bounds what the parsed file would take in memory, which can be a hundred times its size.
-    `memory_bytes` (address space), `cpu_seconds` and `deadline_s` (wall clock) bound the child process.
+    `memory_bytes` (address space) and `cpu_seconds` (of the check itself) bound what a hostile file can cost; `deadline_s`
+    (wall clock, with starting the child process) is only for a machine that gives the child no time.
     """
 
     model_bytes: int = 32 * MIB
@@ -27,7 +28,7 @@ class Limits:
     opset_min: int = 7
     memory_bytes: int = 1024 * MIB
     cpu_seconds: int = 5
-    deadline_s: float = 15.0
+    deadline_s: float = 60.0
 
     def __post_init__(self) -> None:
         """ValueError unless every limit is positive."""
