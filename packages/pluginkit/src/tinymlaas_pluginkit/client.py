@@ -163,6 +163,8 @@ class _Answer:
             raise PluginProtocol("CP-LIMIT-005", f"flood: more than {self._limits.max_messages} messages")
         if self._result is not None:
             raise PluginProtocol("CP-STREAM-010", "a message after the result")
+        if message is None:  # grpc.aio's way to say that the bytes could not be parsed
+            raise PluginProtocol("CP-STREAM-009", "bytes that are no message of this stream")
         part = message.WhichOneof("part")
         if part == "progress":
             return self._progress(message.progress)
@@ -379,9 +381,12 @@ class PluginClient:
 
     async def _ask(self, method: Callable[..., Any], request: Message) -> Any:
         try:
-            return await method(request, timeout=self.limits.identity_seconds)
+            answer = await method(request, timeout=self.limits.identity_seconds)
         except grpc.RpcError as error:
             raise _checks.plugin_error(error, self.limits.identity_seconds) from error
+        if answer is None:  # as in `_Answer.take`
+            raise PluginProtocol("CP-STREAM-009", "bytes that are no message")
+        return answer
 
 
 def outputs_of(outcome: Outcome[Any]) -> profiler_pb2.InputSet:
