@@ -147,7 +147,10 @@ CASES: dict[str, Case] = {
         make_node("Split", ["t", "s"], ["u", "v"], axis=1), make_node("Concat", ["v", "u"], ["y"], axis=1), s=ints(1, 3)
     ),
     "resize nearest": after_conv(
-        make_node("Resize", ["t", "", "f"], ["y"], mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"),
+        make_node(
+            "Resize", ["t", "", "f"], ["y"],
+            mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+        ),
         f=np.asarray([1, 1, 2, 2], np.float32),
     ),
     "resize linear": after_conv(

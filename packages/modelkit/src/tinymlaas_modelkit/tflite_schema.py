@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import tflite as schema  # type: ignore[import-untyped]
 
-from tinymlaas_modelkit.graph import Activation, DType, OpKind
+from tinymlaas_modelkit.graph import Activation, DType
 
 __all__ = [
     "ACTIVATIONS",
@@ -110,6 +110,3 @@ def operator_version(
     if name in ("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR") and half_pixel:
         version = 3
     return version
-
-
-KIND_CODES: Mapping[OpKind, int] = {kind: CODES[kind.value] for kind in OpKind}

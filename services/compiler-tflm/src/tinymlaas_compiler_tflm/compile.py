@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tinymlaas_modelkit import check as checks
 from tinymlaas_modelkit.errors import ModelKitError, OffendingOperator, UnsupportedOperator
 from tinymlaas_modelkit.onnx_reader import read_onnx
 from tinymlaas_modelkit.summary import ModelFormat, ModelSummary, Precision, summarize
@@ -45,11 +46,13 @@ def compile_model(
     """A TFLite payload, or a source package for static firmware, with operators and memory needs.
 
     A TFLite model is its own payload, byte for byte; an ONNX model (float or QDQ int8) is written as TFLite with its
-    quantization kept exactly. The model must have passed the check (`tinymlaas_modelkit.check`). Deterministic.
-    Errors: MalformedModel, UnsupportedOperator, DoesNotFit, TargetUnsupported, OptionUnknown, OptionInvalid,
+    quantization kept exactly. The file is checked first, as the caller may not have done so. Deterministic.
+    Errors: ModelRejected, MalformedModel, UnsupportedOperator, DoesNotFit, TargetUnsupported, OptionUnknown,
+    OptionInvalid,
     FormatUnsupported, LimitExceeded, ToolCrash.
     """
     checked = Options.of(options or {})
+    checks.check_model(model, model_format.value)
     tflite = to_tflite(model, model_format)
     summary = summarize(tflite, ModelFormat.TFLITE)
     require_operators(summary)
@@ -133,8 +136,9 @@ def check_model(
 ) -> ModelCheck:
     """Whether `compile_model` would take the model, per operator, with estimates; it opens the model but never runs it.
 
-    Errors: MalformedModel, FormatUnsupported, ToolCrash, LimitExceeded; all else is a negative answer.
+    Errors: ModelRejected, MalformedModel, FormatUnsupported, ToolCrash, LimitExceeded; all else is a negative answer.
     """
+    checks.check_model(model, model_format.value)
     own = summarize(model, model_format)
     try:
         tflite = to_tflite(model, model_format)

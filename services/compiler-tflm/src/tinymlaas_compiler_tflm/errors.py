@@ -1,5 +1,6 @@
 """What this service can refuse: one base (that of the model kit), one class a reason.
 
+ModelRejected             MODEL_INVALID, ... (model kit's check of the file, before anything else)
 ModelKitError
 ├── MalformedModel        MODEL_INVALID       problem, where, detail      (model kit)
 ├── UnsupportedOperator   OP_UNSUPPORTED      op, node, dtype, count      (model kit)

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 
+from tinymlaas_modelkit.check import check_model
 from tinymlaas_modelkit.errors import MalformedModel
 from tinymlaas_modelkit.onnx_reader import read_onnx
 from tinymlaas_modelkit.onnx_writer import write_onnx
@@ -68,11 +69,14 @@ def import_model(model: bytes, source: SourceFormat, result: ResultFormat, *, li
     """The model in another format; Keras (.keras) and SavedModel (a tar archive of its folder) come in as float,
     batch 1.
 
-    Errors: FormatUnsupported (pair not served, or TensorFlow not installed), MalformedModel, UnsupportedOperator,
+    Errors: ModelRejected (the file check), FormatUnsupported (pair not served, or TensorFlow not installed),
+    MalformedModel, UnsupportedOperator,
     LimitExceeded, ToolCrash.
     """
     if source.value == result.value:
         raise FormatUnsupported(f"the model is {source} already", format=f"{source} to {result}")
+    if source in (SourceFormat.ONNX, SourceFormat.TFLITE):
+        check_model(model, "onnx" if source is SourceFormat.ONNX else "tflite")
     if source is SourceFormat.ONNX:
         return write_tflite(read_onnx(model))
     tflite = model if source is SourceFormat.TFLITE else _with_tensorflow(model, source, limits or TENSORFLOW_LIMITS)

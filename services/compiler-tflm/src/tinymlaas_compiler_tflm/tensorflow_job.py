@@ -39,7 +39,8 @@ def saved_model_converter(tf: Any, path: Path) -> Any:
 
 
 def frozen_converter(tf: Any, function: Any) -> Any:
-    """A converter for a function with its variables made constants: a microcontroller's runtime has no variables to load."""
+    """A converter for a function with its variables made constants: a microcontroller's runtime has no variables to
+    load."""
     from tensorflow.python.framework.convert_to_constants import (  # type: ignore[import-untyped, import-not-found, unused-ignore]
         convert_variables_to_constants_v2,
     )
