@@ -181,7 +181,7 @@ async def breach(*messages: Any) -> ServiceError:
 async def test_a_correct_plugin_passes() -> None:
     events: list[ProgressEvent | LogEvent] = []
     messages = [progress(0.5, "a\x1b[2Jb\n"), line("x"), progress(-1), progress(1.0), chunk(), end()]
-    async with plugin(saying(*messages)) as (client, servicer):
+    async with plugin(saying(*messages)) as (client, _):
         outcome = await client.compile(header(), b"model").finish(events.append)
         assert outcome.blobs == {"payload": PAYLOAD}
         assert outcome.result == result()

@@ -39,7 +39,7 @@ WAIT = 60
 
 async def _until(condition, seconds: float = WAIT) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 (other processes make it true)
             await asyncio.sleep(0.01)
 
 
@@ -59,7 +59,7 @@ async def _running(folder: Path, ready: bool = True, **environment: str) -> Asyn
         async with PluginClient(address.read_text().strip()) as client:
             if ready:
                 async with asyncio.timeout(WAIT):
-                    while not await client.probe():
+                    while not await client.probe():  # noqa: ASYNC110
                         await asyncio.sleep(0.02)
             yield client
     finally:
@@ -106,6 +106,10 @@ async def _until_free(client: PluginClient) -> None:
             except ServiceError as error:
                 if error.metadata.get("limit") != "max_concurrency":
                     raise
+
+
+def _environment_of(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/environ").read_bytes()
 
 
 def _gone(pid: int) -> bool:
@@ -335,14 +339,16 @@ async def test_workers_end_when_their_server_is_killed(tmp_path: Path) -> None:
 async def test_a_worker_gets_no_credentials(tmp_path: Path) -> None:
     """The token of the plugin server is not in the environment of its workers."""
     marker = tmp_path / "marker"
-    async with _running(tmp_path, ready=False, TINYMLAAS_TOKEN="s3cret") as open_client:
-        async with PluginClient(open_client.address, token="s3cret") as client:
-            call = asyncio.create_task(client.compile(_header(fault="hang", marker=str(marker)), b"model").finish())
-            await _until(lambda: marker.exists() and marker.read_text() != "")
-            assert b"s3cret" not in Path(f"/proc/{int(marker.read_text())}/environ").read_bytes()
-            call.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await call
+    async with (
+        _running(tmp_path, ready=False, TINYMLAAS_TOKEN="s3cret") as nameless,
+        PluginClient(nameless.address, token="s3cret") as client,
+    ):
+        call = asyncio.create_task(client.compile(_header(fault="hang", marker=str(marker)), b"model").finish())
+        await _until(lambda: marker.exists() and marker.read_text() != "")
+        assert b"s3cret" not in _environment_of(int(marker.read_text()))
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
 
 
 async def test_silence_of_the_tool_is_filled_with_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -132,10 +134,9 @@ def test_a_page_token_of_another_filter_is_refused() -> None:
 @given(st.text(max_size=200))
 def test_no_page_token_crashes_the_decoder(token: str) -> None:
     request = models_pb2.ListModelsRequest(parent="projects/p", page_token=token)
-    try:
-        decode_page_token(request)
-    except InvalidArgument as error:
-        assert error.reason == "PAGE_TOKEN_INVALID"
+    # Only our own tokens are valid, and the empty one for the first page.
+    with contextlib.suppress(InvalidArgument):
+        assert decode_page_token(request) is None
 
 
 def test_page_sizes_have_a_default_and_a_cap() -> None:

@@ -238,10 +238,8 @@ async def test_the_callers_trace_goes_on_in_the_server() -> None:
             await _error(_get(server, "projects/p/models/service-error"))
     served = next(s for s in exporter.get_finished_spans() if s.name == "tinymlaas.registry.v1.Models/GetModel")
     assert served.context.trace_id == span.get_span_context().trace_id
-    assert (
-        served.attributes is not None
-        and served.attributes["rpc.grpc.status_code"] == grpc.StatusCode.FAILED_PRECONDITION.value[0]
-    )
+    assert served.attributes is not None
+    assert served.attributes["rpc.grpc.status_code"] == grpc.StatusCode.FAILED_PRECONDITION.value[0]
 
 
 _MAIN = """
@@ -269,7 +267,7 @@ async def test_sigterm_lets_a_running_call_end_and_removes_the_address(tmp_path:
         "TINYMLAAS_LISTEN": "127.0.0.1:0",
     }
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen([sys.executable, "-c", _MAIN], env=env, stderr=log)
+        process = subprocess.Popen([sys.executable, "-c", _MAIN], env=env, stderr=log)  # noqa: ASYNC220
     try:
         async with asyncio.timeout(30):
             while not address_file.exists():

@@ -162,7 +162,7 @@ def header_checker(
     return check
 
 
-def _check_format(got: int, accepted: Sequence[int]) -> None:
+def _check_format(got: Any, accepted: Sequence[int]) -> None:
     if got not in set(accepted):
         raise FormatUnsupported(
             tensor_pb2.ModelFormat.Name(got) if got in tensor_pb2.ModelFormat.values() else str(got)

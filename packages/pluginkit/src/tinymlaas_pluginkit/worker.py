@@ -108,11 +108,7 @@ class JobReporter:
 def load_function(reference: str) -> Callable[..., Any]:
     """The author's function behind "package.module:name" or "/path/to/file.py:name"."""
     place, _, name = reference.rpartition(":")
-    if place.endswith(".py"):
-        module = sys.modules.get("__plugin__") or _load_file(place)
-    else:
-        module = importlib.import_module(place)
-    found: Any = module
+    found: Any = _load_file(place) if place.endswith(".py") else importlib.import_module(place)
     for part in name.split("."):
         found = getattr(found, part)
     if not callable(found):
@@ -122,6 +118,8 @@ def load_function(reference: str) -> Callable[..., Any]:
 
 
 def _load_file(path: str) -> Any:
+    if "__plugin__" in sys.modules:
+        return sys.modules["__plugin__"]
     spec = importlib.util.spec_from_file_location("__plugin__", path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} cannot be loaded")

@@ -52,18 +52,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """A function that raises for an unacceptable message of this call; None when messages are not looked at."""
         return None
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
+    async def intercept_service(self, continuation: Callable[..., Awaitable[Any]], handler_call_details: Any) -> Any:
         """The handler of the call, wrapped; None for an unknown method."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return handler
         return self._wrap(handler, handler_call_details.method)
 
-    def _wrap(self, handler: Any, method: str) -> grpc.RpcMethodHandler:
+    def _wrap(self, handler: Any, method: str) -> Any:
         request_streaming, response_streaming = handler.request_streaming, handler.response_streaming
         kind = f"{'stream' if request_streaming else 'unary'}_{'stream' if response_streaming else 'unary'}"
         behaviour = getattr(handler, kind)
@@ -77,12 +73,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             check(request)
             return request
 
-        async def unary(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        async def unary(request: Any, context: Any) -> Any:
             call = Call(method, context, request_streaming)
             async with self.around(call):
                 return await behaviour(checked(call, request), context)
 
-        async def stream(request: Any, context: grpc.aio.ServicerContext) -> None:
+        async def stream(request: Any, context: Any) -> None:
             call = Call(method, context, request_streaming)
             async with self.around(call):
                 result = behaviour(checked(call, request), context)
@@ -94,12 +90,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                         await context.write(response)
 
         factory = getattr(grpc, f"{kind}_rpc_method_handler")
-        wrapped: grpc.RpcMethodHandler = factory(
+        return factory(
             stream if response_streaming else unary,
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
-        return wrapped
 
 
 async def _checked_stream(requests: AsyncIterator[Any], check: Callable[[Any], None]) -> AsyncIterator[Any]:

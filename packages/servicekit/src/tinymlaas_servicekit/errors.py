@@ -39,6 +39,7 @@ MAX_METADATA_TOTAL = 3072
 MAX_VIOLATIONS = 8
 MAX_FIELD = 256
 
+_CODES = frozenset(code_pb2.Code.keys())
 _REASON = re.compile(r"^[A-Z][A-Z0-9_]{0,62}$")
 
 
@@ -235,7 +236,7 @@ def error_for(
     """The error whose class stands for a gRPC status name; a code without a class of its own keeps its name."""
     cls = _BY_CODE.get(code)
     error = (cls or ServiceError)(message, reason or (None if cls else code), metadata, help, violations=violations)
-    if cls is None and code in code_pb2.Code.keys():
+    if cls is None and code in _CODES:
         error.code = code
     return error
 
@@ -251,7 +252,7 @@ def adapt(error: BaseException) -> ServiceError | None:
     if isinstance(error, grpc.RpcError):
         return from_rpc_error(error)
     code, reason = getattr(error, "code", None), getattr(error, "reason", None)
-    if not isinstance(code, str) or code == "OK" or code not in code_pb2.Code.keys():
+    if not isinstance(code, str) or code == "OK" or code not in _CODES:
         return None
     if not isinstance(reason, str) or not _REASON.match(reason):
         return None
@@ -287,9 +288,9 @@ def from_status(status: status_pb2.Status) -> ServiceError:
 
 def from_rpc_error(error: grpc.RpcError) -> ServiceError:
     """The error that a failed call of a gRPC client stands for, details included when the server sent them."""
-    code = error.code()  # type: ignore[attr-defined]
-    text = error.details() or ""  # type: ignore[attr-defined]
-    if error.trailing_metadata() is not None:  # type: ignore[attr-defined]
+    code = error.code()
+    text = error.details() or ""
+    if error.trailing_metadata() is not None:
         try:
             status = rpc_status.from_call(error)
         except ValueError:  # the details contradict the call's own code or text: only the latter is believed

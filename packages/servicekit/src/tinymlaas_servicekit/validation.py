@@ -37,7 +37,8 @@ _Rule = Callable[[Any, str, _Report], None]
 
 def validate(message: Message) -> list[FieldViolation]:
     """Every violation in `message` and the messages inside it, in field order, at most 16; empty when it is fine."""
-    rules = _rules_of(message.DESCRIPTOR)
+    descriptor: Any = message.DESCRIPTOR
+    rules = _rules_of(descriptor)
     if not rules.active:
         return []
     found: list[FieldViolation] = []
@@ -132,10 +133,9 @@ def _mark_active(name: str) -> None:
 
 
 def _inner(field: FieldDescriptor) -> Descriptor | None:
-    if _is_map(field):
-        inner: Descriptor | None = field.message_type.fields_by_name["value"].message_type
-        return inner
-    return field.message_type
+    entry: Any = field.message_type
+    inner: Descriptor | None = entry.fields_by_name["value"].message_type if _is_map(field) else entry
+    return inner
 
 
 def _is_map(field: FieldDescriptor) -> bool:

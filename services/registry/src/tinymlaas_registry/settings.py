@@ -11,14 +11,14 @@ from tinymlaas_servicekit import ServiceSettings
 class RegistrySettings(ServiceSettings):
     """Where records and artifacts lie, and how much one caller may send."""
 
-    state_dir: Path = Field(Path("registry-state"), description="folder of database and artifacts")
-    database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite in the state folder")
-    artifacts_dir: Path | None = Field(None, description="folder of the artifacts; none: in the state folder")
-    max_model_bytes: int = Field(64 * 1024 * 1024, ge=1, description="largest model file")
-    max_artifact_bytes: int = Field(256 * 1024 * 1024, ge=1, description="largest artifact")
-    max_uploads: int = Field(16, ge=1, description="uploads at once")
-    max_checks: int = Field(2, ge=1, description="model checks at once; others wait")
-    stall_seconds: float = Field(60.0, gt=0, description="silence after which an upload is given up")
+    state_dir: Path = Field(default=Path("registry-state"), description="folder of database and artifacts")
+    database_url: str = Field(default="", description="SQLAlchemy URL; empty: SQLite in the state folder")
+    artifacts_dir: Path | None = Field(default=None, description="folder of the artifacts; none: in the state folder")
+    max_model_bytes: int = Field(default=64 * 1024 * 1024, ge=1, description="largest model file")
+    max_artifact_bytes: int = Field(default=256 * 1024 * 1024, ge=1, description="largest artifact")
+    max_uploads: int = Field(default=16, ge=1, description="uploads at once")
+    max_checks: int = Field(default=2, ge=1, description="model checks at once; others wait")
+    stall_seconds: float = Field(default=60.0, gt=0, description="silence after which an upload is given up")
 
     def resolve_database_url(self) -> str:
         """The SQLAlchemy URL of the records."""

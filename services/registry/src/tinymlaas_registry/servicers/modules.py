@@ -13,9 +13,6 @@ from ..core.ports import ArtifactStore, Records
 from ._common import found, page_of
 from .artifacts import _digest
 
-# What may differ between two records of the same file: when it was recorded, and from which of several equal models.
-_CIRCUMSTANCES = ("create_time", "model_version")
-
 
 class ModulesServicer(modules_pb2_grpc.ModulesServicer):
     """See protos/tinymlaas/registry/v1/modules.proto."""
@@ -73,8 +70,9 @@ class ModulesServicer(modules_pb2_grpc.ModulesServicer):
 
 
 def _content(module: modules_pb2.Module) -> bytes:
+    """What two records of one file must agree on: not when it was recorded, nor from which of several equal models."""
     copy = modules_pb2.Module()
     copy.CopyFrom(module)
-    for field in _CIRCUMSTANCES:
-        copy.ClearField(field)
+    copy.ClearField("create_time")
+    copy.ClearField("model_version")
     return copy.SerializeToString(deterministic=True)
