@@ -27,7 +27,7 @@ from tinymlaas_lwm2m_bridge import (
 )
 
 T = TypeVar("T")
-DEADLINE_S = 30.0
+DEADLINE_S = 90.0
 FAST_LINK = LinkSettings(ack_timeout_s=0.1, max_retransmit=2, answer_s=5.0, execute_s=20.0)
 FAST_INSTALL = InstallSettings(poll_s=0.02, stuck_s=2.0, offline_s=20.0)
 FAST_DOWNLOAD = DownloadSettings(attempts=2, retry_s=0.05, ack_timeout_s=0.1, max_retransmit=2)

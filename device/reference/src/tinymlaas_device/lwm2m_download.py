@@ -81,17 +81,20 @@ class Fetcher:
             answer = await self._block(uri, offset, szx)
             if answer.opt.etag is not None and answer.opt.etag != digest[:8]:
                 raise DownloadError(UpdateResult.INTEGRITY_FAILURE, "the server has another image under this URI")
-            if total == 0:
-                total = self._total(answer)
-                await worker.call(partial(_begin, slot=slot, size=total, digest=digest))
-                offset = min(offset, worker.snapshot.slots[slot].bytes_written)
             block = answer.opt.block2
             start = block.start if block is not None else 0
             szx = min(szx, block.size_exponent) if block is not None else szx
+            if total == 0:
+                total = self._total(answer)
+                await worker.call(partial(_begin, slot=slot, size=total, digest=digest))
+                # Only now does the board know what of an interrupted download is sound; it may be less, or more.
+                offset = worker.snapshot.slots[slot].bytes_written
+                if offset < total and not start <= offset < start + len(answer.payload):
+                    continue
             # Resuming within a block: its first bytes are in flash already.
             fresh = answer.payload[offset - start :] if start <= offset else b""
-            if start > offset or (not fresh and offset < total):
-                raise DownloadError(UpdateResult.CONNECTION_LOST, f"the server sent block {start} instead of {offset}")
+            if not fresh and offset < total:
+                raise DownloadError(UpdateResult.CONNECTION_LOST, f"the server sent byte {start} instead of {offset}")
             if fresh:
                 await worker.call(partial(_write, slot=slot, offset=offset, data=fresh))
                 offset += len(fresh)
