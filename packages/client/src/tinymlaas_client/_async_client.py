@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -38,6 +38,7 @@ from tinymlaas.type.v1 import target_pb2, tensor_pb2
 from tinymlaas_servicekit.channels import connect
 from tinymlaas_servicekit.errors import from_rpc_error
 
+T = TypeVar("T")
 CHUNK_BYTES = 512 * 1024
 _FORMATS = {
     ".onnx": tensor_pb2.MODEL_FORMAT_ONNX,
@@ -47,7 +48,7 @@ _FORMATS = {
 }
 
 
-def model_format(path: Path) -> tensor_pb2.ModelFormat:
+def model_format(path: Path) -> tensor_pb2.ModelFormat.ValueType:
     """Format of a model file by its suffix; ValueError for another suffix."""
     try:
         return _FORMATS[path.suffix.lower()]
@@ -92,7 +93,7 @@ class AsyncClient:
         self,
         data: bytes,
         model_id: str,
-        format: tensor_pb2.ModelFormat,
+        format: tensor_pb2.ModelFormat.ValueType,
         *,
         display_name: str = "",
         licence: str = "",
@@ -266,7 +267,7 @@ class AsyncClient:
         model_version: str,
         target: target_pb2.Target,
         *,
-        objective: builds_pb2.Objective = builds_pb2.OBJECTIVE_UNSPECIFIED,
+        objective: builds_pb2.Objective.ValueType = builds_pb2.OBJECTIVE_UNSPECIFIED,
         plugins: Sequence[str] = (),
         options: Mapping[str, Mapping[str, Any]] | None = None,
         samples_sha256: str = "",
@@ -324,7 +325,7 @@ class AsyncClient:
         model_version: str,
         *,
         devices: Iterable[str] = (),
-        objective: builds_pb2.Objective = builds_pb2.OBJECTIVE_UNSPECIFIED,
+        objective: builds_pb2.Objective.ValueType = builds_pb2.OBJECTIVE_UNSPECIFIED,
         plugins: Sequence[str] = (),
         samples_sha256: str = "",
         concurrency: int = 0,
@@ -400,14 +401,14 @@ def options_struct(values: Mapping[str, Any]) -> struct_pb2.Struct:
     return ParseDict(dict(values), struct_pb2.Struct())
 
 
-async def _call(call: Any) -> Any:
+async def _call(call: Awaitable[T]) -> T:
     try:
         return await call
     except grpc.RpcError as error:
         raise from_rpc_error(error) from error
 
 
-async def _all_pages(page: Any, field: str) -> Any:
+async def _all_pages(page: Callable[[str], Awaitable[Any]], field: str) -> list[Any]:
     items: list[Any] = []
     token = ""
     while True:

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from tinymlaas.module.v1 import certificate_pb2
 from tinymlaas.plugin.v1 import compiler_pb2
 from tinymlaas.type.v1 import measurement_pb2, target_pb2, tensor_pb2
-from tinymlaas_pluginkit import Compiler, CompileJob, CompileOutput, Limits, Plugin, Reporter
+from tinymlaas_pluginkit import CompileJob, CompileOutput, Compiler, Limits, Plugin, Reporter
 
 from tinymlaas_compiler_tvm import OPTION_SCHEMA, TargetSpec, compile_model
 from tinymlaas_compiler_tvm.parts import CompiledParts, MemoryCertificate, Numerics, Range, TensorDescription
@@ -62,7 +62,6 @@ def target_spec(target: target_pb2.Target) -> TargetSpec:
 
 def plugin() -> Plugin:
     """The plugin with its identity, role and limits."""
-    constraint = {"payload_kind": target_pb2.PAYLOAD_KIND_NATIVE, "loader_abi": LOADER_ABI}
     return Plugin(
         NAME,
         f"{version('tinymlaas-compiler-tvm')}+tvm{version('apache-tvm')}.zig{version('ziglang')}",
@@ -71,7 +70,12 @@ def plugin() -> Plugin:
         compiler=Compiler(
             compile="tinymlaas_compiler_tvm.plugin:compile",
             check="tinymlaas_compiler_tvm.plugin:check",
-            targets=[target_pb2.TargetConstraint(isas=[isa], **constraint) for isa in ISAS],
+            targets=[
+                target_pb2.TargetConstraint(
+                    isas=[isa], payload_kind=target_pb2.PAYLOAD_KIND_NATIVE, loader_abi=LOADER_ABI
+                )
+                for isa in ISAS
+            ],
             model_formats=(tensor_pb2.MODEL_FORMAT_ONNX,),
             option_schema=OPTION_SCHEMA,
         ),
@@ -156,7 +160,12 @@ def certificate_message(parts: CompiledParts) -> certificate_pb2.MemoryCertifica
         elif kind == kinds.KIND_TENSOR and buffer.last == last and buffer.offset in outputs:
             kind = kinds.KIND_OUTPUT
         message.buffers.add(
-            name=name, offset=buffer.offset, bytes=buffer.bytes, first_step=buffer.first, last_step=buffer.last, kind=kind
+            name=name,
+            offset=buffer.offset,
+            bytes=buffer.bytes,
+            first_step=buffer.first,
+            last_step=buffer.last,
+            kind=kind,
         )
     for step in evidence.steps:
         message.steps.add(

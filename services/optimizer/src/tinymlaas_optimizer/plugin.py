@@ -43,7 +43,7 @@ def plugin() -> Plugin:
         display_name="Quantization and simplification by ONNX Runtime",
         licence="Apache-2.0",
         optimizer=Optimizer(optimize="tinymlaas_optimizer.plugin:run", option_schema=SCHEMA),
-        limits=Limits(max_model_bytes=64 * 1024 * 1024, max_concurrency=2, max_seconds=600),
+        limits=Limits(max_model_bytes=32 * 1024 * 1024, max_concurrency=2, max_seconds=600),
     )
 
 

@@ -76,7 +76,7 @@ def memory_bytes(target: target_pb2.Target, kind: "target_pb2.MemoryRegion.Kind.
         raise ProfilerError(
             "TARGET_UNSUPPORTED", f"the target has no {name}", metadata={"constraint": "memory_regions", "value": name}
         )
-    return max(sizes)
+    return int(max(sizes))
 
 
 def _check(

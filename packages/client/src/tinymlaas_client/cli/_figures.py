@@ -15,7 +15,7 @@ METHOD_LABELS = {
 
 
 def find(
-    measurements: Iterable[measurement_pb2.Measurement], metric: measurement_pb2.Metric
+    measurements: Iterable[measurement_pb2.Measurement], metric: measurement_pb2.Metric.ValueType
 ) -> measurement_pb2.Measurement | None:
     """The measurement of a metric with the strongest method, None when there is none."""
     matching = [measurement for measurement in measurements if measurement.metric == metric]
@@ -31,7 +31,7 @@ def show(measurement: measurement_pb2.Measurement | None) -> str:
     return f"{value}{unit} [dim]{METHOD_LABELS.get(measurement.method, '?')}[/]"
 
 
-def show_metric(measurements: Iterable[measurement_pb2.Measurement], metric: measurement_pb2.Metric) -> str:
+def show_metric(measurements: Iterable[measurement_pb2.Measurement], metric: measurement_pb2.Metric.ValueType) -> str:
     """`show` of `find`."""
     return show(find(measurements, metric))
 

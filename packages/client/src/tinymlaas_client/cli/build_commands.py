@@ -47,7 +47,7 @@ def register(app: typer.Typer) -> None:
     app.command()(build)
 
 
-def objective_value(name: str) -> builds_pb2.Objective:
+def objective_value(name: str) -> builds_pb2.Objective.ValueType:
     """The objective of that name; ValueError naming the known ones."""
     if name not in OBJECTIVES:
         raise ValueError(f"unknown objective {name!r}; known: {', '.join(OBJECTIVES)}")

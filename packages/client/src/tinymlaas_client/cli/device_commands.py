@@ -180,7 +180,7 @@ def device_table(devices: list[devices_pb2.Device]) -> Table:
     return table
 
 
-def _memory(target: target_pb2.Target, kind: target_pb2.MemoryRegion.Kind) -> str:
+def _memory(target: target_pb2.Target, kind: target_pb2.MemoryRegion.Kind.ValueType) -> str:
     regions = [region for region in target.memory_regions if region.kind == kind]
     if not regions:
         return "–"

@@ -157,5 +157,5 @@ def _read(session: Session, module: str) -> bytes:
     return run(work())
 
 
-def _kind(kind: target_pb2.PayloadKind) -> str:
+def _kind(kind: target_pb2.PayloadKind.ValueType) -> str:
     return target_pb2.PayloadKind.Name(kind).removeprefix("PAYLOAD_KIND_").lower()
