@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tinymlaas_simulator import NativeRun, run_native
-
 from tinymlaas_compiler_tvm import CompiledParts, TargetSpec
+from tinymlaas_simulator import NativeRun, run_native
 
 ZOO = Path(__file__).resolve().parents[3] / "zoo"
 TARGETS = {
@@ -59,4 +58,3 @@ def run_parts(
         np.frombuffer(data, t.dtype).reshape(t.shape) for data, t in zip(run.outputs, parts.outputs, strict=True)
     ]
     return outputs, run
-

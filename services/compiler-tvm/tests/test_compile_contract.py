@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import subprocess
 import sys
@@ -13,7 +14,6 @@ import onnx
 import pytest
 from compiler_tvm_bench import TARGETS, ZOO, zoo_model
 from onnx import TensorProto, helper
-
 from tinymlaas_compiler_tvm import (
     OPTION_SCHEMA,
     CompileError,
@@ -66,9 +66,9 @@ def test_symbols_and_sections_cover_the_payload() -> None:
     parts = compile_model(zoo_model("kws", "int8_qdq"), TARGETS["cortex-m4"])
     evidence = parts.certificate
     assert evidence.code_bytes + evidence.constant_bytes == evidence.payload_bytes == len(parts.payload)
-    assert all(0 <= s.offset and s.offset + s.bytes <= len(parts.payload) for s in parts.symbols)
+    assert all(s.offset >= 0 and s.offset + s.bytes <= len(parts.payload) for s in parts.symbols)
     functions = sorted((s.offset, s.bytes) for s in parts.symbols if s.kind != "constant")
-    assert all(a + n <= b for (a, n), (b, _) in zip(functions, functions[1:], strict=False))
+    assert all(a + n <= b for (a, n), (b, _) in itertools.pairwise(functions))
     named = {node for s in parts.symbols for node in s.nodes}
     assert len(named) == len([s for s in parts.symbols if s.kind == "step"])
     assert parts.stack_bytes >= sum(evidence.stack_frames[name] for name in evidence.stack_chain)
@@ -171,7 +171,10 @@ def test_check_model_names_what_no_kernel_takes() -> None:
     node = helper.make_node("NonMaxSuppression", ["b", "s"], ["y"], name="nms")
     graph = helper.make_graph(
         [node], "g",
-        [helper.make_tensor_value_info("b", TensorProto.FLOAT, [1, 6, 4]), helper.make_tensor_value_info("s", TensorProto.FLOAT, [1, 1, 6])],
+        [
+            helper.make_tensor_value_info("b", TensorProto.FLOAT, [1, 6, 4]),
+            helper.make_tensor_value_info("s", TensorProto.FLOAT, [1, 1, 6]),
+        ],
         [helper.make_tensor_value_info("y", TensorProto.INT64, [3, 3])],
     )  # fmt: skip
     data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8).SerializeToString()

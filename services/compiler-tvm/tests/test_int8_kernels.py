@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from compiler_tvm_bench import TARGETS, run_parts
 from tflite_reference import Case
-from tinymlaas_modelkit.graph import Activation, Op, OpKind
-
 from tinymlaas_compiler_tvm import arithmetic
 from tinymlaas_compiler_tvm.compile import compile_graph
 from tinymlaas_compiler_tvm.options import Options
 from tinymlaas_compiler_tvm.target import machine_for
+from tinymlaas_modelkit.graph import Activation, Op, OpKind
 
 CPUS = ("cortex-m4", "cortex-m3", "cortex-m0plus", "rv32imc")
 DSP_AND_PORTABLE = ("cortex-m4", "cortex-m0plus")
@@ -38,7 +37,13 @@ def start(rng: np.random.Generator, shape: tuple[int, ...], zero: int = -128) ->
 CONVOLUTIONS = {
     "3x3 padded": {"shape": (6, 8, 8), "kernel": (3, 3), "pads": (1, 1, 1, 1), "channels": 8},
     "3x3 odd width": {"shape": (5, 7, 4), "kernel": (3, 3), "pads": (1, 1, 1, 1), "channels": 6},
-    "3 channels, stride 2": {"shape": (9, 9, 3), "kernel": (3, 3), "pads": (0, 0, 1, 1), "strides": (2, 2), "channels": 8},
+    "3 channels, stride 2": {
+        "shape": (9, 9, 3),
+        "kernel": (3, 3),
+        "pads": (0, 0, 1, 1),
+        "strides": (2, 2),
+        "channels": 8,
+    },
     "one channel in": {"shape": (13, 10, 1), "kernel": (10, 4), "pads": (4, 1, 5, 1), "strides": (2, 2), "channels": 8},
     "odd channels out": {"shape": (4, 4, 4), "kernel": (3, 3), "pads": (1, 1, 1, 1), "channels": 5},
     "one channel out": {"shape": (4, 5, 4), "kernel": (3, 3), "pads": (1, 1, 1, 1), "channels": 1},
@@ -66,10 +71,18 @@ def test_convolutions_equal_the_reference(name: str, cpu: str) -> None:
 @pytest.mark.parametrize("cpu", DSP_AND_PORTABLE)
 @pytest.mark.parametrize(
     ("activation", "zero"),
-    [(Activation.NONE, 3), (Activation.NONE, -128), (Activation.RELU, -20), (Activation.RELU6, -128), (Activation.RELU_N1_TO_1, 5)],
+    [
+        (Activation.NONE, 3),
+        (Activation.NONE, -128),
+        (Activation.RELU, -20),
+        (Activation.RELU6, -128),
+        (Activation.RELU_N1_TO_1, 5),
+    ],
 )
 @pytest.mark.parametrize("kind", [OpKind.CONV_2D, OpKind.DEPTHWISE_CONV_2D, OpKind.FULLY_CONNECTED])
-def test_activations_and_zero_points_equal_the_reference(kind: OpKind, activation: Activation, zero: int, cpu: str) -> None:
+def test_activations_and_zero_points_equal_the_reference(
+    kind: OpKind, activation: Activation, zero: int, cpu: str
+) -> None:
     rng = np.random.default_rng(zero + 200)
     shape = (1, 24) if kind is OpKind.FULLY_CONNECTED else (1, 5, 6, 8)
     case = start(rng, shape, zero=-7)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tinymlaas_compiler_tvm import arithmetic, requant
 
 
@@ -35,7 +34,10 @@ def test_fitted_parameters_equal_the_reference(seed: int, exponent: float, sprea
     fitted = requant.fit_best(steps, acc_low, acc_high)
     assert fitted is not None
     tried = np.concatenate(
-        [rng.integers(acc_low[:, None], acc_high[:, None] + 1, (channels, 3000)), np.clip(steps.at, acc_low[:, None], acc_high[:, None])],
+        [
+            rng.integers(acc_low[:, None], acc_high[:, None] + 1, (channels, 3000)),
+            np.clip(steps.at, acc_low[:, None], acc_high[:, None]),
+        ],
         axis=1,
     )  # fmt: skip
     np.testing.assert_array_equal(requant.apply(fitted, tried, low, 127), reference(tried))

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from tinymlaas_modelkit.graph import Activation, DType, Graph, Op, OpKind, Quantization, Tensor
-
 from tinymlaas_compiler_tvm import arithmetic
+from tinymlaas_modelkit.graph import Activation, DType, Graph, Op, OpKind, Quantization, Tensor
 
 Array = npt.NDArray[np.generic]
 
@@ -81,7 +80,11 @@ class Case:
         biases = rng.integers(-3000, 3000, channels)
         axis = (3 if depthwise else 0) if per_channel else None
         self.tensors[f"{target}.w"] = Tensor(
-            f"{target}.w", shape, DType.INT8, Quantization(scales, np.zeros(count, np.int32), axis), weights.astype(np.int8)
+            f"{target}.w",
+            shape,
+            DType.INT8,
+            Quantization(scales, np.zeros(count, np.int32), axis),
+            weights.astype(np.int8),
         )
         self.tensors[f"{target}.b"] = Tensor(f"{target}.b", (channels,), DType.INT32, None, biases.astype(np.int32))
         acc = self._accumulate(x - in_zero, weights, kind, kernel, strides, pads, dilations, multiplier) + biases

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-
 from tinymlaas_modelkit.graph import Activation
 
 Int64s = npt.NDArray[np.int64]
@@ -37,7 +36,8 @@ def quantize_multiplier(real: float) -> tuple[int, int]:
 def doubling_high_multiply(value: Int64s, multiplier: Int64s | int) -> Int64s:
     """round(value * multiplier / 2**31), half towards plus infinity; the one saturating case is both at -2**31."""
     product = np.asarray(value, np.int64) * np.asarray(multiplier, np.int64)
-    return np.minimum((product + (1 << 30)) >> 31, (1 << 31) - 1)
+    rounded: Int64s = np.minimum((product + (1 << 30)) >> 31, (1 << 31) - 1)
+    return rounded
 
 
 def rounding_shift_right(value: Int64s, exponent: Int64s | int) -> Int64s:
@@ -77,7 +77,9 @@ def activation_range(activation: Activation, scale: float, zero_point: int) -> t
     return low, high
 
 
-def requantize(acc: Int64s, multiplier: Int64s | int, shift: Int64s | int, zero_point: int, low: int, high: int) -> Int64s:
+def requantize(
+    acc: Int64s, multiplier: Int64s | int, shift: Int64s | int, zero_point: int, low: int, high: int
+) -> Int64s:
     """An int32 accumulator as an int8 value of the output's quantization."""
     scaled = multiply_by_quantized_multiplier(acc, multiplier, shift) + zero_point
     return np.clip(scaled, low, high)

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tinymlaas_modelkit.check import CheckerUnavailable, Limits, ModelRejected, check_structure
+from tinymlaas_modelkit.check import check_model as check_onnx
+from tinymlaas_modelkit.errors import MalformedModel, UnsupportedOperator
+from tinymlaas_modelkit.graph import DType, Graph
+from tinymlaas_modelkit.onnx_reader import read_onnx
+
 from tinymlaas_compiler_tvm.errors import CompilerFault, ModelInvalid, ModelRefused
 from tinymlaas_compiler_tvm.int8.lowering import Settings, lower_graph
 from tinymlaas_compiler_tvm.int8.operators import INT8_OPERATORS
@@ -12,18 +18,11 @@ from tinymlaas_compiler_tvm.native.program import Buffer
 from tinymlaas_compiler_tvm.options import Options
 from tinymlaas_compiler_tvm.parts import CompiledParts, Numerics, NumericsClass
 from tinymlaas_compiler_tvm.target import Machine, TargetSpec, machine_for
-from tinymlaas_modelkit.check import CheckerUnavailable, Limits, ModelRejected, check_structure
-from tinymlaas_modelkit.check import check_model as check_onnx
-from tinymlaas_modelkit.errors import MalformedModel, UnsupportedOperator
-from tinymlaas_modelkit.graph import DType, Graph
-from tinymlaas_modelkit.onnx_reader import read_onnx
 
 _UNROLL = {"balanced": 8, "latency": 16, "flash": 2, "ram": 8}
 
 
-def compile_model(
-    onnx_bytes: bytes, target: TargetSpec, options: Mapping[str, object] | None = None
-) -> CompiledParts:
+def compile_model(onnx_bytes: bytes, target: TargetSpec, options: Mapping[str, object] | None = None) -> CompiledParts:
     """A native module for the model on the target.
 
     Raises a `CompileError`: ModelInvalid, OpUnsupported, DoesNotFit, TargetUnsupported, OptionUnknown, OptionInvalid.

@@ -5,9 +5,10 @@ The reference maps an int32 accumulator to an int8 value by a monotone step func
     g(acc) = clamp((((acc * 256 * multiplier) >> 32) + offset - (acc < 0 ? negative : 0)) >> shift)
 
 with (multiplier, offset, negative) a channel and, mostly, one `shift` for the whole layer: on Arm DSP cores that is SMMLA and
-SSAT. Where the channels' scales differ too much, each has its own shift, one instruction more. `negative` is needed only where outputs below the zero point survive the clamp, as the reference rounds halves away from zero. Both functions are monotone, so they are equal if and only if they step at the same accumulators: at most 255 places a
-channel. `fit` looks for parameters and proves them at those places. It works for any monotone f, so also for ONNX Runtime's
-float requantization.
+SSAT. Where the channels' scales differ too much, each has its own shift, one instruction more. `negative` is needed only where
+outputs below the zero point survive the clamp, as the reference rounds halves away from zero. Both functions are monotone, so
+they are equal if and only if they step at the same accumulators: at most 255 places a channel. `fit` looks for parameters and
+proves them at those places. It works for any monotone f, so also for ONNX Runtime's float requantization.
 """
 
 from __future__ import annotations
@@ -161,4 +162,5 @@ def apply(fitted: Fit, acc: Int64s, low: int, high: int) -> Int64s:
     word = _high_word(acc, fitted.multipliers) + fitted.offsets[:, None]
     if fitted.negatives is not None:
         word = word - np.where(acc < 0, fitted.negatives[:, None], 0)
-    return np.clip(word >> fitted.shifts[:, None], low, high)
+    clipped: Int64s = np.clip(word >> fitted.shifts[:, None], low, high)
+    return clipped

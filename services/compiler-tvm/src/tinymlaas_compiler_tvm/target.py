@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tinymlaas_compiler_tvm.errors import TargetUnsupported
 
@@ -23,13 +23,12 @@ class TargetSpec:
 
 @dataclass(frozen=True)
 class Machine:
-    """How to generate code for a CPU: clang's and LLVM's names, and the instruction sets that kernels may use."""
+    """How to generate code for a CPU: clang's names, and the instruction sets that kernels may use."""
 
     cpu: str
     isa: str
     triple: str
     clang_flags: tuple[str, ...]
-    tvm_target: dict[str, object] = field(hash=False)
     arm: bool = True
     dsp: bool = False
     hard_float: bool = False
@@ -37,19 +36,14 @@ class Machine:
 
 
 def _arm(cpu: str, isa: str, triple: str, *, dsp: bool, fpu: bool, long_multiply: bool = True) -> Machine:
-    name = cpu.replace("cortex-", "cortex-")
     # The calling convention stays soft: arguments in integer registers whatever the FPU.
-    attributes = ["+thumb-mode", "+strict-align"] if isa == "armv6-m" else ["+thumb-mode"]
-    if not fpu:
-        attributes.append("+soft-float")
-    flags = [f"-mcpu={name}" + ("" if dsp or cpu in ("cortex-m0plus", "cortex-m3") else "+nodsp"), "-mthumb"]
+    flags = [f"-mcpu={cpu}" + ("" if dsp or cpu in ("cortex-m0plus", "cortex-m3") else "+nodsp"), "-mthumb"]
     flags.append("-mfloat-abi=softfp" if fpu else "-mfloat-abi=soft")
     if fpu:
         flags.append("-mfpu=fpv5-sp-d16" if cpu in ("cortex-m7", "cortex-m33") else "-mfpu=fpv4-sp-d16")
     else:
         flags.append("-mfpu=none")
-    tvm = {"kind": "llvm", "mtriple": triple, "mcpu": name, "mattr": attributes, "mfloat-abi": "soft"}
-    return Machine(cpu, isa, triple, tuple(flags), tvm, True, dsp, fpu, long_multiply)
+    return Machine(cpu, isa, triple, tuple(flags), True, dsp, fpu, long_multiply)
 
 
 # CPU name: ISA, triple, whether it can have DSP instructions, whether it can have an FPU.
@@ -69,14 +63,7 @@ def machine_for(target: TargetSpec) -> Machine:
         if target.isa != "rv32imc":
             raise TargetUnsupported("ISA does not belong to the CPU", constraint="isa", value=target.isa)
         flags = ("-march=rv32imc", "-mabi=ilp32")
-        tvm: dict[str, object] = {
-            "kind": "llvm",
-            "mtriple": "riscv32-unknown-elf",
-            "mcpu": "generic-rv32",
-            "mattr": ["+m", "+c"],
-            "mabi": "ilp32",
-        }
-        return Machine("rv32imc", "rv32imc", "riscv32-unknown-elf", flags, tvm, arm=False)
+        return Machine("rv32imc", "rv32imc", "riscv32-unknown-elf", flags, arm=False)
     if target.cpu not in _ARM_CPUS:
         raise TargetUnsupported("no code generation for this CPU", constraint="cpu", value=target.cpu)
     isa, triple, may_dsp, may_fpu = _ARM_CPUS[target.cpu]

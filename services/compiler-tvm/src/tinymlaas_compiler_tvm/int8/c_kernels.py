@@ -161,7 +161,8 @@ static NOINLINE void tim_ring_row(const tim_conv *c, const int8_t *in, int8_t *r
 )
 
 CONV_DSP = """
-static NOINLINE void @NAME@(const tim_conv *c, const int32_t *args, const int8_t *in, int8_t *out, const uint8_t *w, int8_t *ring, int32_t *patch) {
+static NOINLINE void @NAME@(const tim_conv *c, const int32_t *args, const int8_t *in, int8_t *out,
+                             const uint8_t *w, int8_t *ring, int32_t *patch) {
   int32_t y = 0, x = 0, filled = 0, left = c->oh * c->ow;
   const int8_t *base = c->ring_rows ? ring : in;
   int32_t last[4] = {0, args[1], args[2], args[3]};
@@ -212,7 +213,8 @@ GATHER_BYTES = """
 """
 
 CONV_PORTABLE = """
-static NOINLINE void tim_conv_run(const tim_conv *c, const tim_mm_args *args, const int8_t *in, int8_t *out, const uint8_t *w, int8_t *ring, int8_t *patch) {
+static NOINLINE void tim_conv_run(const tim_conv *c, const tim_mm_args *args, const int8_t *in, int8_t *out,
+                                  const uint8_t *w, int8_t *ring, int8_t *patch) {
   int32_t y = 0, x = 0, filled = 0, left = c->oh * c->ow;
   const int8_t *base = c->ring_rows ? ring : in;
   tim_mm_args g = *args;
@@ -267,7 +269,8 @@ DENSE_PORTABLE = _kernel(
     "dense_portable",
     """
 /* Stream per channel: bias, multiplier, offset, negative, K weights, padding to 4 bytes. */
-static NOINLINE void tim_dense(const int8_t *x, const uint8_t *w, int8_t *out, int32_t channels, int32_t k, int32_t lo, int32_t hi) {
+static NOINLINE void tim_dense(const int8_t *x, const uint8_t *w, int8_t *out, int32_t channels, int32_t k,
+                               int32_t lo, int32_t hi) {
   do {
     const int32_t *h = (const int32_t *)w;
     const int8_t *p = x, *end = x + k, *q = (const int8_t *)(h + 4);
@@ -485,7 +488,9 @@ static NOINLINE void tim_relayout(const tim_relayout_desc *d, const int8_t *in, 
 """,
 )
 
-FILL = _kernel("fill", "static NOINLINE void tim_fill_bytes(int8_t *d, int32_t v, int32_t n) { for (; n; --n) *d++ = (int8_t)v; }")
+FILL = _kernel(
+    "fill", "static NOINLINE void tim_fill_bytes(int8_t *d, int32_t v, int32_t n) { for (; n; --n) *d++ = (int8_t)v; }"
+)
 
 KERNELS: dict[str, CKernel] = {
     kernel.name: kernel

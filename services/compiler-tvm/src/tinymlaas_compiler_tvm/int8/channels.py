@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from tinymlaas_modelkit.graph import DType, Op, OpKind
 
 from tinymlaas_compiler_tvm import arithmetic, requant
 from tinymlaas_compiler_tvm.errors import CompilerFault
-from tinymlaas_compiler_tvm.int8.lowering import Lowering, quantized, unsupported
-from tinymlaas_modelkit.graph import Activation, DType, Op, OpKind
+from tinymlaas_compiler_tvm.int8.lowering import Lowering, activation_of, quantized, unsupported
 
 Int64s = npt.NDArray[np.int64]
 
@@ -54,7 +54,11 @@ class Layer:
             return [0, 0, 0]
         fitted = self.fitted
         negative = 0 if fitted.negatives is None else int(fitted.negatives[channel])
-        return [int(fitted.multipliers[channel]), int(fitted.offsets[channel]), negative * 32 + int(fitted.shifts[channel])]
+        return [
+            int(fitted.multipliers[channel]),
+            int(fitted.offsets[channel]),
+            negative * 32 + int(fitted.shifts[channel]),
+        ]
 
     @property
     def packable(self) -> bool:
@@ -77,7 +81,8 @@ def _reference(
 
         def in_float(acc: Int64s) -> Int64s:
             scaled = acc.astype(np.float32) * factors[:, None]
-            return np.clip(np.rint(scaled).astype(np.int64) + zero_point, low, high)
+            rounded: Int64s = np.clip(np.rint(scaled).astype(np.int64) + zero_point, low, high)
+            return rounded
 
         return in_float, factors.astype(np.float64)
     if op.kind is OpKind.FULLY_CONNECTED and quantization.scales.size == 1:
@@ -113,7 +118,7 @@ def make_layer(state: Lowering, op: Op, weights: Int64s) -> Layer:
             raise unsupported(op, "bias is not constant", "int32")
         biases = data.astype(np.int64).reshape(-1)
     biases = biases - in_zero * weights.sum(axis=1)
-    activation = Activation(op.attributes.get("activation", Activation.NONE))
+    activation = activation_of(op)
     low, high = arithmetic.activation_range(activation, out_scale, out_zero)
     function, slope = _reference(state, op, channels, low, high)
     extremes = np.stack([weights * -128, weights * 127])

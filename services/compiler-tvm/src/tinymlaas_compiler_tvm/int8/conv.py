@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
+from tinymlaas_modelkit.graph import Op
 
 from tinymlaas_compiler_tvm.int8 import c_kernels, dsp_asm
 from tinymlaas_compiler_tvm.int8.channels import Layer, make_layer
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, image, pointer, quantized, unsupported, words
-from tinymlaas_modelkit.graph import Op
 
 _REORDER = (0, 2, 1, 3)
 
@@ -90,8 +90,8 @@ def make_matrix(state: Lowering, op: Op, layer: Layer, pixel_stride: int, channe
         kernel = dsp_asm.two_by_two(unroll, eights == unroll, bool(tail), epilogue_of(layer))
         state.program.asm_kernels[kernel.name] = kernel
         patch_bytes = 64 // 2 * eights
-        arguments = (pixel_stride, channel_stride, sum(map(len, pairs)), patch_bytes)
-        odd_arguments = (pixel_stride, 0, len(odd), patch_bytes)
+        arguments: tuple[int, ...] = (pixel_stride, channel_stride, sum(map(len, pairs)), patch_bytes)
+        odd_arguments: tuple[int, ...] = (pixel_stride, 0, len(odd), patch_bytes)
         name = kernel.name
     else:
         state.use("portable_mm")
@@ -121,7 +121,7 @@ def _window(op: Op) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int, i
 
 def lower_conv(state: Lowering, op: Op) -> None:
     """One step for a convolution."""
-    in_name, out_name = str(op.inputs[0]), op.outputs[0]
+    in_name = str(op.inputs[0])
     quantized(state, op, in_name)
     filter_data = state.tensor(op.inputs[1]).data
     if filter_data is None:
@@ -175,7 +175,14 @@ def _planar_pointwise(state: Lowering, op: Op, layer: Layer) -> None:
             f"{name}(&d{number}, {pointer(source.buffer)}, {pointer(target.buffer)} + {shift}, W({stream}), {scratch});"
         )
     state.step(
-        "conv2d_pointwise", op, "\n  ".join(calls), [in_name], [out_name], [patch], matrix.bytes, _macs(state, op, layer)
+        "conv2d_pointwise",
+        op,
+        "\n  ".join(calls),
+        [in_name],
+        [out_name],
+        [patch],
+        matrix.bytes,
+        _macs(state, op, layer),
     )
 
 
@@ -192,7 +199,7 @@ def _ring_convolution(state: Lowering, op: Op, layer: Layer, kh: int, kw: int) -
     right = padded_columns - left - iw
     # Two pixels may lie in neighbouring rows of the output, so the ring holds one output row's step more.
     ring_rows = min(padded_rows, (kh - 1) * dh + 1 + (sh if ow % 2 else 0))
-    needs_ring = padded_columns != iw or top > 0 or padded_rows > ih or source.planar and channels > 1
+    needs_ring = padded_columns != iw or top > 0 or padded_rows > ih or (source.planar and channels > 1)
     in_place = _row_by_row_in_place(state, op, (oh, ow, out_channels), (ih, iw, channels), top, ring_rows)
     if in_place:
         needs_ring = True
@@ -234,7 +241,9 @@ def _ring_convolution(state: Lowering, op: Op, layer: Layer, kh: int, kw: int) -
             state.program.asm_kernels[run_kernel.name] = run_kernel
             name = f"tim_conv_{'r' if straight else 'b'}_{matrix.kernel[4:]}"
             gather = c_kernels.GATHER_RUNS if straight else c_kernels.GATHER_BYTES
-            state.define(name, c_kernels.CONV_DSP.replace("@MM@", matrix.kernel).replace("@GATHER@", gather), "conv_common")
+            state.define(
+                name, c_kernels.CONV_DSP.replace("@MM@", matrix.kernel).replace("@GATHER@", gather), "conv_common"
+            )
             lines.append(f"static const int32_t a{number}[4] = {braces(arguments)};")
             patch_pointer = pointer(patch, "int32_t")
             call = f"{name}(&c, a{number}"
@@ -262,7 +271,7 @@ def _row_by_row_in_place(
     """Whether output rows may be written over input rows that the ring has taken in already."""
     in_name, out_name = str(op.inputs[0]), op.outputs[0]
     (oh, ow, out_channels), (ih, iw, channels) = out_image, in_image
-    if state.place(in_name).planar and channels > 1 or out_name in state.planar and out_channels > 1:
+    if (state.place(in_name).planar and channels > 1) or (out_name in state.planar and out_channels > 1):
         return False
     if out_channels % 2 or ow % 2 or not state.can_overwrite(in_name, state.tensor(out_name).nbytes):
         return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 import numpy as np
+from tinymlaas_modelkit.graph import Op
 
 from tinymlaas_compiler_tvm.int8 import dsp_asm
 from tinymlaas_compiler_tvm.int8.channels import Layer, make_layer
@@ -12,7 +13,6 @@ from tinymlaas_compiler_tvm.int8.conv import braces, epilogue_of
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, image, pointer, quantized, unsupported, words
 from tinymlaas_compiler_tvm.int8.simple import as_planar
 from tinymlaas_compiler_tvm.requant import PRE_SHIFT
-from tinymlaas_modelkit.graph import Op
 
 
 def lower_depthwise(state: Lowering, op: Op) -> None:
@@ -83,9 +83,7 @@ def _cost(shape: dsp_asm.DepthwiseShape) -> tuple[float, int]:
 def _lower_fast(state: Lowering, op: Op, in_name: str, layer: Layer, stride: int, macs: int) -> bool:
     """The DSP kernel; False where a line is too long for its immediate offsets."""
     _, _, zero = quantized(state, op, in_name)
-    usable = [
-        s for s in _shapes(state, op, in_name, stride) if s.pitch <= 240 and s.in_step < 256 and s.out_step < 256
-    ]
+    usable = [s for s in _shapes(state, op, in_name, stride) if s.pitch <= 240 and s.in_step < 256 and s.out_step < 256]
     if not usable or not layer.packable:
         return False
     shape = min(usable, key=_cost)

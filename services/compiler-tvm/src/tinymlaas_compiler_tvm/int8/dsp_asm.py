@@ -88,7 +88,7 @@ def _requantize(
 
 
 def _split_and_requantize(epilogue: Epilogue) -> list[str]:
-    """r2, r3 = 256 A + B and r4, r5 = B of two columns to int8 A, A', B, B'; reads (multiplier, offset[, negative][, shift]) twice."""
+    """r2, r3 = 256 A + B and r4, r5 = B of two columns to int8 A, A', B, B'; reads both channels' parameters."""
     split = ["sub r2, r2, r4", "sub r3, r3, r5", "lsls r4, r4, #8", "lsls r5, r5, #8"]
     if epilogue.variable:
         registers = "r6, r7, r8, r9" if epilogue.signed else "r6, r7, r9"
@@ -100,7 +100,12 @@ def _split_and_requantize(epilogue: Epilogue) -> list[str]:
         return lines
     if epilogue.signed:
         lines = ["ldmia r1!, {r6, r7, r8, r9, r10, r11}", *split]
-        sets = [("r2", "r6", "r7", "r8"), ("r3", "r6", "r7", "r8"), ("r4", "r9", "r10", "r11"), ("r5", "r9", "r10", "r11")]
+        sets = [
+            ("r2", "r6", "r7", "r8"),
+            ("r3", "r6", "r7", "r8"),
+            ("r4", "r9", "r10", "r11"),
+            ("r5", "r9", "r10", "r11"),
+        ]
     else:
         lines = ["ldmia r1!, {r6, r7, r8, r9}", *split]
         sets = [("r2", "r6", "r7", ""), ("r3", "r6", "r7", ""), ("r4", "r8", "r9", ""), ("r5", "r8", "r9", "")]
@@ -242,7 +247,9 @@ class DepthwiseShape:
         return f"{self.in_lines}x{self.in_length}{turned}s{self.stride}p{self.pad_line}{self.pad_element}"
 
 
-def _depthwise_row(offset: int, first: str, second: str, stride: int, start: tuple[str, str], last: bool, both: bool) -> list[str]:
+def _depthwise_row(
+    offset: int, first: str, second: str, stride: int, start: tuple[str, str], last: bool, both: bool
+) -> list[str]:
     """One kernel row of two outputs (r12, lr): weights (w0, w1) in `first`, (w1, w2) in `second`."""
     advance = 4 * stride
     address = f"[r0, #{offset}]"
@@ -299,7 +306,8 @@ def depthwise(shape: DepthwiseShape, epilogue: Epilogue, unroll_limit: int = 4) 
     row = 2 * shape.pitch
     pairs, odd = divmod(shape.length, 2)
     unroll = max((u for u in range(1, unroll_limit + 1) if pairs % u == 0), default=1) if pairs else 0
-    # Stack: 0 bias, 4 negative, 8 end of line, 12 end of lines, 16 in, 20 out, 24 stream, 28 scratch, 32 shift; then r4-r11, lr; stream_end.
+    # Stack: 0 bias, 4 negative, 8 end of line, 12 end of lines, 16 in, 20 out, 24 stream, 28 scratch, 32 shift;
+    # then r4-r11, lr; then stream_end.
     lines = [
         "push {r4, r5, r6, r7, r8, r9, r10, r11, lr}",
         "sub sp, #36",

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from tinymlaas_modelkit.graph import Activation, DType, Graph, Op, OpKind, Tensor
 
 from tinymlaas_compiler_tvm.errors import OpUnsupported
 from tinymlaas_compiler_tvm.int8.c_kernels import COPY_BYTES, COPY_FAST, KERNELS
 from tinymlaas_compiler_tvm.native.program import Access, Buffer, BufferKind, CKernel, Program, Step
 from tinymlaas_compiler_tvm.target import Machine
-from tinymlaas_modelkit.graph import DType, Graph, Op, OpKind, Tensor
 
 ELEMENTWISE = frozenset(
     {
@@ -145,7 +145,9 @@ class Lowering:
         touched_out = [Access(self.places[name].buffer, 0, -(-self.tensor(name).nbytes // 4) * 4) for name in writes]
         index = len(self.program.steps)
         self.program.steps.append(
-            Step(index, kind, (op.origin,), body, touched_in + scratch, touched_out + scratch, constant_bytes, macs, note)
+            Step(
+                index, kind, (op.origin,), body, touched_in + scratch, touched_out + scratch, constant_bytes, macs, note
+            )
         )
 
 
@@ -181,9 +183,13 @@ def choose_layouts(graph: Graph) -> set[str]:
     wanted_roots = {find(name) for name in wanted} - fixed_roots
     for op in graph.ops:
         # A pointwise layer over planes writes planes too, over its own input, where its reader takes either layout.
-        if op.kind is OpKind.CONV_2D and find(str(op.inputs[0])) in wanted_roots:
-            if graph.tensor(str(op.inputs[1])).shape[1:3] == (1, 1) and find(op.outputs[0]) not in fixed_roots:
-                wanted_roots.add(find(op.outputs[0]))
+        if (
+            op.kind is OpKind.CONV_2D
+            and find(str(op.inputs[0])) in wanted_roots
+            and graph.tensor(str(op.inputs[1])).shape[1:3] == (1, 1)
+            and find(op.outputs[0]) not in fixed_roots
+        ):
+            wanted_roots.add(find(op.outputs[0]))
     return {name for name in graph.tensors if find(name) in wanted_roots and len(graph.tensor(name).shape) == 4}
 
 
@@ -226,7 +232,9 @@ def try_lower(
         lower = table.get(op.kind)
         try:
             if lower is None:
-                raise OpUnsupported(f"no integer kernel for {op.kind}", op=op.kind, node=op.origin, dtype="int8", count=1)
+                raise OpUnsupported(
+                    f"no integer kernel for {op.kind}", op=op.kind, node=op.origin, dtype="int8", count=1
+                )
             lower(state, op)
         except OpUnsupported as error:
             refusals.append(Refusal(op, error))
@@ -248,6 +256,11 @@ def quantized(state: Lowering, op: Op, name: str | None) -> tuple[Tensor, float,
             "operand is not int8 with one scale", op=op.kind, node=op.origin, dtype=tensor.dtype, count=1
         )
     return tensor, quantization.scale, quantization.zero_point
+
+
+def activation_of(op: Op) -> Activation:
+    """The activation fused into an operator."""
+    return Activation(str(op.attributes.get("activation", Activation.NONE)))
 
 
 def unsupported(op: Op, message: str, dtype: str = "int8") -> OpUnsupported:

@@ -6,12 +6,21 @@ import dataclasses
 from typing import cast
 
 import numpy as np
+from tinymlaas_modelkit.graph import Op, OpKind, Tensor
 
 from tinymlaas_compiler_tvm import arithmetic
 from tinymlaas_compiler_tvm.int8 import tables
-from tinymlaas_compiler_tvm.int8.lowering import Lowering, Place, image, pointer, quantized, unsupported, words
+from tinymlaas_compiler_tvm.int8.lowering import (
+    Lowering,
+    Place,
+    activation_of,
+    image,
+    pointer,
+    quantized,
+    unsupported,
+    words,
+)
 from tinymlaas_compiler_tvm.native.program import BufferKind
-from tinymlaas_modelkit.graph import Activation, Op, OpKind, Tensor
 
 
 def _braces(values: list[int]) -> str:
@@ -61,9 +70,7 @@ def lower_pool(state: Lowering, op: Op) -> None:
     second, out_scale, out_zero = quantized(state, op, out_name)
     if (in_scale, in_zero) != (out_scale, out_zero):
         raise unsupported(op, "pool with another quantization at its output")
-    low, high = arithmetic.activation_range(
-        Activation(op.attributes.get("activation", Activation.NONE)), out_scale, out_zero
-    )
+    low, high = arithmetic.activation_range(activation_of(op), out_scale, out_zero)
     ih, iw, channels = image(first)
     oh, ow, _ = image(second)
     kernel = cast("tuple[int, int]", op.attributes["kernel"])
@@ -91,9 +98,7 @@ def lower_add(state: Lowering, op: Op) -> None:
     out, out_scale, out_zero = quantized(state, op, out_name)
     if a.shape != b.shape:
         raise unsupported(op, "broadcast")
-    low, high = arithmetic.activation_range(
-        Activation(op.attributes.get("activation", Activation.NONE)), out_scale, out_zero
-    )
+    low, high = arithmetic.activation_range(activation_of(op), out_scale, out_zero)
     sign = -1 if op.kind is OpKind.SUB else 1
     scales, zeros = (a_scale, b_scale, out_scale), (a_zero, b_zero, out_zero)
     if state.settings.rounding == "onnx":
@@ -135,9 +140,7 @@ def lower_mul(state: Lowering, op: Op) -> None:
     out, out_scale, out_zero = quantized(state, op, out_name)
     if a.shape != b.shape:
         raise unsupported(op, "broadcast")
-    low, high = arithmetic.activation_range(
-        Activation(op.attributes.get("activation", Activation.NONE)), out_scale, out_zero
-    )
+    low, high = arithmetic.activation_range(activation_of(op), out_scale, out_zero)
     multiplier, shift = arithmetic.quantize_multiplier(float(a_scale) * float(b_scale) / float(out_scale))
     source_a, source_b = state.place(a_name), state.place(b_name)
     over = next((name for name in (a_name, b_name) if state.can_overwrite(name, out.nbytes)), None)

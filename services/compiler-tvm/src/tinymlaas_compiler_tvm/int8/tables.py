@@ -6,9 +6,9 @@ from typing import cast
 
 import numpy as np
 import numpy.typing as npt
+from tinymlaas_modelkit.graph import Op, OpKind
 
 from tinymlaas_compiler_tvm import arithmetic
-from tinymlaas_modelkit.graph import Op, OpKind
 
 Int64s = npt.NDArray[np.int64]
 _ALL = np.arange(-128, 128, dtype=np.int64)
@@ -27,7 +27,8 @@ def add_table_float(
     a = (_ALL - zeros[0]).astype(np.float32) * np.float32(scales[0])
     b = (_ALL - zeros[1]).astype(np.float32) * np.float32(scales[1])
     total = (a[:, None] + np.float32(sign) * b[None, :]) / np.float32(scales[2])
-    return np.clip(np.rint(total).astype(np.int64) + zeros[2], low, high)
+    table: Int64s = np.clip(np.rint(total).astype(np.int64) + zeros[2], low, high)
+    return table
 
 
 def linear_add(
@@ -58,7 +59,8 @@ def linear_add(
 
 
 def _shift_left_saturating(value: Int64s, exponent: int) -> Int64s:
-    return np.clip(value << exponent, -_MAX - 1, _MAX)
+    shifted: Int64s = np.clip(value << exponent, -_MAX - 1, _MAX)
+    return shifted
 
 
 def exp_of_negative(raw: Int64s) -> Int64s:
@@ -77,7 +79,8 @@ def exp_of_negative(raw: Int64s) -> Int64s:
         (-2, 1672461947), (-1, 1302514674), (0, 790015084), (1, 290630308), (2, 39332535), (3, 720401), (4, 242),
     ):  # fmt: skip
         result = np.where(remainder & (1 << (26 + exponent)), mul(result, factor), result)
-    return np.where(raw == 0, _MAX, result)
+    exps: Int64s = np.where(raw == 0, _MAX, result)
+    return exps
 
 
 def softmax_exps(scale: float, beta: float) -> Int64s:
@@ -89,9 +92,7 @@ def softmax_exps(scale: float, beta: float) -> Int64s:
     return exp_of_negative(arithmetic.doubling_high_multiply(differences << shift, multiplier))
 
 
-def unary_table(
-    op: Op, in_scale: float, in_zero: int, out_scale: float, out_zero: int, rounding: str
-) -> Int64s | None:
+def unary_table(op: Op, in_scale: float, in_zero: int, out_scale: float, out_zero: int, rounding: str) -> Int64s | None:
     """The int8 outputs for -128 .. 127; None where the reference's bits are not reproduced yet."""
     if op.kind is OpKind.QUANTIZE and rounding == "tflite":
         multiplier, shift = arithmetic.quantize_multiplier(in_scale / out_scale)
@@ -103,7 +104,9 @@ def unary_table(
         return arithmetic.requantize(_ALL - in_zero, multiplier, shift, out_zero, low, high)
     if op.kind is OpKind.LEAKY_RELU and rounding == "tflite":
         alpha = float(np.float32(cast("float", op.attributes["alpha"])))
-        m_alpha, s_alpha = arithmetic.quantize_multiplier(float(np.float32(in_scale) * np.float32(alpha) / np.float32(out_scale)))
+        m_alpha, s_alpha = arithmetic.quantize_multiplier(
+            float(np.float32(in_scale) * np.float32(alpha) / np.float32(out_scale))
+        )
         m_one, s_one = arithmetic.quantize_multiplier(float(np.float32(in_scale) / np.float32(out_scale)))
         x = _ALL - in_zero
         scaled = np.where(
@@ -111,7 +114,8 @@ def unary_table(
             arithmetic.multiply_by_quantized_multiplier(x, m_one, s_one),
             arithmetic.multiply_by_quantized_multiplier(x, m_alpha, s_alpha),
         )
-        return np.clip(scaled + out_zero, -128, 127)
+        leaky: Int64s = np.clip(scaled + out_zero, -128, 127)
+        return leaky
     if rounding == "onnx":
         real = (_ALL - in_zero).astype(np.float32) * np.float32(in_scale)
         if op.kind is OpKind.RELU:
@@ -120,5 +124,6 @@ def unary_table(
             real = np.clip(real, 0, 6)
         elif op.kind is not OpKind.QUANTIZE:
             return None
-        return np.clip(np.rint(real / np.float32(out_scale)).astype(np.int64) + out_zero, -128, 127)
+        rounded: Int64s = np.clip(np.rint(real / np.float32(out_scale)).astype(np.int64) + out_zero, -128, 127)
+        return rounded
     return None

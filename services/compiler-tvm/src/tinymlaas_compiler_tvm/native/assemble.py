@@ -98,7 +98,9 @@ def _check_fit(target: TargetSpec, flash: int, arena: int, stack: int) -> None:
     if target.flash_bytes and flash > target.flash_bytes:
         raise DoesNotFit("payload is larger than the flash", region="flash", need=flash, have=target.flash_bytes)
     if target.ram_bytes and arena + stack > target.ram_bytes:
-        raise DoesNotFit("arena and stack are larger than the RAM", region="ram", need=arena + stack, have=target.ram_bytes)
+        raise DoesNotFit(
+            "arena and stack are larger than the RAM", region="ram", need=arena + stack, have=target.ram_bytes
+        )
 
 
 def _describe(each: Interface, offsets: list[int]) -> TensorDescription:
@@ -109,7 +111,8 @@ def _describe(each: Interface, offsets: list[int]) -> TensorDescription:
 
 def _ranges(accesses: list[Access], offsets: list[int]) -> tuple[Range, ...]:
     return tuple(
-        Range(offsets[a.buffer.index] + a.offset, a.size) for a in sorted(accesses, key=lambda a: (a.buffer.index, a.offset))
+        Range(offsets[a.buffer.index] + a.offset, a.size)
+        for a in sorted(accesses, key=lambda a: (a.buffer.index, a.offset))
     )
 
 

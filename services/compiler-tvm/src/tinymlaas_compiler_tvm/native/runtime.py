@@ -70,5 +70,8 @@ __attribute__((used)) uint64_t __aeabi_lasr(uint64_t a, int32_t n) {
   if (n >= 32) { r.w[1] = (uint32_t)(high >> 31); r.w[0] = (uint32_t)(high >> (n - 32)); }
   else { r.w[1] = (uint32_t)(high >> n); r.w[0] = n ? x.w[0] >> n | x.w[1] << (32 - n) : x.w[0]; }
   return r.v; }
-__attribute__((used)) int32_t __clzsi2(uint32_t x) { int32_t n = 0; while (!(x & 0x80000000u) && n < 32) { x <<= 1; ++n; } return n; }
+__attribute__((used)) int32_t __clzsi2(uint32_t x) {
+  int32_t n = 0;
+  while (!(x & 0x80000000u) && n < 32) { x <<= 1; ++n; }
+  return n; }
 """

@@ -78,7 +78,8 @@ static NOINLINE uint32_t tim_to_uint(uint32_t a, uint32_t limit) {
   return v > limit ? limit : v; }
 static inline int32_t tim_to_int(uint32_t a) {
   if (tim_is_nan(a)) return 0;
-  return a >> 31 ? -(int32_t)tim_to_uint(a, 0x7fffffffu) - ((a & 0x7fffffffu) >= 0x4f000000u) : (int32_t)tim_to_uint(a, 0x7fffffffu); }
+  int32_t v = (int32_t)tim_to_uint(a & 0x7fffffffu, 0x7fffffffu);
+  return a >> 31 ? -v - ((a & 0x7fffffffu) >= 0x4f000000u) : v; }
 """
 
 _U = "__attribute__((used)) uint32_t {}"
@@ -97,7 +98,9 @@ ARM = CORE + "\n".join(
         _I.format("__aeabi_fcmpgt(uint32_t a, uint32_t b) { return tim_fcmp(a, b) == 1; }"),
         _I.format("__aeabi_fcmpge(uint32_t a, uint32_t b) { int32_t r = tim_fcmp(a, b); return r == 0 || r == 1; }"),
         _I.format("__aeabi_fcmpun(uint32_t a, uint32_t b) { return tim_fcmp(a, b) == 2; }"),
-        _U.format("__aeabi_i2f(int32_t a) { return tim_from_uint(a < 0 ? -(uint32_t)a : (uint32_t)a, (uint32_t)a >> 31); }"),
+        _U.format(
+            "__aeabi_i2f(int32_t a) { return tim_from_uint(a < 0 ? -(uint32_t)a : (uint32_t)a, (uint32_t)a >> 31); }"
+        ),
         _U.format("__aeabi_ui2f(uint32_t a) { return tim_from_uint(a, 0); }"),
         _I.format("__aeabi_f2iz(uint32_t a) { return tim_to_int(a); }"),
         _U.format("__aeabi_f2uiz(uint32_t a) { return a >> 31 ? 0 : tim_to_uint(a, 0xffffffffu); }"),

@@ -98,7 +98,7 @@ class _Printer:
         if dtype != "float32":
             raise Unprintable(f"constant of type {dtype}")
         if value != value:
-            return "__builtin_nanf(\"\")"
+            return '__builtin_nanf("")'
         if value in (float("inf"), float("-inf")):
             return "(-__builtin_inff())" if value < 0 else "__builtin_inff()"
         return f"({value.hex()}f)"

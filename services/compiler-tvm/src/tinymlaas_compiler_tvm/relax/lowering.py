@@ -213,9 +213,13 @@ def lower_model(onnx_bytes: bytes) -> tuple[Program, list[Interface], list[Inter
                 state.call(binding.var, value)
             else:
                 raise OpUnsupported(
-                    "Relax construct is not a call of a kernel", op=type(value).__name__, node="", dtype="float32", count=1
+                    "Relax construct is not a call of a kernel",
+                    op=type(value).__name__,
+                    node="",
+                    dtype="float32",
+                    count=1,
                 )
-    results = state.buffers[body.body] if body.body in state.buffers else body.body
+    results = state.buffers.get(body.body, body.body)
     values = list(results.fields) if isinstance(results, relax.Tuple) else [body.body]
     outputs = []
     for described, value in zip(model.graph.output, values, strict=True):
@@ -223,7 +227,9 @@ def lower_model(onnx_bytes: bytes) -> tuple[Program, list[Interface], list[Inter
             raise ModelInvalid("an output is a constant", where=described.name, detail="CONSTANT_OUTPUT")
         buffer = state.buffers[value]
         state.program.outputs.append(buffer)
-        outputs.append(_interface(described.name, value.struct_info if hasattr(value, "struct_info") else value.ty, buffer))
+        outputs.append(
+            _interface(described.name, value.struct_info if hasattr(value, "struct_info") else value.ty, buffer)
+        )
     return state.program, inputs, outputs
 
 
