@@ -9,11 +9,12 @@ from tinymlaas.plugin.v1 import compiler_pb2
 from tinymlaas.type.v1 import measurement_pb2, target_pb2, tensor_pb2
 from tinymlaas_pluginkit import CompileJob, CompileOutput, Compiler, Limits, Plugin, Reporter
 
-from tinymlaas_compiler_tvm import OPTION_SCHEMA, TargetSpec, compile_model
-from tinymlaas_compiler_tvm.parts import CompiledParts, MemoryCertificate, Numerics, Range, TensorDescription
+from tinymlaas_compiler_tvm import OPTION_SCHEMA, TargetSpec, check_model, compile_model
+from tinymlaas_compiler_tvm.parts import CompiledParts, MemoryCertificate, ModelCheck, Numerics, Range, TensorDescription
 
 NAME = "io.tinymlaas.compiler-tvm"
 LOADER_ABI = 1
+MAX_NODE_NAMES = 16
 ISAS = ("armv6-m", "armv7-m", "armv7e-m", "armv8-m.main", "rv32imc")
 _CLASSES = {
     Numerics.BIT_EXACT: tensor_pb2.Numerics.CLASS_BIT_EXACT,
@@ -34,13 +35,42 @@ def compile(job: CompileJob, report: Reporter) -> CompileOutput:
 
 
 def check(job: CompileJob, report: Reporter) -> compiler_pb2.CheckModelResult:
-    """Tell whether the model would compile, by compiling it: integer models take less than a second."""
-    parts = compile_model(job.model, target_spec(job.target), job.options)
-    operators = [
-        compiler_pb2.OperatorSupport(operator=operator.operator, count=operator.count, supported=True)
-        for operator in parts.operators
-    ]
-    return compiler_pb2.CheckModelResult(supported=True, operators=operators, estimates=_figures(parts))
+    """Tell per operator whether the model would compile, and what it would need.
+
+    An integer model is compiled in less than a second, so its figures are those of the linked image; for a float model they
+    are estimates.
+    """
+    spec = target_spec(job.target)
+    verdict = check_model(job.model, spec)
+    result = compiler_pb2.CheckModelResult(supported=verdict.supported, operators=_operators(verdict))
+    if verdict.supported and any(node.dtype == "int8" for node in verdict.nodes):
+        result.estimates.extend(_figures(compile_model(job.model, spec, job.options)))
+    elif verdict.estimates is not None:
+        estimated = measurement_pb2.METHOD_ESTIMATED
+        figures = verdict.estimates
+        result.estimates.extend(
+            [
+                _measurement(measurement_pb2.METRIC_FLASH_BYTES, figures.flash_bytes, estimated),
+                _measurement(measurement_pb2.METRIC_ARENA_BYTES, figures.arena_bytes, estimated),
+                _measurement(measurement_pb2.METRIC_STACK_BYTES, figures.stack_bytes, estimated),
+            ]
+        )
+    return result
+
+
+def _operators(verdict: ModelCheck) -> list[compiler_pb2.OperatorSupport]:
+    found: dict[tuple[str, bool, str], compiler_pb2.OperatorSupport] = {}
+    for node in verdict.nodes:
+        support = found.setdefault(
+            (node.operator, node.supported, node.detail),
+            compiler_pb2.OperatorSupport(
+                operator=node.operator, supported=node.supported, detail=node.detail, dtype=node.dtype
+            ),
+        )
+        support.count += 1
+        if len(support.nodes) < MAX_NODE_NAMES:
+            support.nodes.append(node.node)
+    return list(found.values())
 
 
 def target_spec(target: target_pb2.Target) -> TargetSpec:
