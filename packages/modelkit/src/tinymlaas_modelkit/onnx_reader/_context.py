@@ -103,7 +103,8 @@ class Context:
 
     def constant(self, name: str, array: Array, quantization: Quantization | None = None) -> str:
         """Add a constant tensor and return its name; the same constant is added once."""
-        array = np.ascontiguousarray(array)
+        # ascontiguousarray makes a scalar a vector of one.
+        array = np.ascontiguousarray(array).reshape(np.shape(array))
         dtype = DType(array.dtype.name)
         key = (name, (array.shape, array.dtype.str, array.tobytes(), _quantization_key(quantization)))
         if key not in self.cache:

@@ -122,6 +122,8 @@ def _mean(context: Context, node: Node, axes: tuple[int, ...], keep_dims: bool) 
 def global_average_pool(context: Context, node: Node) -> None:
     """GlobalAveragePool to MEAN over the spatial axes."""
     rank = len(context.act(node).perm)
+    if rank < 3:
+        raise NotExpressible(f"input of rank {rank}")
     _mean(context, node, tuple(range(2, rank)), True)
 
 
@@ -134,4 +136,6 @@ def reduce_mean(context: Context, node: Node) -> None:
             context.values[node.outputs[0]] = x
             return
         axes = tuple(range(len(x.perm)))
+    if not axes:
+        raise NotExpressible("mean of a scalar")
     _mean(context, node, axes, bool(node.attributes.get("keepdims", 1)))

@@ -154,6 +154,11 @@ def translate(source: Source) -> Graph:
         except NotExpressible as reason:
             context.report(node, str(reason))
             _report_rest_if_lost(context, node)
+        except (LookupError, ValueError, TypeError, AssertionError, ArithmeticError) as error:
+            # The file check knows names, shapes and types, not the rules of each operator: an attribute may be missing,
+            # an axis out of range, a constant of a shape that its operator does not take.
+            detail = f"{node.op} breaks the rules of its operator ({type(error).__name__}: {error})"
+            raise MalformedModel("MALFORMED", detail, node.name) from error
     if context.offending:
         raise UnsupportedOperator(context.offending)
     return tidy(_bind_outputs(context))
