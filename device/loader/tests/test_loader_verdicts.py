@@ -1,4 +1,4 @@
-"""The C loader and the Python parser say the same about the same bytes (IM-PARS-001, IM-PARS-002)."""
+"""The C loader and the Python parser say the same about the same bytes (IM-PARS-001, IM-PARS-002, IM-VERS-003)."""
 
 from __future__ import annotations
 

@@ -67,13 +67,14 @@ def test_a_fresh_board_has_empty_slots(make_board: Make) -> None:
 
 @needs_x86
 def test_a_slot_goes_through_all_its_states(make_board: Make) -> None:
-    """IM-SLOT-001, IM-SLOT-004."""
+    """IM-SLOT-001, IM-SLOT-004, IM-PARS-003."""
     board, made = make_board(), image()
     assert board.begin(0, made) == ("OK", 0)
     assert board.state(0) == "WRITING"
     assert board.call("verify", 0) == "STATE_INVALID"
     assert board.download(0, made) == "OK"
     assert board.state(0) == "WRITTEN"
+    assert board.opens(0) == "STATE_INVALID"
     assert board.call("activate", 0) == "STATE_INVALID"
     assert board.call("verify", 0) == "OK"
     assert board.state(0) == "VERIFIED"

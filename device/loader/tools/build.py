@@ -25,9 +25,13 @@ UPDATE = ("journal.c", "update.c")
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror")
 UBSAN_TRAPS = ("-fsanitize=undefined", "-fsanitize-trap=undefined", "-fno-sanitize-recover=all")
 # Cortex-M flags as a size-minded firmware would set them; BLAKE2b is not linked, the macro only shortens the compile.
-EMBEDDED = ("-Os", "-ffreestanding", "-ffunction-sections", "-fdata-sections", "-fno-pic", "-DBLAKE2_NO_UNROLLING")
+EMBEDDED = (
+    "-Os", "-ffreestanding", "-fno-builtin", "-ffunction-sections", "-fdata-sections", "-fno-pic", "-fno-sanitize=all",
+    "-fno-stack-protector", "-fno-unwind-tables", "-DBLAKE2_NO_UNROLLING",
+)  # fmt: skip
 CPUS = {
     "cortex-m0plus": ("thumb-freestanding-eabi", "cortex_m0plus"),
+    "cortex-m3": ("thumb-freestanding-eabi", "cortex_m3"),
     "cortex-m4": ("thumb-freestanding-eabihf", "cortex_m4"),
     "cortex-m33": ("thumb-freestanding-eabi", "cortex_m33"),
     "rv32imc": ("riscv32-freestanding-none", "generic_rv32+m+c"),
@@ -121,29 +125,55 @@ def linked_size(cpu: str, roots: Sequence[str], crypto: bool, update: bool, defi
             writable = sum(s["sh_size"] for s in elf.iter_sections() if s.name in (".data", ".bss"))
         if writable:
             raise RuntimeError(f"{writable} bytes of writable data: the loader must have no globals")
-        return Size(code, tuple(sorted(_undefined(objects) - _defined(objects))))
+        return Size(code, tuple(sorted(_undefined(image))))
 
 
-def _symbols(path: str, undefined: bool) -> set[str]:
+def _undefined(path: Path) -> set[str]:
+    """Return the names that ``path`` uses and does not define."""
     from elftools.elf.elffile import ELFFile
 
-    with open(path, "rb") as stream:
-        table = ELFFile(stream).get_section_by_name(".symtab")
-        return {
-            symbol.name
-            for symbol in table.iter_symbols()
-            if symbol.name
-            and (symbol["st_shndx"] == "SHN_UNDEF") == undefined
-            and symbol["st_info"]["bind"] != "STB_LOCAL"
-        }
+    with path.open("rb") as stream:
+        symbols = ELFFile(stream).get_section_by_name(".symtab").iter_symbols()
+        return {symbol.name for symbol in symbols if symbol.name and symbol["st_shndx"] == "SHN_UNDEF"}
 
 
-def _undefined(objects: Sequence[str]) -> set[str]:
-    return set().union(*(_symbols(path, True) for path in objects))
+LINKER_SCRIPT = """
+SECTIONS {
+  . = 0x08000000;
+  .text : { *(.text .text.*) *(.rodata .rodata.*) }
+  .data : { *(.data .data.* .got .got.* .bss .bss.* COMMON .sdata .sdata.* .sbss .sbss.*) }
+  ASSERT(SIZEOF(.data) == 0, "the loader must have no globals")
+  /DISCARD/ : { *(.ARM.*) *(.comment) *(.eh_frame*) *(.riscv.attributes) *(.note*) *(.llvm_addrsig) }
+}
+"""
 
 
-def _defined(objects: Sequence[str]) -> set[str]:
-    return set().union(*(_symbols(path, False) for path in objects))
+def build_on_target(cpu: str, main_source: Path, roots: Sequence[str], folder: Path) -> tuple[bytes, dict[str, int]]:
+    """Link loader, Monocypher, compiler helpers and ``main_source`` for ``cpu`` at 0x08000000.
+
+    Returns the flat image and the addresses of its functions (without Thumb bit). Raises ``RuntimeError``.
+    """
+    from elftools.elf.elffile import ELFFile
+
+    target, mcpu = CPUS[cpu]
+    monocypher = fetch()
+    script = folder / "image.ld"
+    script.write_text(LINKER_SCRIPT)
+    objects: list[str] = []
+    machine = ["-target", target, f"-mcpu={mcpu}"]
+    for source in [*sources(), monocypher / "monocypher.c", main_source]:
+        made = str(folder / f"{source.stem}.o")
+        run([*zig_cc(), *machine, *EMBEDDED, f"-I{ROOT / 'include'}", f"-I{monocypher}", "-c", str(source), "-o", made])
+        objects.append(made)
+    image = folder / "image.elf"
+    keep = [f"-Wl,-u,{root}" for root in roots]
+    link = ["-nostdlib", "-Wl,--gc-sections", f"-Wl,-e,{roots[0]}", *keep, "-T", str(script), *objects, "-lcompiler_rt"]
+    run([*zig_cc(), *machine, *link, "-o", str(image)])
+    with image.open("rb") as stream:
+        elf = ELFFile(stream)
+        symbols = elf.get_section_by_name(".symtab").iter_symbols()
+        addresses = {symbol.name: int(symbol["st_value"]) & ~1 for symbol in symbols}
+        return bytes(elf.get_section_by_name(".text").data()), addresses
 
 
 LOADER_ROOTS = ("tim_open", "tim_start", "tim_input", "tim_output", "tim_invoke", "tim_self_test")
@@ -155,14 +185,17 @@ UPDATE_ROOTS = (
 
 def size_table() -> str:
     """Return a Markdown table of linked sizes for every CPU."""
-    lines = ["| CPU | loader without crypto | with Ed25519 | with update core too |", "|---|---:|---:|---:|"]
+    lines = [
+        "| CPU | loader without crypto | with Ed25519 | with update core too | firmware brings |",
+        "|---|---:|---:|---:|---|",
+    ]
     for cpu in CPUS:
         plain = linked_size(cpu, LOADER_ROOTS, crypto=False, update=False)
         signed = linked_size(cpu, LOADER_ROOTS, crypto=True, update=False)
         whole = linked_size(cpu, (*LOADER_ROOTS, *UPDATE_ROOTS), crypto=True, update=True)
-        lines.append(f"| {cpu} | {plain.code:,} | {signed.code:,} | {whole.code:,} |")
-        imports = ", ".join(whole.imports)
-    return "\n".join([*lines, "", f"Brought by the firmware (last row): {imports}"])
+        brings = ", ".join(f"`{name}`" for name in whole.imports)
+        lines.append(f"| {cpu} | {plain.code:,} | {signed.code:,} | {whole.code:,} | {brings} |")
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -211,6 +211,15 @@ def test_each_rule_has_bytes_that_break_it(rule: str, change: Callable[[bytes], 
     assert refused(change(IMAGE)) == reason
 
 
+def test_payloads_whose_runtime_places_tensors_have_no_arena_offsets() -> None:
+    """IM-TENS-006."""
+    made = im_corpus.tflite_contents()
+    placed = tuple(replace(tensor, arena_offset=64 * index) for index, tensor in enumerate(made.tensors))
+    with pytest.raises(ModuleError) as caught:
+        pack(replace(made, tensors=placed))
+    assert caught.value.reason == "TENSORS_INVALID"
+
+
 def test_optional_flags_and_later_droppable_sections_are_carried_over() -> None:
     """IM-HEAD-003, IM-SECT-003."""
     assert parse(put(IMAGE, 22, "H", 0xFFFF)).header.optional_flags == 0xFFFF
