@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import importlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -270,6 +271,17 @@ async def test_cancelling_kills_the_tool_with_its_children_and_frees_its_place(
         pid = int(marker.read_text())
         await _until(lambda: _gone(pid))
         await _until_free(client)
+
+
+async def test_a_worker_that_dies_idle_is_replaced_unnoticed(sample: str, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    async with PluginClient(sample) as client:
+        await client.compile(_header(fault="tell-pid", marker=str(marker)), b"model").finish()
+        pid = int(marker.read_text())
+        os.kill(pid, signal.SIGKILL)
+        await _until(lambda: _gone(pid))
+        await client.probe()  # by then the server has read the end of the worker's socket
+        assert (await client.compile(_header(), b"model").finish()).blobs["payload"] == b"1:model"
 
 
 async def test_a_call_that_takes_longer_than_was_told_is_ended(tmp_path: Path) -> None:

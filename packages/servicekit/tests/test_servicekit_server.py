@@ -29,6 +29,7 @@ from tinymlaas_servicekit import (
     ServiceError,
     ServiceSettings,
     Unauthenticated,
+    Unavailable,
     connect,
     current_principal,
     from_rpc_error,
@@ -180,6 +181,42 @@ async def test_requests_are_validated_before_the_handler_sees_them() -> None:
             bad = models_pb2.ImportModelRequest(header=models_pb2.ImportModelHeader(parent="projects/p"))
             error = await _error(stub.ImportModel(iter([bad])))
     assert {v.field for v in error.violations} == {"header.model_id", "header.format", "header.sha256"}
+
+
+async def test_a_refused_upload_shows_its_own_error_even_while_the_caller_still_sends() -> None:
+    bad = models_pb2.ImportModelRequest(header=models_pb2.ImportModelHeader(parent="nonsense"))
+    chunk = models_pb2.ImportModelRequest(chunk=models_pb2.ModelChunk(data=bytes(1 << 20)))
+    async with _server() as server, connect(server.address) as channel:
+        error = await _error(models_pb2_grpc.ModelsStub(channel).ImportModel(iter([bad, *[chunk] * 20])))
+    assert (error.code, error.reason) == ("INVALID_ARGUMENT", "FIELD_INVALID")
+
+
+async def test_a_repeatable_call_is_repeated_while_the_service_is_away() -> None:
+    class Flaky(models_pb2_grpc.ModelsServicer):
+        calls = 0
+
+        async def GetModel(self, request, context):
+            self.calls += 1
+            if self.calls < 3:
+                raise Unavailable("in a moment")
+            return models_pb2.Model(name=request.name)
+
+        async def DeleteModel(self, request, context):
+            self.calls += 1
+            raise Unavailable("in a moment")
+
+    flaky = Flaky()
+
+    def register(server: grpc.aio.Server) -> list[str]:
+        models_pb2_grpc.add_ModelsServicer_to_server(flaky, server)
+        return ["tinymlaas.registry.v1.Models"]
+
+    async with GrpcServer(_settings(), register) as server, connect(server.address) as channel:
+        stub = models_pb2_grpc.ModelsStub(channel)
+        assert (await stub.GetModel(models_pb2.GetModelRequest(name=MODEL))).name == MODEL
+        assert flaky.calls == 3
+        await _error(stub.DeleteModel(models_pb2.DeleteModelRequest(name=MODEL)))
+        assert flaky.calls == 4
 
 
 async def test_an_error_in_the_middle_of_a_stream_keeps_its_details() -> None:

@@ -1,6 +1,6 @@
 """Write a compiler plugin in about 50 lines of Python, and call plugins without trusting them."""
 
-from .client import ClientLimits, LogEvent, Outcome, PluginCall, PluginClient, ProgressEvent
+from .client import ClientLimits, LogEvent, Outcome, PluginCall, PluginClient, ProgressEvent, outputs_of
 from .digests import CONTRACT_VERSION, canonical_target, request_digest
 from .errors import (
     CompilerCrash,
@@ -86,6 +86,7 @@ __all__ = [
     "canonical_target",
     "check_options",
     "options_to_struct",
+    "outputs_of",
     "parse_schema",
     "request_digest",
     "struct_to_options",

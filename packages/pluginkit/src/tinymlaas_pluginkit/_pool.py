@@ -53,11 +53,15 @@ class Worker:
     jobs_done: int = 0
     last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=_LAST_LINES))
     broken: str = ""
+    exited: bool = False
 
     async def send_job(self, kind: str, folder: Path) -> None:
         """Hands a job over; what was said before belongs to no job and is dropped."""
         while not self.events.empty():
-            self.events.get_nowait()
+            kind, content = self.events.get_nowait()
+            if kind is _frames.Kind.EXITED:  # it died this moment; whoever follows the job must learn of it
+                self.events.put_nowait((kind, content))
+                return
         self.last_lines.clear()
         self.writer.write(_frames.encode(_frames.Kind.JOB, json.dumps({"kind": kind, "folder": str(folder)}).encode()))
         await self.writer.drain()
@@ -138,7 +142,12 @@ class WorkerPool:
             failed.cancel()
             worker.cancel()  # without effect when it is done
         if worker.done():
-            return worker.result()
+            idle = worker.result()
+            if idle.exited or idle.process.returncode is not None:  # it died while it had nothing to do
+                log.warning("an idle worker is gone", status=idle.process.returncode)
+                await self.release(idle, reusable=False)
+                return await self.acquire()
+            return idle
         raise NotReady(f"workers fail to start: {self.failure}", metadata={"detail": self.failure})
 
     async def release(self, worker: Worker, *, reusable: bool) -> None:
@@ -247,6 +256,7 @@ async def _read_frames(worker: Worker, reader: asyncio.StreamReader) -> None:
         worker.broken = clean(str(error), 200)
     except (asyncio.IncompleteReadError, ConnectionError):
         pass  # the process ended; `crash` says how
+    worker.exited = True
     await worker.events.put((_frames.Kind.EXITED, b""))
 
 

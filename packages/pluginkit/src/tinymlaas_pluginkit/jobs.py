@@ -28,8 +28,9 @@ class Reporter(Protocol):
 class Limits:
     """What one plugin takes. The first three are advertised; the others bound a worker process.
 
-    `memory_bytes` bounds a worker's address space (RLIMIT_AS), 0: unbounded. `max_output_bytes` bounds each blob out.
-    `jobs_per_worker` is how many jobs a worker does before a fresh one takes over.
+    `memory_bytes` bounds what a worker's address space may grow by after loading (RLIMIT_AS), 0: unbounded.
+    `max_output_bytes` bounds each blob out. `jobs_per_worker` is how many jobs a worker does before a fresh one takes
+    over.
     """
 
     max_model_bytes: int = 64 * 1024 * 1024

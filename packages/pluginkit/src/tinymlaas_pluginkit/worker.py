@@ -184,9 +184,10 @@ def main() -> None:
         load_function(reference)()
     functions = {kind: load_function(reference) for kind, reference in config.functions.items()}
     if config.memory_bytes:
-        # After loading, so that the limit holds for jobs rather than for what frameworks map at start.
+        # On top of what is mapped now: the limit is for jobs, and frameworks reserve gigabytes when they load.
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (config.memory_bytes, hard))
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + config.memory_bytes, hard))
     server.send(_frames.Kind.READY, b"")
     while True:
         _run(config, functions, server, server.jobs.get())
