@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc.aio
 from google.protobuf import empty_pb2
+
 from tinymlaas.bridge.v1 import bridge_pb2, bridge_pb2_grpc
 from tinymlaas.registry.v1 import (
     artifacts_pb2,
@@ -283,8 +284,8 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
             yield self.Step(step=self.Step.STEP_DOWNLOADING, bytes_done=10, bytes_total=100)
-            while not self.hold.is_set() and request.install_id not in self.cancelled:
-                await asyncio.sleep(0.02)
+            while not self.hold.is_set() and request.install_id not in self.cancelled:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)  # either of two signals ends it
             if request.install_id in self.cancelled:
                 last = self.Step(step=self.Step.STEP_CANCELLED)
             elif fake.refuse_install:

@@ -10,6 +10,7 @@ import os
 import time
 
 import numpy as np
+
 from tinymlaas.plugin.v1 import compiler_pb2, profiler_pb2
 from tinymlaas.type.v1 import measurement_pb2 as m
 from tinymlaas.type.v1 import target_pb2, tensor_pb2

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import gateway_fakes as fakes
 import grpc.aio
 
-import gateway_fakes as fakes
 from tinymlaas.gateway.v1 import builds_pb2_grpc, deployments_pb2_grpc, routing_pb2_grpc
 from tinymlaas_servicekit import ServiceSettings, connect
 
@@ -169,9 +169,7 @@ async def make_world(folder: Path) -> AsyncIterator[World]:
     registry, bridge = fakes.FakeRegistry(), fakes.FakeBridge()
     common: dict[str, Any] = {"listen": "127.0.0.1:0", "token": TOKEN, "grace_seconds": 0.1}
     async with AsyncExitStack() as stack:
-        registry_server = await stack.enter_async_context(
-            fakes.registry_server(registry, ServiceSettings(**common))
-        )
+        registry_server = await stack.enter_async_context(fakes.registry_server(registry, ServiceSettings(**common)))
         bridge_server = await stack.enter_async_context(fakes.bridge_server(bridge, ServiceSettings(**common)))
         world = World(folder, registry, bridge, registry_server.address, bridge_server.address)
         try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway_world import World, until
 from gateway_fakes import PROJECT, toy_target
+from gateway_world import World
+
 from tinymlaas.gateway.v1 import builds_pb2
 from tinymlaas.type.v1 import measurement_pb2, tensor_pb2
 

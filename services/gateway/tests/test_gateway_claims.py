@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tinymlaas.plugin.v1 import compiler_pb2, profiler_pb2
 from tinymlaas.type.v1 import measurement_pb2 as m
 from tinymlaas.type.v1 import target_pb2, tensor_pb2
@@ -25,9 +26,7 @@ def numerics(kind: N.Class.ValueType, **fields: Any) -> N:
 
 
 def values(array: Any, dtype: str) -> profiler_pb2.InputSet:
-    return profiler_pb2.InputSet(
-        samples=[tensor_pb2.TensorValues(tensors=[np.asarray(array, dtype=dtype).tobytes()])]
-    )
+    return profiler_pb2.InputSet(samples=[tensor_pb2.TensorValues(tensors=[np.asarray(array, dtype=dtype).tobytes()])])
 
 
 def parts(**fields: Any) -> compiler_pb2.CompileResult:

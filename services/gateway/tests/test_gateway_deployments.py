@@ -9,6 +9,7 @@ import grpc
 import pytest
 from gateway_fakes import PROJECT, toy_target
 from gateway_world import World, until
+
 from tinymlaas.gateway.v1 import deployments_pb2
 from tinymlaas.type.v1 import tensor_pb2
 from tinymlaas_servicekit import from_rpc_error

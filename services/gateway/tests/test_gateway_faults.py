@@ -12,9 +12,9 @@ from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf import struct_pb2
 from test_gateway_builds import Build, Candidate, finished, request, started
 from test_gateway_deployments import model_in
+
 from tinymlaas.gateway.v1 import builds_pb2, routing_pb2
-from tinymlaas.registry.v1 import models_pb2_grpc, modules_pb2, modules_pb2_grpc, plugins_pb2
-from tinymlaas.registry.v1 import models_pb2
+from tinymlaas.registry.v1 import models_pb2, models_pb2_grpc, modules_pb2, modules_pb2_grpc, plugins_pb2
 from tinymlaas_gateway.core.objections import error_info
 from tinymlaas_servicekit import connect, from_rpc_error
 
@@ -211,5 +211,7 @@ async def test_explain_judges_every_pair_and_the_catalogue_is_forwarded_behind_t
     address = world.processes["gateway"].address_file.read_text().strip()
     async with connect(address, "wrong") as stranger:
         with pytest.raises(grpc.RpcError) as caught:
-            await models_pb2_grpc.ModelsStub(stranger).GetModel(models_pb2.GetModelRequest(name=f"{PROJECT}/models/toy"))
+            await models_pb2_grpc.ModelsStub(stranger).GetModel(
+                models_pb2.GetModelRequest(name=f"{PROJECT}/models/toy")
+            )
     assert from_rpc_error(caught.value).reason == "TOKEN_INVALID"

@@ -8,6 +8,7 @@ import pytest
 from gateway_fakes import PROJECT, toy_target
 from gateway_world import World, until
 from test_gateway_deployments import Deployment, Rollout, device_in, model_in, rollouts, started, wanted
+
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
 
 Build = builds_pb2.Build

@@ -8,6 +8,7 @@ from itertools import permutations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tinymlaas.gateway.v1 import builds_pb2
 from tinymlaas.type.v1 import target_pb2
 from tinymlaas_gateway.core import race
@@ -102,7 +103,10 @@ def test_every_part_of_a_request_changes_its_digest() -> None:
         common(key_id="l"),
     ]
     digests = [race.candidate_digest(item, "plugins/x", "1", None) for item in variants]
-    digests += [race.candidate_digest(common(), "plugins/y", "1", None), race.candidate_digest(common(), "plugins/x", "2", None)]
+    digests += [
+        race.candidate_digest(common(), "plugins/y", "1", None),
+        race.candidate_digest(common(), "plugins/x", "2", None),
+    ]
     assert len(set(digests)) == len(digests)
     builds = [race.build_digest(common(), objective, {"a": "1", "b": "2"}) for objective in (1, 2)]
     assert builds[0] != builds[1]

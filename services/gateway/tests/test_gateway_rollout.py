@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tinymlaas.gateway.v1 import deployments_pb2
 from tinymlaas.registry.v1 import devices_pb2
 from tinymlaas_gateway.core import rollout

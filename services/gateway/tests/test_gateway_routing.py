@@ -8,6 +8,7 @@ import pytest
 from google.rpc import status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tinymlaas.gateway.v1 import routing_pb2
 from tinymlaas.plugin.v1 import compiler_pb2, identity_pb2, importer_pb2
 from tinymlaas.registry.v1 import plugins_pb2
@@ -80,7 +81,10 @@ def test_unknown_free_bytes_count_as_all_and_the_verdict_says_so() -> None:
     unknown = target(memory_regions=[Region(name="sram0", kind=Region.KIND_RAM, total_bytes=1000)])
     objections, assumptions = routing.fit_objections(unknown, ram_bytes=1000, flash_bytes=5, basis="claim")
     assert objections == []
-    assert assumptions == ["free RAM of sram0 unknown: all of its 1,000 B taken", "the target states no flash: 5 B taken to fit"]
+    assert assumptions == [
+        "free RAM of sram0 unknown: all of its 1,000 B taken",
+        "the target states no flash: 5 B taken to fit",
+    ]
 
 
 def test_a_device_that_claims_more_free_than_there_is_gets_no_more_than_there_is() -> None:
@@ -96,9 +100,7 @@ def test_a_module_is_not_spread_over_two_regions() -> None:
 
 
 def test_the_verdict_tells_of_the_constraint_that_comes_closest() -> None:
-    verdict = routing.judge(
-        3, target(), plugin(constraint(isas=["rv32imc"]), constraint(min_ram_bytes=40000)), MODEL
-    )
+    verdict = routing.judge(3, target(), plugin(constraint(isas=["rv32imc"]), constraint(min_ram_bytes=40000)), MODEL)
     assert not verdict.admitted
     assert verdict.destination == 3
     assert [item.remedy for item in verdict.objections] == ["needs 7,232 B more RAM"]
@@ -110,7 +112,10 @@ def test_the_verdict_tells_of_the_constraint_that_comes_closest() -> None:
         ({"state": plugins_pb2.Plugin.STATE_QUARANTINED, "refuted_claims": 3}, "PLUGIN_QUARANTINED"),
         ({"state": plugins_pb2.Plugin.STATE_LOADING}, "PLUGIN_UNAVAILABLE"),
         ({"limits": identity_pb2.Limits(max_model_bytes=10)}, "LIMIT_EXCEEDED"),
-        ({"compiler": compiler_pb2.ListTargetsResponse(targets=[constraint()], model_formats=[TFLITE_FORMAT])}, "FORMAT_UNSUPPORTED"),
+        (
+            {"compiler": compiler_pb2.ListTargetsResponse(targets=[constraint()], model_formats=[TFLITE_FORMAT])},
+            "FORMAT_UNSUPPORTED",
+        ),
         ({"compiler": compiler_pb2.ListTargetsResponse(model_formats=[ONNX_FORMAT])}, "TARGET_UNSUPPORTED"),
     ],
 )
@@ -127,6 +132,15 @@ def test_an_importer_lifts_the_objection_against_the_format() -> None:
     assert routing.judge(0, target(), plugin(compiler=compiler), MODEL, [conversion]).admitted
 
 
+def test_nobody_is_told_to_accept_source_packages_as_modules() -> None:
+    source = constraint(payload_kind=target_pb2.PAYLOAD_KIND_SOURCE_PACKAGE)
+    tflite = constraint(payload_kind=TFLITE, runtime="tflite-micro")
+    verdict = routing.judge(0, target(), plugin(source, tflite), MODEL)
+    assert {item.metadata["value"] for item in verdict.objections} == {"tflite", "tflite-micro"}
+    wants_source = target(payload_kinds=[target_pb2.PAYLOAD_KIND_SOURCE_PACKAGE])
+    assert routing.judge(0, wants_source, plugin(source, tflite), MODEL).admitted
+
+
 def test_a_runtime_that_lacks_operators_is_told_with_all_that_it_needs() -> None:
     has_runtime = target(
         payload_kinds=[TFLITE], runtimes=[target_pb2.Runtime(name="tflite-micro", operators=["CONV_2D"])]
@@ -137,7 +151,9 @@ def test_a_runtime_that_lacks_operators_is_told_with_all_that_it_needs() -> None
     model = ModelFacts(TFLITE_FORMAT, 10, {"CONV_2D": 5, "SOFTMAX": 1, "ADD": 2})
     verdict = routing.judge(0, has_runtime, plugin(compiler=compiler), model)
     assert {item.metadata["op"] for item in verdict.objections} == {"ADD", "SOFTMAX"}
-    assert {item.remedy for item in verdict.objections} == {"needs the runtime tflite-micro with operators ADD, SOFTMAX"}
+    assert {item.remedy for item in verdict.objections} == {
+        "needs the runtime tflite-micro with operators ADD, SOFTMAX"
+    }
 
 
 def test_a_peripheral_that_the_model_needs_is_asked_for_by_kind_or_object_id() -> None:
@@ -158,7 +174,10 @@ def estimate(metric: measurement_pb2.Metric.ValueType, value: float) -> measurem
 
 def test_estimates_that_do_not_fit_reject_and_are_marked_as_estimates() -> None:
     admitted = routing.judge(0, target(), plugin(constraint()), MODEL)
-    estimates = [estimate(measurement_pb2.METRIC_ARENA_BYTES, 30000), estimate(measurement_pb2.METRIC_STACK_BYTES, 3000)]
+    estimates = [
+        estimate(measurement_pb2.METRIC_ARENA_BYTES, 30000),
+        estimate(measurement_pb2.METRIC_STACK_BYTES, 3000),
+    ]
     verdict = routing.with_check(admitted, target(), check(estimates=estimates))
     assert not verdict.admitted
     assert verdict.objections[0].metadata["basis"] == "estimate"
@@ -190,8 +209,12 @@ def test_a_refusal_without_operators_keeps_the_reason_of_the_plugins_error() -> 
 
 def test_hostile_answers_stay_small_and_printable() -> None:
     admitted = routing.judge(0, target(), plugin(constraint()), MODEL)
-    operators = [compiler_pb2.OperatorSupport(operator="X" * 10000 + "\x1b[2J", detail="\n" * 5000) for _ in range(5000)]
-    figures = [estimate(measurement_pb2.METRIC_ARENA_BYTES, value) for value in (float("nan"), float("inf"), -1.0, 1e300)]
+    operators = [
+        compiler_pb2.OperatorSupport(operator="X" * 10000 + "\x1b[2J", detail="\n" * 5000) for _ in range(5000)
+    ]
+    figures = [
+        estimate(measurement_pb2.METRIC_ARENA_BYTES, value) for value in (float("nan"), float("inf"), -1.0, 1e300)
+    ]
     error = status_pb2.Status(code=9)
     error.details.add(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\xff\xff\xff")
     verdict = routing.with_check(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tinymlaas.type.v1 import tensor_pb2
 from tinymlaas_gateway.core import samples
 

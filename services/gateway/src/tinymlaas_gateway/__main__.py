@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import structlog
+
 from tinymlaas_servicekit import configure_logging, configure_tracing, serve_until_signal
 
 from .app import Gateway
@@ -18,7 +19,7 @@ async def _serve(settings: GatewaySettings) -> None:
 
 def main() -> None:
     """Serve until SIGTERM; unfinished work goes on at the next start."""
-    settings = GatewaySettings()
+    settings = GatewaySettings()  # type: ignore[call-arg]
     configure_logging(settings)
     configure_tracing(settings, "tinymlaas-gateway")
     structlog.contextvars.bind_contextvars(service="tinymlaas-gateway")

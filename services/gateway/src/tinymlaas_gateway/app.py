@@ -9,6 +9,7 @@ from pathlib import Path
 
 import grpc.aio
 from google.longrunning import operations_pb2_grpc
+
 from tinymlaas.gateway.v1 import builds_pb2, builds_pb2_grpc, deployments_pb2, deployments_pb2_grpc, routing_pb2_grpc
 from tinymlaas_pluginkit import ClientLimits
 from tinymlaas_servicekit import GrpcServer, InvalidArgument

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
 import structlog
+
 from tinymlaas.bridge.v1 import bridge_pb2, bridge_pb2_grpc
 from tinymlaas.registry.v1 import devices_pb2
 from tinymlaas.type.v1 import tensor_pb2
@@ -27,6 +28,16 @@ RECONNECT_SECONDS = 1.0
 CALL_SECONDS = 300.0
 # Sleeping devices answer at their next registration update; a bridge that restarts is back within this time.
 PATIENCE_SECONDS = 120.0
+
+
+if TYPE_CHECKING:
+    AsyncBridge: TypeAlias = bridge_pb2_grpc.BridgeAsyncStub
+else:
+    AsyncBridge = bridge_pb2_grpc.BridgeStub
+
+
+def _async(channel: grpc.aio.Channel) -> AsyncBridge:
+    return bridge_pb2_grpc.BridgeStub(channel)
 
 
 class BridgeDirectory:
@@ -78,7 +89,7 @@ class BridgeDirectory:
         request = bridge_pb2.WatchDevicesRequest(parent=f"projects/{project}")
         while True:
             try:
-                stub = bridge_pb2_grpc.BridgeStub(self._endpoints[entry].channel())
+                stub = _async(self._endpoints[entry].channel())
                 async for event in stub.WatchDevices(request):
                     await self._take(entry, project, event)
             except (grpc.RpcError, ServiceError) as error:
@@ -104,7 +115,7 @@ class BridgeDirectory:
         except ServiceError as error:
             log.warning("a device was not recorded", device=device.name, error=str(error)[:500])
 
-    def _stub(self, device: str) -> bridge_pb2_grpc.BridgeStub:
+    def _stub(self, device: str) -> AsyncBridge:
         entry = self._owners.get(device)
         if entry is None:
             entries = list(self._endpoints)
@@ -116,9 +127,9 @@ class BridgeDirectory:
                     "Start the bridge that owns the device.",
                 )
             entry = entries[0]
-        return bridge_pb2_grpc.BridgeStub(self._endpoints[entry].channel())
+        return _async(self._endpoints[entry].channel())
 
-    async def _call(self, device: str, call: Callable[[bridge_pb2_grpc.BridgeStub], Awaitable[Result]]) -> Result:
+    async def _call(self, device: str, call: Callable[[AsyncBridge], Awaitable[Result]]) -> Result:
         async def attempt() -> Result:
             return await call(self._stub(device))
 

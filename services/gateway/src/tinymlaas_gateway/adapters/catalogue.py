@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import grpc
 import grpc.aio
+
 from tinymlaas.registry.v1 import (
     artifacts_pb2,
     artifacts_pb2_grpc,
@@ -86,7 +87,7 @@ class Catalogue:
         )
 
     async def derived(
-        self, version: models_pb2.ModelVersion, form: tensor_pb2.ModelFormat
+        self, version: models_pb2.ModelVersion, form: tensor_pb2.ModelFormat.ValueType
     ) -> models_pb2.ModelVersion | None:
         """Return the version in `form` that an importer made from `version` earlier, None when there is none."""
         token = ""
@@ -94,11 +95,7 @@ class Catalogue:
             request = models_pb2.ListModelVersionsRequest(
                 parent=version.name.rsplit("/versions/", 1)[0], page_size=100, page_token=token
             )
-            page = await self._call(
-                lambda channel, request=request: models_pb2_grpc.ModelsStub(channel).ListModelVersions(  # type: ignore[misc]
-                    request, timeout=CALL_SECONDS
-                )
-            )
+            page = await self._versions_page(request)
             for item in page.model_versions:
                 if item.derived_from == version.name and item.format == form:
                     return item
@@ -107,8 +104,20 @@ class Catalogue:
                 break
         return None
 
+    async def _versions_page(
+        self, request: models_pb2.ListModelVersionsRequest
+    ) -> models_pb2.ListModelVersionsResponse:
+        return await self._call(
+            lambda channel: models_pb2_grpc.ModelsStub(channel).ListModelVersions(request, timeout=CALL_SECONDS)
+        )
+
+    async def _devices_page(self, request: devices_pb2.ListDevicesRequest) -> devices_pb2.ListDevicesResponse:
+        return await self._call(
+            lambda channel: devices_pb2_grpc.DevicesStub(channel).ListDevices(request, timeout=CALL_SECONDS)
+        )
+
     async def import_derived(
-        self, version: models_pb2.ModelVersion, form: tensor_pb2.ModelFormat, data: bytes, derived_by: str
+        self, version: models_pb2.ModelVersion, form: tensor_pb2.ModelFormat.ValueType, data: bytes, derived_by: str
     ) -> models_pb2.ModelVersion:
         """Store bytes that an importer made as a derived version of the same model; the registry checks them."""
         parts = version.name.split("/")
@@ -146,11 +155,7 @@ class Catalogue:
         token = ""
         while True:
             request = devices_pb2.ListDevicesRequest(parent=f"projects/{project}", page_size=500, page_token=token)
-            page = await self._call(
-                lambda channel, request=request: devices_pb2_grpc.DevicesStub(channel).ListDevices(  # type: ignore[misc]
-                    request, timeout=CALL_SECONDS
-                )
-            )
+            page = await self._devices_page(request)
             found += page.devices
             if len(found) > MAX_DEVICES:
                 raise ResourceExhausted(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc.aio
+
 from tinymlaas_servicekit import Unavailable, connect
 
 CLOSE_GRACE_SECONDS = 60.0

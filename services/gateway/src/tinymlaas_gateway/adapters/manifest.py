@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
+
 from tinymlaas_servicekit import InvalidArgument
 
 from .endpoints import Location

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import structlog
 from google.protobuf.message import Message
+
 from tinymlaas.plugin.v1 import compiler_pb2, importer_pb2, profiler_pb2
 from tinymlaas.registry.v1 import plugins_pb2
 from tinymlaas.type.v1 import tensor_pb2
@@ -149,7 +150,7 @@ class PluginDirectory:
         log.info("plugin found", plugin=plugin.name, version=info.vendor_version, roles=list(plugin.capabilities))
         return KnownPlugin(plugin, profiler)
 
-    def _set_state(self, seat: _Seat, state: plugins_pb2.Plugin.State, detail: str) -> None:
+    def _set_state(self, seat: _Seat, state: plugins_pb2.Plugin.State.ValueType, detail: str) -> None:
         if seat.known is None:
             return
         plugin = seat.known.plugin
@@ -248,8 +249,8 @@ class PluginDirectory:
     async def run_reference(
         self,
         plugin: str,
-        form: tensor_pb2.ModelFormat,
-        reference: tensor_pb2.Reference,
+        form: tensor_pb2.ModelFormat.ValueType,
+        reference: tensor_pb2.Reference.ValueType,
         model: bytes,
         inputs: profiler_pb2.InputSet,
         listener: Listener,

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event
+
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
 
 _metadata = sa.MetaData()
@@ -50,7 +51,7 @@ _refutations = sa.Table(
     sa.Column("build", sa.String(400), primary_key=True),
 )
 
-Body = TypeVar("Body", builds_pb2.Build, deployments_pb2.Deployment)
+Body = TypeVar("Body", bound="builds_pb2.Build | deployments_pb2.Deployment")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +141,7 @@ class Resources(Generic[Body]):
             if row is None:
                 raise KeyError(name)
             before = self._record(row)
-            body = self._type()
-            body.CopyFrom(before.body)
+            body = self._record(row).body
             edit(body)
             data = body.SerializeToString(deterministic=True)
             if data == row.body:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from google.rpc import code_pb2, status_pb2
+
 from tinymlaas.plugin.v1 import compiler_pb2, profiler_pb2
 from tinymlaas.type.v1 import measurement_pb2, target_pb2, tensor_pb2
 
@@ -191,7 +192,7 @@ def fidelity_measurements(
     result: Fidelity, samples: int, reference: str, tool: str, version: str
 ) -> list[measurement_pb2.Measurement]:
     """Write a comparison as measurements whose conditions name the reference and the number of samples."""
-    figures: list[tuple[measurement_pb2.Metric, float, str]] = [
+    figures: list[tuple[measurement_pb2.Metric.ValueType, float, str]] = [
         (measurement_pb2.METRIC_OUTPUTS_EQUAL, result.equal, "1"),
         (measurement_pb2.METRIC_MAX_ABS_ERROR, result.max_abs, "1"),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
+
 from tinymlaas.gateway.v1 import routing_pb2
 from tinymlaas.type.v1 import target_pb2
 
@@ -27,7 +28,7 @@ def bytes_text(count: int) -> str:
     return f"{count:,} B"
 
 
-def kind_text(kind: target_pb2.PayloadKind) -> str:
+def kind_text(kind: target_pb2.PayloadKind.ValueType) -> str:
     """Name a payload kind for people; a kind of a later contract is named by its number."""
     return _KIND_TEXT.get(kind, f"payload-kind-{int(kind)}")
 

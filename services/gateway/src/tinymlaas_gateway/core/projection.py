@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 
 from google.rpc import status_pb2
+
 from tinymlaas.gateway.v1 import builds_pb2, routing_pb2
 from tinymlaas.type.v1 import measurement_pb2 as m
 
@@ -35,7 +36,7 @@ def candidate(build: builds_pb2.Build, plugin: str) -> builds_pb2.Candidate:
     raise KeyError(plugin)
 
 
-def enter(plugin: str, state: builds_pb2.Candidate.State, step: str = "") -> Edit:
+def enter(plugin: str, state: builds_pb2.Candidate.State.ValueType, step: str = "") -> Edit:
     """Move a candidate to a running state; one that has ended stays as it is."""
 
     def edit(build: builds_pb2.Build) -> None:

@@ -6,9 +6,11 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from google.protobuf import struct_pb2
 from google.protobuf.message import Message
+
 from tinymlaas.gateway.v1 import builds_pb2
 from tinymlaas.type.v1 import target_pb2
 
@@ -27,23 +29,31 @@ def _canonical(message: Message) -> bytes:
     return message.SerializeToString(deterministic=True)
 
 
+_SETS: tuple[Literal["features", "payload_kinds"], ...] = ("features", "payload_kinds")
+_LISTS: tuple[Literal["memory_regions", "runtimes", "accelerators"], ...] = (
+    "memory_regions",
+    "runtimes",
+    "accelerators",
+)
+
+
 def canonical_target(target: target_pb2.Target) -> target_pb2.Target:
     """Return the target without what changes nothing: its name, and the order of features, regions and lists."""
     result = target_pb2.Target()
     result.CopyFrom(target)
     result.name = ""
-    for field in ("features", "payload_kinds"):
-        values = sorted(set(getattr(result, field)))
-        result.ClearField(field)
-        getattr(result, field).extend(values)
+    for name in _SETS:
+        values = sorted(set(getattr(result, name)))
+        result.ClearField(name)
+        getattr(result, name).extend(values)
     for runtime in result.runtimes:
         operators = sorted(set(runtime.operators))
         del runtime.operators[:]
         runtime.operators.extend(operators)
-    for field in ("memory_regions", "runtimes", "accelerators"):
-        messages = sorted(getattr(result, field), key=lambda item: (item.name, _canonical(item)))
-        result.ClearField(field)
-        getattr(result, field).extend(messages)
+    for part in _LISTS:
+        messages = sorted(getattr(result, part), key=lambda item: (item.name, _canonical(item)))
+        result.ClearField(part)
+        getattr(result, part).extend(messages)
     return result
 
 
@@ -127,7 +137,7 @@ def pareto(entries: Sequence[Entry]) -> set[str]:
     return front
 
 
-def choose(entries: Sequence[Entry], objective: builds_pb2.Objective) -> str | None:
+def choose(entries: Sequence[Entry], objective: builds_pb2.Objective.ValueType) -> str | None:
     """Return the key of the winner, None without entries; ties fall to the other figures, then to the key.
 
     Balanced is the least product of the ratios to the best of each figure. An entry without an instruction count loses

@@ -69,7 +69,7 @@ def next_action(progress: Progress) -> Action:
     return Action.INSTALL if progress.install is Outcome.NOT_TRIED else Action.ACTIVATE
 
 
-def end_state(progress: Progress) -> deployments_pb2.DeviceRollout.State:
+def end_state(progress: Progress) -> deployments_pb2.DeviceRollout.State.ValueType:
     """Return the state of a device whose next action is END."""
     if progress.activate is Outcome.GOOD:
         return DeviceRollout.STATE_ACTIVE
@@ -81,8 +81,8 @@ def end_state(progress: Progress) -> deployments_pb2.DeviceRollout.State:
 
 
 def deployment_state(
-    states: Iterable[deployments_pb2.DeviceRollout.State], *, cancelled: bool
-) -> deployments_pb2.Deployment.State:
+    states: Iterable[deployments_pb2.DeviceRollout.State.ValueType], *, cancelled: bool
+) -> deployments_pb2.Deployment.State.ValueType:
     """Return how a deployment ended, from the end states of its devices.
 
     Nothing admitted is a failure, not a success of nothing. Cancelling counts only where it kept a device from its end.

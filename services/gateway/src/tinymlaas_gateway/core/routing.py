@@ -35,7 +35,7 @@ class ModelFacts:
     kind ("microphone") or OMA object id ("3313"). ``size_bytes`` 0: unknown.
     """
 
-    format: tensor_pb2.ModelFormat
+    format: tensor_pb2.ModelFormat.ValueType
     size_bytes: int = 0
     operators: Mapping[str, int] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ class Space:
     assumed: bool
 
 
-def space(target: target_pb2.Target, kind: target_pb2.MemoryRegion.Kind) -> Space | None:
+def space(target: target_pb2.Target, kind: target_pb2.MemoryRegion.Kind.ValueType) -> Space | None:
     """Return the region of ``kind`` with most room, or None when the target states none of that kind."""
     spaces = [
         Space(
@@ -200,10 +200,10 @@ def operator_objections(
 
 
 def model_form(
-    have: tensor_pb2.ModelFormat,
-    accepted: Sequence[tensor_pb2.ModelFormat],
+    have: tensor_pb2.ModelFormat.ValueType,
+    accepted: Sequence[tensor_pb2.ModelFormat.ValueType],
     conversions: Iterable[importer_pb2.Conversion],
-) -> tensor_pb2.ModelFormat | None:
+) -> tensor_pb2.ModelFormat.ValueType | None:
     """Choose the form of the model that a plugin gets: its own when accepted, else one that an Importer can make.
 
     Returns None when there is no way. ONNX is preferred over other converted forms, as the exchange format.
@@ -235,6 +235,9 @@ def judge(
     objections = _plugin_objections(plugin, model, conversions) + _peripheral_objections(model.needs, peripherals)
     candidates = []
     for constraint in plugin.compiler.targets:
+        # A source package is linked into firmware, never installed: to accept it is no change that anybody should make.
+        if constraint.payload_kind == target_pb2.PAYLOAD_KIND_SOURCE_PACKAGE not in target.payload_kinds:
+            continue
         found, assumptions = match(target, constraint)
         if constraint.runtime and model.format == tensor_pb2.MODEL_FORMAT_TFLITE:
             missing, unknown = missing_operators(target, constraint.runtime, model.operators)
@@ -303,7 +306,7 @@ def _plugin_objections(
     return found
 
 
-def format_text(form: tensor_pb2.ModelFormat) -> str:
+def format_text(form: tensor_pb2.ModelFormat.ValueType) -> str:
     """Name a model format for people."""
     names = {
         tensor_pb2.MODEL_FORMAT_ONNX: "ONNX",

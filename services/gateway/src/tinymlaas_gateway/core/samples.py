@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+
 from tinymlaas.plugin.v1 import profiler_pb2
 from tinymlaas.type.v1 import tensor_pb2
 
@@ -97,9 +98,7 @@ def from_npz(data: bytes, specs: Sequence[tensor_pb2.TensorSpec], count: int) ->
     if exact:
         chosen = exact[0]
     elif floats and spec.scale > 0 and dtype.kind in "iu":
-        limits = np.iinfo(dtype)  # type: ignore[arg-type]
-        scaled = np.rint(floats[0].astype(np.float64) / spec.scale) + spec.zero_point
-        chosen = np.clip(scaled, limits.min, limits.max).astype(dtype)
+        chosen = quantize(floats[0], spec)
     else:
         raise SampleError(f"the samples file has no array that fits the input's element type {dtype.name}")
     if chosen.ndim < 1 or len(chosen) == 0 or chosen[0].size != number:
@@ -108,6 +107,16 @@ def from_npz(data: bytes, specs: Sequence[tensor_pb2.TensorSpec], count: int) ->
     for sample in chosen[:count]:
         result.samples.add().tensors.append(np.ascontiguousarray(sample, dtype=dtype).tobytes())
     return result
+
+
+def quantize(values: Array, spec: tensor_pb2.TensorSpec) -> Array:
+    """Quantize real values to the spec's integers: rounded half to even, saturated; NaN becomes the zero point."""
+    dtype = dtype_of(spec)
+    bits = 8 * dtype.itemsize
+    least, most = (0, 2**bits - 1) if dtype.kind == "u" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    steps = np.nan_to_num(np.rint(values.astype(np.float64) / spec.scale))
+    quantized: Array = np.clip(steps + spec.zero_point, least, most).astype(dtype)
+    return quantized
 
 
 def _load(data: bytes) -> list[Array]:
@@ -165,9 +174,8 @@ def _convert(values: Array, have: tensor_pb2.TensorSpec, want: tensor_pb2.Tensor
     if source == target:
         return values.tobytes()
     if target.kind == "f" and have.scale > 0:
-        return ((values.astype(np.float64) - have.zero_point) * have.scale).astype(target).tobytes()
+        real: Array = ((values.astype(np.float64) - have.zero_point) * have.scale).astype(target)
+        return real.tobytes()
     if source.kind == "f" and want.scale > 0 and target.kind in "iu":
-        limits = np.iinfo(target)  # type: ignore[arg-type]
-        scaled = np.rint(values.astype(np.float64) / want.scale) + want.zero_point
-        return np.clip(np.nan_to_num(scaled), limits.min, limits.max).astype(target).tobytes()
+        return quantize(values, want).tobytes()
     raise SampleError(f"no conversion of tensor {have.name[:64]!r} from {source.name} to {target.name}")

@@ -7,8 +7,9 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-import tinymlaas_module as tim
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+import tinymlaas_module as tim
 from tinymlaas.module.v1 import certificate_pb2, manifest_pb2
 from tinymlaas.plugin.v1 import compiler_pb2, profiler_pb2
 from tinymlaas.type.v1 import target_pb2, tensor_pb2

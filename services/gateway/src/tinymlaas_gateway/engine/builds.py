@@ -6,9 +6,11 @@ import asyncio
 import time
 import uuid
 from collections.abc import Sequence
+from typing import Literal
 
 from google.protobuf import timestamp_pb2
 from google.rpc import code_pb2
+
 from tinymlaas.gateway.v1 import builds_pb2
 from tinymlaas.registry.v1 import models_pb2, plugins_pb2
 from tinymlaas_pluginkit import check_options, parse_schema, struct_to_options
@@ -22,7 +24,10 @@ from .context import Context
 BUILD_RESULT = "build"
 Build = builds_pb2.Build
 Candidate = builds_pb2.Candidate
-OUTPUT_FIELDS = (
+_Output = Literal[
+    "name", "state", "candidates", "module", "error", "create_time", "end_time", "request_sha256", "cached"
+]
+OUTPUT_FIELDS: tuple[_Output, ...] = (
     "name",
     "state",
     "candidates",

@@ -14,6 +14,7 @@ from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar
 
 from google.protobuf import struct_pb2
 from google.rpc import code_pb2
+
 from tinymlaas.gateway.v1 import builds_pb2, routing_pb2
 from tinymlaas.plugin.v1 import compiler_pb2, profiler_pb2
 from tinymlaas.registry.v1 import models_pb2, plugins_pb2
@@ -109,7 +110,11 @@ async def model_version(context: Context, build: builds_pb2.Build) -> models_pb2
 
 
 async def header_of(
-    context: Context, build: builds_pb2.Build, plugin: str, form: models_pb2.ModelVersion, kind: target_pb2.PayloadKind
+    context: Context,
+    build: builds_pb2.Build,
+    plugin: str,
+    form: models_pb2.ModelVersion,
+    kind: target_pb2.PayloadKind.ValueType,
 ) -> tuple[compiler_pb2.CompileHeader, bytes]:
     """The header of CheckModel and Compile, and the model's bytes."""
     model = await context.catalogue.read(project_of(build.name), form.sha256)
@@ -195,7 +200,7 @@ async def compile_model(context: Context, name: str, plugin: str, form_name: str
 def _check_parts(
     plugin: str,
     target: target_pb2.Target,
-    kind: target_pb2.PayloadKind,
+    kind: target_pb2.PayloadKind.ValueType,
     parts: compiler_pb2.CompileResult,
     payload: bytes,
     max_payload: int,
@@ -249,7 +254,7 @@ def _fit(
 
 
 def choose_profiler(
-    plugins: Sequence[KnownPlugin], compiler: str, target: target_pb2.Target, kind: target_pb2.PayloadKind
+    plugins: Sequence[KnownPlugin], compiler: str, target: target_pb2.Target, kind: target_pb2.PayloadKind.ValueType
 ) -> KnownPlugin | None:
     """Return a ready Profiler that can run the payload and is not the compiler's own plugin; the first by name."""
     for item in sorted(plugins, key=lambda entry: entry.plugin.name):
@@ -263,7 +268,7 @@ def choose_profiler(
 
 
 def choose_reference(
-    plugins: Sequence[KnownPlugin], compiler: str, reference: tensor_pb2.Reference
+    plugins: Sequence[KnownPlugin], compiler: str, reference: tensor_pb2.Reference.ValueType
 ) -> KnownPlugin | None:
     """Return a ready Profiler that has the reference executor and is not the compiler's own plugin."""
     for item in sorted(plugins, key=lambda entry: entry.plugin.name):

@@ -12,7 +12,7 @@ from tinymlaas_servicekit import Cancelled, NotFound
 
 from ..adapters.store import Record, Resources
 
-Body = TypeVar("Body", builds_pb2.Build, deployments_pb2.Deployment)
+Body = TypeVar("Body", bound="builds_pb2.Build | deployments_pb2.Deployment")
 Result = TypeVar("Result")
 
 LOOK_ANEW_SECONDS = 1.0

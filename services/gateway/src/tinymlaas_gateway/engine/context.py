@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import tinymlaas_module as tim
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+import tinymlaas_module as tim
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
 
 from .. import __version__

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from google.rpc import code_pb2
+
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2, routing_pb2
 from tinymlaas.registry.v1 import devices_pb2
 from tinymlaas.type.v1 import target_pb2
@@ -20,7 +21,8 @@ from .explain import Place, explain
 
 Deployment = deployments_pb2.Deployment
 Rollout = deployments_pb2.DeviceRollout
-OUTPUT_FIELDS = ("name", "state", "rollouts", "error", "create_time", "end_time")
+_Output = Literal["name", "state", "rollouts", "error", "create_time", "end_time"]
+OUTPUT_FIELDS: tuple[_Output, ...] = ("name", "state", "rollouts", "error", "create_time", "end_time")
 ENDED = (
     Deployment.STATE_SUCCEEDED,
     Deployment.STATE_FAILED,

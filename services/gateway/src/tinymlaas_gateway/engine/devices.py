@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 
 from google.rpc import code_pb2, status_pb2
+
 from tinymlaas.bridge.v1 import bridge_pb2
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
 from tinymlaas.registry.v1 import devices_pb2, modules_pb2
@@ -276,7 +277,9 @@ async def record_active(context: Context, device: devices_pb2.Device, module: st
     await context.catalogue.upsert_device(known)
 
 
-async def end(context: Context, deployment: str, device: str, state: deployments_pb2.DeviceRollout.State) -> None:
+async def end(
+    context: Context, deployment: str, device: str, state: deployments_pb2.DeviceRollout.State.ValueType
+) -> None:
     """Put a device's rollout into its end state."""
 
     def ended(item: deployments_pb2.DeviceRollout) -> None:

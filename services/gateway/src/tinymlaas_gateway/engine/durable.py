@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import structlog
 from dbos import DBOS, DBOSConfig, SetWorkflowID
 from google.rpc import code_pb2
+
 from tinymlaas.gateway.v1 import deployments_pb2
 
 from ..core import projection, rollout
@@ -42,7 +43,7 @@ def _current() -> Context:
 
 
 async def _step(name: str, function: Callable[..., Awaitable[Result]], *args: Any) -> Result:
-    return await DBOS.run_step_async({"name": name}, _plain, function, *args)  # type: ignore[arg-type,no-any-return]
+    return await DBOS.run_step_async({"name": name}, _plain, function, *args)
 
 
 async def _plain(function: Callable[..., Awaitable[Result]], *args: Any) -> Result:

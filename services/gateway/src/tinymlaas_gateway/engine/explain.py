@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from google.rpc import status_pb2
+
 from tinymlaas.gateway.v1 import routing_pb2
 from tinymlaas.plugin.v1 import compiler_pb2
 from tinymlaas.registry.v1 import devices_pb2, models_pb2, plugins_pb2
@@ -92,7 +93,7 @@ async def _check(
     version: models_pb2.ModelVersion,
     plugin: plugins_pb2.Plugin,
     target: target_pb2.Target,
-    kind: target_pb2.PayloadKind,
+    kind: target_pb2.PayloadKind.ValueType,
 ) -> compiler_pb2.CheckModelResult:
     """Ask CheckModel; known answers of the same plugin version, model and target are kept."""
     target_key = race.target_digest(target)

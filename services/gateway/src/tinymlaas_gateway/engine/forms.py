@@ -30,7 +30,7 @@ def conversions(context: Context) -> list[importer_pb2.Conversion]:
 async def in_form(
     context: Context,
     version: models_pb2.ModelVersion,
-    form: tensor_pb2.ModelFormat,
+    form: tensor_pb2.ModelFormat.ValueType,
     listener: Callable[[Sign], None] | Listener,
 ) -> models_pb2.ModelVersion:
     """Return the version of the model in `form`: itself, one derived earlier, or one that an Importer makes now.

@@ -66,8 +66,8 @@ class Plugins(Protocol):
     async def run_reference(
         self,
         plugin: str,
-        form: tensor_pb2.ModelFormat,
-        reference: tensor_pb2.Reference,
+        form: tensor_pb2.ModelFormat.ValueType,
+        reference: tensor_pb2.Reference.ValueType,
         model: bytes,
         inputs: profiler_pb2.InputSet,
         listener: Listener,

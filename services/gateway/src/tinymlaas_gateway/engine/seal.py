@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 from tinymlaas.gateway.v1 import builds_pb2
 from tinymlaas.module.v1 import manifest_pb2
@@ -182,11 +183,10 @@ async def seal(
 
 
 def _with_image(
-    measurements: list[measurement_pb2.Measurement] | object, sealed: sealing.Sealed
+    measurements: Iterable[measurement_pb2.Measurement], sealed: sealing.Sealed
 ) -> list[measurement_pb2.Measurement]:
     """The manifest's figures, with the flash of the whole device image in place of the payload's."""
-    items = list(measurements)  # type: ignore[call-overload]
-    kept = [item for item in items if item.metric != measurement_pb2.METRIC_FLASH_BYTES]
+    kept = [item for item in measurements if item.metric != measurement_pb2.METRIC_FLASH_BYTES]
     kept.append(
         measurement_pb2.Measurement(
             metric=measurement_pb2.METRIC_FLASH_BYTES,

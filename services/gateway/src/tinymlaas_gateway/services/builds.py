@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-import grpc.aio
 from google.longrunning import operations_pb2
+
 from tinymlaas.gateway.v1 import builds_pb2, builds_pb2_grpc
 from tinymlaas_servicekit import InvalidArgument, NotFound, decode_page_token, encode_page_token, page_size
 
@@ -14,6 +14,7 @@ from ..core.projection import ended
 from ..engine import builds, durable
 from ..engine.context import Context
 from .operations import operation_of
+from .types import ServicerContext
 
 
 def project_in(parent: str) -> str:
@@ -37,7 +38,7 @@ class BuildsServicer(builds_pb2_grpc.BuildsServicer):
         self._context = context
 
     async def CreateBuild(
-        self, request: builds_pb2.CreateBuildRequest, context: grpc.aio.ServicerContext
+        self, request: builds_pb2.CreateBuildRequest, context: ServicerContext
     ) -> operations_pb2.Operation:
         """Starts a build, or answers at once when its result is known."""
         build, to_run = await builds.create(
@@ -47,9 +48,7 @@ class BuildsServicer(builds_pb2_grpc.BuildsServicer):
             await durable.start("build", durable.build_workflow, build.name)
         return operation_of(build, ended(build))
 
-    async def GetBuild(
-        self, request: builds_pb2.GetBuildRequest, context: grpc.aio.ServicerContext
-    ) -> builds_pb2.Build:
+    async def GetBuild(self, request: builds_pb2.GetBuildRequest, context: ServicerContext) -> builds_pb2.Build:
         """The build now."""
         record = await asyncio.to_thread(self._context.builds.get, request.name)
         if record is None:
@@ -57,7 +56,7 @@ class BuildsServicer(builds_pb2_grpc.BuildsServicer):
         return record.body
 
     async def ListBuilds(
-        self, request: builds_pb2.ListBuildsRequest, context: grpc.aio.ServicerContext
+        self, request: builds_pb2.ListBuildsRequest, context: ServicerContext
     ) -> builds_pb2.ListBuildsResponse:
         """A page of the project's builds, newest first."""
         found, more = await asyncio.to_thread(
@@ -70,15 +69,13 @@ class BuildsServicer(builds_pb2_grpc.BuildsServicer):
         return builds_pb2.ListBuildsResponse(builds=found, next_page_token=token)
 
     async def WatchBuild(
-        self, request: builds_pb2.WatchBuildRequest, context: grpc.aio.ServicerContext
+        self, request: builds_pb2.WatchBuildRequest, context: ServicerContext
     ) -> AsyncIterator[builds_pb2.Build]:
         """The build now and at each change, until it ends."""
         async for record in self._context.build_changes.watch(request.name):
             yield record.body
 
-    async def CancelBuild(
-        self, request: builds_pb2.CancelBuildRequest, context: grpc.aio.ServicerContext
-    ) -> builds_pb2.Build:
+    async def CancelBuild(self, request: builds_pb2.CancelBuildRequest, context: ServicerContext) -> builds_pb2.Build:
         """Asks a build to stop."""
         try:
             return (await asyncio.to_thread(self._context.builds.request_cancel, request.name)).body

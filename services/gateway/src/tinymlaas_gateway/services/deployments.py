@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-import grpc.aio
 from google.longrunning import operations_pb2
+
 from tinymlaas.gateway.v1 import deployments_pb2, deployments_pb2_grpc
 from tinymlaas_servicekit import FailedPrecondition, NotFound, decode_page_token, encode_page_token, page_size
 
@@ -14,6 +14,7 @@ from ..engine import deployments, durable
 from ..engine.context import Context
 from .builds import cursor, project_in
 from .operations import operation_of
+from .types import ServicerContext
 
 Deployment = deployments_pb2.Deployment
 ROLLBACK_BEGIN_SECONDS = 5.0
@@ -26,7 +27,7 @@ class DeploymentsServicer(deployments_pb2_grpc.DeploymentsServicer):
         self._context = context
 
     async def CreateDeployment(
-        self, request: deployments_pb2.CreateDeploymentRequest, context: grpc.aio.ServicerContext
+        self, request: deployments_pb2.CreateDeploymentRequest, context: ServicerContext
     ) -> operations_pb2.Operation:
         """Starts a deployment; with `validate_only` the operation's metadata is the plan."""
         deployment, to_run = await deployments.create(
@@ -43,13 +44,13 @@ class DeploymentsServicer(deployments_pb2_grpc.DeploymentsServicer):
         return record.body
 
     async def GetDeployment(
-        self, request: deployments_pb2.GetDeploymentRequest, context: grpc.aio.ServicerContext
+        self, request: deployments_pb2.GetDeploymentRequest, context: ServicerContext
     ) -> deployments_pb2.Deployment:
         """The deployment now."""
         return await self._get(request.name)
 
     async def ListDeployments(
-        self, request: deployments_pb2.ListDeploymentsRequest, context: grpc.aio.ServicerContext
+        self, request: deployments_pb2.ListDeploymentsRequest, context: ServicerContext
     ) -> deployments_pb2.ListDeploymentsResponse:
         """A page of the project's deployments, newest first."""
         found, more = await asyncio.to_thread(
@@ -62,14 +63,14 @@ class DeploymentsServicer(deployments_pb2_grpc.DeploymentsServicer):
         return deployments_pb2.ListDeploymentsResponse(deployments=found, next_page_token=token)
 
     async def WatchDeployment(
-        self, request: deployments_pb2.WatchDeploymentRequest, context: grpc.aio.ServicerContext
+        self, request: deployments_pb2.WatchDeploymentRequest, context: ServicerContext
     ) -> AsyncIterator[deployments_pb2.Deployment]:
         """The deployment now and at each change, until it ends."""
         async for record in self._context.deployment_changes.watch(request.name):
             yield record.body
 
     async def CancelDeployment(
-        self, request: deployments_pb2.CancelDeploymentRequest, context: grpc.aio.ServicerContext
+        self, request: deployments_pb2.CancelDeploymentRequest, context: ServicerContext
     ) -> deployments_pb2.Deployment:
         """Asks a deployment to stop."""
         try:
@@ -78,7 +79,7 @@ class DeploymentsServicer(deployments_pb2_grpc.DeploymentsServicer):
             raise NotFound(f"{request.name} does not exist", metadata={"name": request.name}) from None
 
     async def RollbackDeployment(
-        self, request: deployments_pb2.RollbackDeploymentRequest, context: grpc.aio.ServicerContext
+        self, request: deployments_pb2.RollbackDeploymentRequest, context: ServicerContext
     ) -> deployments_pb2.Deployment:
         """Brings every device back to the module before; returns the deployment once the rollback is under way."""
         record = await asyncio.to_thread(self._context.deployments.get, request.name)
@@ -108,7 +109,7 @@ class DeploymentsServicer(deployments_pb2_grpc.DeploymentsServicer):
             await asyncio.sleep(0.02)
 
     async def Infer(
-        self, request: deployments_pb2.DeviceInferRequest, context: grpc.aio.ServicerContext
+        self, request: deployments_pb2.DeviceInferRequest, context: ServicerContext
     ) -> deployments_pb2.DeviceInferResponse:
         """Runs one inference on a device through the bridge that owns it."""
         answer = await self._context.bridges.infer(request.device, request.inputs)

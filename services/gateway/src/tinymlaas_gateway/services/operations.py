@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 
-import grpc.aio
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf import empty_pb2
 from google.rpc import code_pb2
+
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
 from tinymlaas_servicekit import InvalidArgument, NotFound, Unimplemented
 
 from ..core.objections import status
+from ..core.projection import ended as build_ended
 from ..engine.changes import Changes
 from ..engine.context import Context
+from ..engine.deployments import ended as deployment_ended
+from .types import ServicerContext
 
 MAX_WAIT_SECONDS = 600.0
 Resource = builds_pb2.Build | deployments_pb2.Deployment
@@ -54,7 +57,7 @@ def resource_name(operation: str) -> tuple[str, str]:
     return kind, f"projects/{parts[1]}/{kind}/{ident}"
 
 
-class OperationsServicer(operations_pb2_grpc.OperationsServicer):
+class OperationsServicer(operations_pb2_grpc.OperationsServicer):  # type: ignore[misc]
     """Get, List, Wait, Cancel; operations cannot be deleted, they are the record of what happened."""
 
     def __init__(self, context: Context) -> None:
@@ -69,13 +72,13 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):
         return operation_of(record.body, record.ended)
 
     async def GetOperation(
-        self, request: operations_pb2.GetOperationRequest, context: grpc.aio.ServicerContext
+        self, request: operations_pb2.GetOperationRequest, context: ServicerContext
     ) -> operations_pb2.Operation:
         """The operation now."""
         return await self._get(request.name)
 
     async def WaitOperation(
-        self, request: operations_pb2.WaitOperationRequest, context: grpc.aio.ServicerContext
+        self, request: operations_pb2.WaitOperationRequest, context: ServicerContext
     ) -> operations_pb2.Operation:
         """The operation when it is done, or as it is when the timeout is over (at most 10 minutes)."""
         kind, resource = resource_name(request.name)
@@ -90,7 +93,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):
         return await self._get(request.name)
 
     async def ListOperations(
-        self, request: operations_pb2.ListOperationsRequest, context: grpc.aio.ServicerContext
+        self, request: operations_pb2.ListOperationsRequest, context: ServicerContext
     ) -> operations_pb2.ListOperationsResponse:
         """Operations of `projects/{project}/operations/builds` or `.../deployments`, newest first, at most 1000."""
         parts = request.name.strip("/").split("/")
@@ -98,16 +101,14 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):
             raise InvalidArgument("name must be projects/{project}", "NAME_INVALID", {"field": "name"})
         size = min(request.page_size or 50, 1000)
         response = operations_pb2.ListOperationsResponse()
-        for store in (self._context.builds, self._context.deployments):
-            found, _ = await asyncio.to_thread(store.page, parts[1], size, None)
-            for body in found:
-                record = await asyncio.to_thread(store.get, body.name)
-                if record is not None:
-                    response.operations.append(operation_of(record.body, record.ended))
+        builds, _ = await asyncio.to_thread(self._context.builds.page, parts[1], size, None)
+        deployments, _ = await asyncio.to_thread(self._context.deployments.page, parts[1], size, None)
+        response.operations.extend(operation_of(item, build_ended(item)) for item in builds)
+        response.operations.extend(operation_of(item, deployment_ended(item)) for item in deployments)
         return response
 
     async def CancelOperation(
-        self, request: operations_pb2.CancelOperationRequest, context: grpc.aio.ServicerContext
+        self, request: operations_pb2.CancelOperationRequest, context: ServicerContext
     ) -> empty_pb2.Empty:
         """Asks the build or deployment to stop. Repeatable."""
         kind, resource = resource_name(request.name)
@@ -119,7 +120,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):
         return empty_pb2.Empty()
 
     async def DeleteOperation(
-        self, request: operations_pb2.DeleteOperationRequest, context: grpc.aio.ServicerContext
+        self, request: operations_pb2.DeleteOperationRequest, context: ServicerContext
     ) -> empty_pb2.Empty:
         """Not offered."""
         raise Unimplemented("operations are kept as the record of what happened", "UNIMPLEMENTED")

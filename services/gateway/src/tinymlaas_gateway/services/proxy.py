@@ -13,8 +13,11 @@ import grpc
 import grpc.aio
 from google.protobuf import empty_pb2
 from google.protobuf.descriptor import FileDescriptor
+
 from tinymlaas.registry.v1 import artifacts_pb2, devices_pb2, models_pb2, modules_pb2, plugins_pb2
 from tinymlaas_servicekit import PermissionDenied, Unavailable
+
+from .types import RpcMethodHandler, ServicerContext
 
 FORWARDED: tuple[FileDescriptor, ...] = (
     models_pb2.DESCRIPTOR,
@@ -67,7 +70,7 @@ class Proxy(grpc.GenericRpcHandler):
         """Full names of the forwarded services."""
         return sorted({method.split("/")[1] for method in self._methods})
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> RpcMethodHandler | None:
         """The handler of a forwarded method, None for others."""
         method = handler_call_details.method
         kind = self._methods.get(method)
@@ -77,7 +80,7 @@ class Proxy(grpc.GenericRpcHandler):
         name = f"{'stream' if streams_in else 'unary'}_{'stream' if streams_out else 'unary'}"
         handler = getattr(self, f"_{name}")(method)
         factory = getattr(grpc, f"{name}_rpc_method_handler")
-        made: grpc.RpcMethodHandler = factory(handler, request_deserializer=_wrap, response_serializer=_unwrap)
+        made: RpcMethodHandler = factory(handler, request_deserializer=_wrap, response_serializer=_unwrap)
         return made
 
     def _call(self, name: str, method: str) -> Any:
@@ -90,8 +93,8 @@ class Proxy(grpc.GenericRpcHandler):
             )
         return getattr(self._channel(), name)(method, request_serializer=_unwrap, response_deserializer=_wrap)
 
-    def _unary_unary(self, method: str) -> Callable[[Opaque, grpc.aio.ServicerContext], Any]:
-        async def forward(request: Opaque, context: grpc.aio.ServicerContext) -> Opaque:
+    def _unary_unary(self, method: str) -> Callable[[Opaque, ServicerContext], Any]:
+        async def forward(request: Opaque, context: ServicerContext) -> Opaque:
             try:
                 answer: Opaque = await self._call("unary_unary", method)(request, timeout=_seconds(context))
                 return answer
@@ -101,8 +104,8 @@ class Proxy(grpc.GenericRpcHandler):
 
         return forward
 
-    def _unary_stream(self, method: str) -> Callable[[Opaque, grpc.aio.ServicerContext], AsyncIterator[Opaque]]:
-        async def forward(request: Opaque, context: grpc.aio.ServicerContext) -> AsyncIterator[Opaque]:
+    def _unary_stream(self, method: str) -> Callable[[Opaque, ServicerContext], AsyncIterator[Opaque]]:
+        async def forward(request: Opaque, context: ServicerContext) -> AsyncIterator[Opaque]:
             call = self._call("unary_stream", method)(request, timeout=_remaining(context))
             try:
                 async for answer in call:
@@ -114,8 +117,8 @@ class Proxy(grpc.GenericRpcHandler):
 
         return forward
 
-    def _stream_unary(self, method: str) -> Callable[[AsyncIterator[Opaque], grpc.aio.ServicerContext], Any]:
-        async def forward(requests: AsyncIterator[Opaque], context: grpc.aio.ServicerContext) -> Opaque:
+    def _stream_unary(self, method: str) -> Callable[[AsyncIterator[Opaque], ServicerContext], Any]:
+        async def forward(requests: AsyncIterator[Opaque], context: ServicerContext) -> Opaque:
             call = self._call("stream_unary", method)(requests, timeout=_remaining(context))
             try:
                 answer: Opaque = await call
@@ -126,10 +129,8 @@ class Proxy(grpc.GenericRpcHandler):
 
         return forward
 
-    def _stream_stream(
-        self, method: str
-    ) -> Callable[[AsyncIterator[Opaque], grpc.aio.ServicerContext], AsyncIterator[Opaque]]:
-        async def forward(requests: AsyncIterator[Opaque], context: grpc.aio.ServicerContext) -> AsyncIterator[Opaque]:
+    def _stream_stream(self, method: str) -> Callable[[AsyncIterator[Opaque], ServicerContext], AsyncIterator[Opaque]]:
+        async def forward(requests: AsyncIterator[Opaque], context: ServicerContext) -> AsyncIterator[Opaque]:
             call = self._call("stream_stream", method)(requests, timeout=_remaining(context))
             try:
                 async for answer in call:
@@ -142,16 +143,16 @@ class Proxy(grpc.GenericRpcHandler):
         return forward
 
 
-def _remaining(context: grpc.aio.ServicerContext) -> float | None:
+def _remaining(context: ServicerContext) -> float | None:
     seconds = context.time_remaining()
     return seconds if seconds is not None and seconds < 10**8 else None
 
 
-def _seconds(context: grpc.aio.ServicerContext) -> float:
+def _seconds(context: ServicerContext) -> float:
     return min(_remaining(context) or UNARY_SECONDS, UNARY_SECONDS)
 
 
-async def _pass_on(context: grpc.aio.ServicerContext, error: grpc.aio.AioRpcError) -> None:
+async def _pass_on(context: ServicerContext, error: grpc.aio.AioRpcError) -> None:
     """End the call with the registry's own status, details included; one that never reached it is REGISTRY_UNAVAILABLE."""
     trailers = tuple(error.trailing_metadata() or ())
     details = any(key == "grpc-status-details-bin" for key, _ in trailers)

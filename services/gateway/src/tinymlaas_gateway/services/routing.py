@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import grpc.aio
 from tinymlaas.gateway.v1 import routing_pb2, routing_pb2_grpc
 from tinymlaas_servicekit import FieldViolation, InvalidArgument
 
 from ..engine.context import Context
 from ..engine.explain import Place, explain
 from .builds import project_in
+from .types import ServicerContext
 
 MAX_DESTINATIONS = 1000
 
@@ -20,7 +20,7 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
         self._context = context
 
     async def Explain(
-        self, request: routing_pb2.ExplainRequest, context: grpc.aio.ServicerContext
+        self, request: routing_pb2.ExplainRequest, context: ServicerContext
     ) -> routing_pb2.ExplainResponse:
         """Every pair of compiler and destination: admitted, or why not and the smallest change that would admit it."""
         project = project_in(request.parent)
