@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
 from tinymlaas_compiler_tvm import CompiledParts, TargetSpec
 from tinymlaas_simulator import NativeRun, run_native
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tinymlaas_compiler_tvm.native.planner import ALIGNMENT, Request, lower_bound, plan_arena
 
 requests = st.lists(

@@ -14,6 +14,7 @@ import onnx
 import pytest
 from compiler_tvm_bench import TARGETS, ZOO, zoo_model
 from onnx import TensorProto, helper
+
 from tinymlaas_compiler_tvm import (
     OPTION_SCHEMA,
     CompileError,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from compiler_tvm_bench import TARGETS, run_parts
 from tflite_reference import Case
+
 from tinymlaas_compiler_tvm import arithmetic
 from tinymlaas_compiler_tvm.compile import compile_graph
 from tinymlaas_compiler_tvm.options import Options

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from compiler_tvm_bench import TARGETS, Samples, run_parts, zoo_model
+
 from tinymlaas_compiler_tvm import compile_model
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+
 from tinymlaas_compiler_tvm import arithmetic
 from tinymlaas_modelkit.graph import Activation, DType, Graph, Op, OpKind, Quantization, Tensor
 

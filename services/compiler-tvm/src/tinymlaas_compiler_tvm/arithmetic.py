@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from tinymlaas_modelkit.graph import Activation
 
 Int64s = npt.NDArray[np.int64]

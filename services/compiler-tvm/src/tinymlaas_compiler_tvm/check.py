@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tinymlaas_modelkit.errors import MalformedModel, UnsupportedOperator
-from tinymlaas_modelkit.graph import Graph, OpKind
-from tinymlaas_modelkit.onnx_reader import read_onnx
-
 from tinymlaas_compiler_tvm.compile import check_file, is_int8, settings_for
 from tinymlaas_compiler_tvm.errors import ModelInvalid, OpUnsupported
 from tinymlaas_compiler_tvm.int8.lowering import try_lower
@@ -17,6 +13,9 @@ from tinymlaas_compiler_tvm.native.program import Program
 from tinymlaas_compiler_tvm.options import Options
 from tinymlaas_compiler_tvm.parts import Estimates, ModelCheck, NodeCheck
 from tinymlaas_compiler_tvm.target import Machine, TargetSpec, machine_for
+from tinymlaas_modelkit.errors import MalformedModel, UnsupportedOperator
+from tinymlaas_modelkit.graph import Graph, OpKind
+from tinymlaas_modelkit.onnx_reader import read_onnx
 
 # Instructions a multiply-accumulate, seen on the zoo's models; rough, and said to be so.
 _PER_MAC = {"dsp": 1.0, "long_multiply": 5.0, "small": 11.5}

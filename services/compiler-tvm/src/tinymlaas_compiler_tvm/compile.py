@@ -4,12 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tinymlaas_modelkit.check import CheckerUnavailable, Limits, ModelRejected, check_structure
-from tinymlaas_modelkit.check import check_model as check_onnx
-from tinymlaas_modelkit.errors import MalformedModel, UnsupportedOperator
-from tinymlaas_modelkit.graph import DType, Graph
-from tinymlaas_modelkit.onnx_reader import read_onnx
-
 from tinymlaas_compiler_tvm.errors import CompilerFault, ModelInvalid, ModelRefused
 from tinymlaas_compiler_tvm.int8.lowering import Settings, lower_graph
 from tinymlaas_compiler_tvm.int8.operators import INT8_OPERATORS
@@ -18,6 +12,11 @@ from tinymlaas_compiler_tvm.native.program import Buffer
 from tinymlaas_compiler_tvm.options import Options
 from tinymlaas_compiler_tvm.parts import CompiledParts, Numerics, NumericsClass
 from tinymlaas_compiler_tvm.target import Machine, TargetSpec, machine_for
+from tinymlaas_modelkit.check import CheckerUnavailable, Limits, ModelRejected, check_structure
+from tinymlaas_modelkit.check import check_model as check_onnx
+from tinymlaas_modelkit.errors import MalformedModel, UnsupportedOperator
+from tinymlaas_modelkit.graph import DType, Graph
+from tinymlaas_modelkit.onnx_reader import read_onnx
 
 _UNROLL = {"balanced": 8, "latency": 16, "flash": 2, "ram": 8}
 
@@ -80,7 +79,7 @@ def check_file(onnx_bytes: bytes, deeply: bool = False) -> None:
 
 def settings_for(options: Options) -> Settings:
     """What checked options mean for lowering."""
-    return Settings(rounding=options.rounding, unroll=_UNROLL[options.objective])
+    return Settings(unroll=_UNROLL[options.objective])
 
 
 def compile_graph(graph: Graph, machine: Machine, target: TargetSpec, options: Options) -> CompiledParts:

@@ -15,9 +15,9 @@ OPTION_SCHEMA: Mapping[str, object] = {
     "properties": {
         "rounding": {
             "type": "string",
-            "enum": ["tflite", "onnx"],
+            "enum": ["tflite"],
             "default": "tflite",
-            "description": "Reference that int8 outputs equal bit by bit: TFLite Micro's reference kernels, or ONNX Runtime.",
+            "description": "Reference that int8 outputs equal bit by bit: TFLite Micro's reference kernels (fixed point).",
         },
         "objective": {
             "type": "string",

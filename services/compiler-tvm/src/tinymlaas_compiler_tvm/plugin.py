@@ -7,10 +7,16 @@ from importlib.metadata import version
 from tinymlaas.module.v1 import certificate_pb2
 from tinymlaas.plugin.v1 import compiler_pb2
 from tinymlaas.type.v1 import measurement_pb2, target_pb2, tensor_pb2
-from tinymlaas_pluginkit import CompileJob, CompileOutput, Compiler, Limits, Plugin, Reporter
-
 from tinymlaas_compiler_tvm import OPTION_SCHEMA, TargetSpec, check_model, compile_model
-from tinymlaas_compiler_tvm.parts import CompiledParts, MemoryCertificate, ModelCheck, Numerics, Range, TensorDescription
+from tinymlaas_compiler_tvm.parts import (
+    CompiledParts,
+    MemoryCertificate,
+    ModelCheck,
+    Numerics,
+    Range,
+    TensorDescription,
+)
+from tinymlaas_pluginkit import CompileJob, CompileOutput, Compiler, Limits, Plugin, Reporter
 
 NAME = "io.tinymlaas.compiler-tvm"
 LOADER_ABI = 1

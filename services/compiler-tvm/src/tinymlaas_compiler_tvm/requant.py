@@ -8,7 +8,7 @@ with (multiplier, offset, negative) a channel and, mostly, one `shift` for the w
 SSAT. Where the channels' scales differ too much, each has its own shift, one instruction more. `negative` is needed only where
 outputs below the zero point survive the clamp, as the reference rounds halves away from zero. Both functions are monotone, so
 they are equal if and only if they step at the same accumulators: at most 255 places a channel. `fit` looks for parameters and
-proves them at those places. It works for any monotone f, so also for ONNX Runtime's float requantization.
+proves them at those places.
 """
 
 from __future__ import annotations

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from tinymlaas_modelkit.graph import DType, Op, OpKind
 
 from tinymlaas_compiler_tvm import arithmetic, requant
 from tinymlaas_compiler_tvm.errors import CompilerFault
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, activation_of, quantized, unsupported
+from tinymlaas_modelkit.graph import DType, Op, OpKind
 
 Int64s = npt.NDArray[np.int64]
 
@@ -69,22 +69,13 @@ class Layer:
 def _reference(
     state: Lowering, op: Op, channels: int, low: int, high: int
 ) -> tuple[Callable[[Int64s], Int64s], npt.NDArray[np.float64]]:
-    """The map from accumulators to outputs that the chosen reference executor computes, and its slope a channel."""
+    """The map from accumulators to outputs that TFLite's reference kernels compute, and its slope a channel."""
     _, in_scale, _ = quantized(state, op, op.inputs[0])
     _, out_scale, zero_point = quantized(state, op, op.outputs[0])
     quantization = state.tensor(op.inputs[1]).quantization
     if quantization is None:
         raise unsupported(op, "weights have no quantization")
     scales = np.broadcast_to(quantization.scales.reshape(-1), (channels,)).astype(np.float32)
-    if state.settings.rounding == "onnx":
-        factors = (np.float32(in_scale) * scales / np.float32(out_scale)).astype(np.float32)
-
-        def in_float(acc: Int64s) -> Int64s:
-            scaled = acc.astype(np.float32) * factors[:, None]
-            rounded: Int64s = np.clip(np.rint(scaled).astype(np.int64) + zero_point, low, high)
-            return rounded
-
-        return in_float, factors.astype(np.float64)
     if op.kind is OpKind.FULLY_CONNECTED and quantization.scales.size == 1:
         # The reference multiplies these two scales in float32.
         product = float(np.float32(in_scale) * scales[0])

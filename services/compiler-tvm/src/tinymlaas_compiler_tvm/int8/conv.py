@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-from tinymlaas_modelkit.graph import Op
 
 from tinymlaas_compiler_tvm.int8 import c_kernels, dsp_asm
 from tinymlaas_compiler_tvm.int8.channels import Layer, make_layer
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, image, pointer, quantized, unsupported, words
+from tinymlaas_modelkit.graph import Op
 
 _REORDER = (0, 2, 1, 3)
 

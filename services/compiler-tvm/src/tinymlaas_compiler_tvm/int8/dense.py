@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from tinymlaas_modelkit.graph import Op
 
 from tinymlaas_compiler_tvm.int8 import dsp_asm
 from tinymlaas_compiler_tvm.int8.channels import Layer, make_layer
 from tinymlaas_compiler_tvm.int8.conv import epilogue_of, pack_halfwords
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, pointer, quantized, unsupported, words
 from tinymlaas_compiler_tvm.int8.simple import as_planar
+from tinymlaas_modelkit.graph import Op
 
 _WIDEN = """
 static NOINLINE void @NAME@(const int8_t *in, int32_t *out, int32_t k, int32_t padded) {

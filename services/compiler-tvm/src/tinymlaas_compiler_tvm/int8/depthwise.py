@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import cast
 
 import numpy as np
-from tinymlaas_modelkit.graph import Op
 
 from tinymlaas_compiler_tvm.int8 import dsp_asm
 from tinymlaas_compiler_tvm.int8.channels import Layer, make_layer
@@ -13,6 +12,7 @@ from tinymlaas_compiler_tvm.int8.conv import braces, epilogue_of
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, image, pointer, quantized, unsupported, words
 from tinymlaas_compiler_tvm.int8.simple import as_planar
 from tinymlaas_compiler_tvm.requant import PRE_SHIFT
+from tinymlaas_modelkit.graph import Op
 
 
 def lower_depthwise(state: Lowering, op: Op) -> None:

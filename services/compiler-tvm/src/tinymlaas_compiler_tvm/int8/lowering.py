@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from tinymlaas_modelkit.graph import Activation, DType, Graph, Op, OpKind, Tensor
 
 from tinymlaas_compiler_tvm.errors import OpUnsupported
 from tinymlaas_compiler_tvm.int8.c_kernels import COPY_BYTES, COPY_FAST, KERNELS
 from tinymlaas_compiler_tvm.native.program import Access, Buffer, BufferKind, CKernel, Program, Step
 from tinymlaas_compiler_tvm.target import Machine
+from tinymlaas_modelkit.graph import Activation, DType, Graph, Op, OpKind, Tensor
 
 ELEMENTWISE = frozenset(
     {
@@ -23,9 +23,8 @@ ELEMENTWISE = frozenset(
 
 @dataclass(frozen=True)
 class Settings:
-    """What the options mean for lowering: the reference that rounds, how far loops unroll, whether stores may share."""
+    """What the options mean for lowering: how far loops unroll, whether operators may work in place."""
 
-    rounding: str = "tflite"
     unroll: int = 8
     in_place: bool = True
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from tinymlaas_modelkit.graph import OpKind
-
 from tinymlaas_compiler_tvm.int8.conv import lower_conv
 from tinymlaas_compiler_tvm.int8.dense import lower_dense
 from tinymlaas_compiler_tvm.int8.depthwise import lower_depthwise
@@ -16,6 +14,7 @@ from tinymlaas_compiler_tvm.int8.simple import (
     lower_softmax,
     lower_table,
 )
+from tinymlaas_modelkit.graph import OpKind
 
 INT8_OPERATORS: dict[OpKind, Lower] = {
     OpKind.ADD: lower_add,

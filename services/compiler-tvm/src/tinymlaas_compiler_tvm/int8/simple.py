@@ -6,7 +6,6 @@ import dataclasses
 from typing import cast
 
 import numpy as np
-from tinymlaas_modelkit.graph import Op, OpKind, Tensor
 
 from tinymlaas_compiler_tvm import arithmetic
 from tinymlaas_compiler_tvm.int8 import tables
@@ -21,6 +20,7 @@ from tinymlaas_compiler_tvm.int8.lowering import (
     words,
 )
 from tinymlaas_compiler_tvm.native.program import BufferKind
+from tinymlaas_modelkit.graph import Op, OpKind, Tensor
 
 
 def _braces(values: list[int]) -> str:
@@ -101,10 +101,7 @@ def lower_add(state: Lowering, op: Op) -> None:
     low, high = arithmetic.activation_range(activation_of(op), out_scale, out_zero)
     sign = -1 if op.kind is OpKind.SUB else 1
     scales, zeros = (a_scale, b_scale, out_scale), (a_zero, b_zero, out_zero)
-    if state.settings.rounding == "onnx":
-        wanted = tables.add_table_float(scales, zeros, low, high, sign)
-    else:
-        wanted = tables.add_table(arithmetic.AddParameters.of(scales, zeros, low, high, sign))
+    wanted = tables.add_table(arithmetic.AddParameters.of(scales, zeros, low, high, sign))
     linear = tables.linear_add(wanted, scales, zeros, low, high, sign)
     source_a, source_b = state.place(a_name), state.place(b_name)
     over = next((name for name in (a_name, b_name) if state.can_overwrite(name, out.nbytes)), None)
@@ -113,8 +110,6 @@ def lower_add(state: Lowering, op: Op) -> None:
         state.use("add_linear")
         values = [out.elements, *linear, low, high]
         name = "tim_add"
-    elif state.settings.rounding == "onnx":
-        raise unsupported(op, "no exact integer form of the float rounding was found")
     else:
         state.use("add_exact")
         p = arithmetic.AddParameters.of(scales, zeros, low, high, sign)
@@ -133,8 +128,8 @@ def lower_add(state: Lowering, op: Op) -> None:
 def lower_mul(state: Lowering, op: Op) -> None:
     """MUL of two int8 tensors of one shape."""
     a_name, b_name, out_name = str(op.inputs[0]), str(op.inputs[1]), op.outputs[0]
-    if state.settings.rounding == "onnx" or any(state.tensor(name).is_constant for name in (a_name, b_name)):
-        raise unsupported(op, "constant operand or float rounding")
+    if any(state.tensor(name).is_constant for name in (a_name, b_name)):
+        raise unsupported(op, "constant operand")
     a, a_scale, a_zero = quantized(state, op, a_name)
     b, b_scale, b_zero = quantized(state, op, b_name)
     out, out_scale, out_zero = quantized(state, op, out_name)
@@ -159,7 +154,7 @@ def lower_table(state: Lowering, op: Op) -> None:
     in_name, out_name = str(op.inputs[0]), op.outputs[0]
     _, in_scale, in_zero = quantized(state, op, in_name)
     out, out_scale, out_zero = quantized(state, op, out_name)
-    values = tables.unary_table(op, in_scale, in_zero, out_scale, out_zero, state.settings.rounding)
+    values = tables.unary_table(op, in_scale, in_zero, out_scale, out_zero)
     if values is None:
         raise unsupported(op, "no table for this function")
     source = state.place(in_name)

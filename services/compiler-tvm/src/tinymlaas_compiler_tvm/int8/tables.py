@@ -6,9 +6,9 @@ from typing import cast
 
 import numpy as np
 import numpy.typing as npt
-from tinymlaas_modelkit.graph import Op, OpKind
 
 from tinymlaas_compiler_tvm import arithmetic
+from tinymlaas_modelkit.graph import Op, OpKind
 
 Int64s = npt.NDArray[np.int64]
 _ALL = np.arange(-128, 128, dtype=np.int64)
@@ -18,17 +18,6 @@ _MAX = (1 << 31) - 1
 def add_table(parameters: arithmetic.AddParameters) -> Int64s:
     """TFLite's sum of all 256 x 256 pairs."""
     return parameters.apply(_ALL[:, None], _ALL[None, :])
-
-
-def add_table_float(
-    scales: tuple[float, float, float], zeros: tuple[int, int, int], low: int, high: int, sign: int
-) -> Int64s:
-    """ONNX Runtime's sum of all pairs: float32 values added, divided by the scale, rounded half to even."""
-    a = (_ALL - zeros[0]).astype(np.float32) * np.float32(scales[0])
-    b = (_ALL - zeros[1]).astype(np.float32) * np.float32(scales[1])
-    total = (a[:, None] + np.float32(sign) * b[None, :]) / np.float32(scales[2])
-    table: Int64s = np.clip(np.rint(total).astype(np.int64) + zeros[2], low, high)
-    return table
 
 
 def linear_add(
@@ -92,17 +81,17 @@ def softmax_exps(scale: float, beta: float) -> Int64s:
     return exp_of_negative(arithmetic.doubling_high_multiply(differences << shift, multiplier))
 
 
-def unary_table(op: Op, in_scale: float, in_zero: int, out_scale: float, out_zero: int, rounding: str) -> Int64s | None:
+def unary_table(op: Op, in_scale: float, in_zero: int, out_scale: float, out_zero: int) -> Int64s | None:
     """The int8 outputs for -128 .. 127; None where the reference's bits are not reproduced yet."""
-    if op.kind is OpKind.QUANTIZE and rounding == "tflite":
+    if op.kind is OpKind.QUANTIZE:
         multiplier, shift = arithmetic.quantize_multiplier(in_scale / out_scale)
         return arithmetic.requantize(_ALL - in_zero, multiplier, shift, out_zero, -128, 127)
-    if op.kind in (OpKind.RELU, OpKind.RELU6) and rounding == "tflite":
+    if op.kind in (OpKind.RELU, OpKind.RELU6):
         multiplier, shift = arithmetic.quantize_multiplier(float(np.float32(in_scale) / np.float32(out_scale)))
         low = max(-128, arithmetic.quantize_value(0.0, out_scale, out_zero))
         high = 127 if op.kind is OpKind.RELU else min(127, arithmetic.quantize_value(6.0, out_scale, out_zero))
         return arithmetic.requantize(_ALL - in_zero, multiplier, shift, out_zero, low, high)
-    if op.kind is OpKind.LEAKY_RELU and rounding == "tflite":
+    if op.kind is OpKind.LEAKY_RELU:
         alpha = float(np.float32(cast("float", op.attributes["alpha"])))
         m_alpha, s_alpha = arithmetic.quantize_multiplier(
             float(np.float32(in_scale) * np.float32(alpha) / np.float32(out_scale))
@@ -116,14 +105,4 @@ def unary_table(op: Op, in_scale: float, in_zero: int, out_scale: float, out_zer
         )
         leaky: Int64s = np.clip(scaled + out_zero, -128, 127)
         return leaky
-    if rounding == "onnx":
-        real = (_ALL - in_zero).astype(np.float32) * np.float32(in_scale)
-        if op.kind is OpKind.RELU:
-            real = np.maximum(real, 0)
-        elif op.kind is OpKind.RELU6:
-            real = np.clip(real, 0, 6)
-        elif op.kind is not OpKind.QUANTIZE:
-            return None
-        rounded: Int64s = np.clip(np.rint(real / np.float32(out_scale)).astype(np.int64) + out_zero, -128, 127)
-        return rounded
     return None
