@@ -15,6 +15,7 @@ import pytest
 from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
+
 from tinymlaas.module.v1 import certificate_pb2
 from tinymlaas.plugin.v1 import (
     compiler_pb2,

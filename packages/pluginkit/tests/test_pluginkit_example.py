@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tinymlaas.plugin.v1 import compiler_pb2
 from tinymlaas.type.v1 import tensor_pb2
 from tinymlaas_pluginkit import PluginClient

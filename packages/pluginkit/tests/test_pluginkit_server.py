@@ -16,6 +16,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+
 from tinymlaas.plugin.v1 import (
     compiler_pb2,
     compiler_pb2_grpc,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from google.rpc import code_pb2
+
 from tinymlaas_pluginkit import Reason
 from tinymlaas_pluginkit.reasons import PLATFORM_REASONS
 

@@ -6,6 +6,7 @@ import pytest
 from google.rpc import error_details_pb2
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tinymlaas_servicekit import FieldViolation, InvalidArgument, ServiceError, adapt, error_for, errors, from_status
 
 CLASSES = [cls for cls in errors._tree(ServiceError) if cls.__module__ == errors.__name__]

@@ -7,6 +7,7 @@ import contextlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tinymlaas.gateway.v1 import builds_pb2
 from tinymlaas.registry.v1 import devices_pb2, models_pb2, plugins_pb2
 from tinymlaas_servicekit import (

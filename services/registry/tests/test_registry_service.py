@@ -17,6 +17,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from sqlalchemy import text
+
 from tinymlaas.registry.v1 import (
     artifacts_pb2,
     artifacts_pb2_grpc,
@@ -503,6 +504,7 @@ async def test_plugins_are_written_read_listed_and_deleted(tmp_path: Path) -> No
 async def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path: Path) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
+
     from tinymlaas_registry.adapters import migrate, open_engine
     from tinymlaas_registry.adapters.schema import metadata
 

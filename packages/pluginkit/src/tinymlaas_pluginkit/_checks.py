@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
+
 from tinymlaas.plugin.v1 import compiler_pb2, identity_pb2, profiler_pb2
 from tinymlaas.type.v1 import target_pb2, tensor_pb2
 from tinymlaas_servicekit.errors import ServiceError, error_for, from_rpc_error, from_status

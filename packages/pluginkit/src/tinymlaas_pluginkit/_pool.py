@@ -15,6 +15,7 @@ from pathlib import Path
 
 import structlog
 from google.protobuf.message import DecodeError
+
 from tinymlaas.plugin.v1 import stream_pb2
 
 from . import _frames

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import Message
+
 from tinymlaas.plugin.v1 import compiler_pb2, importer_pb2, optimizer_pb2, profiler_pb2
 
 from .jobs import (

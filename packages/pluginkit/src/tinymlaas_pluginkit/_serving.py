@@ -15,6 +15,7 @@ from typing import Any
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
+
 from tinymlaas.plugin.v1 import compiler_pb2, stream_pb2
 from tinymlaas_servicekit.errors import ServiceError, from_status
 

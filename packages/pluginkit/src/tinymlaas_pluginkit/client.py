@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
+
 from tinymlaas.plugin.v1 import (
     compiler_pb2,
     compiler_pb2_grpc,

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from google.protobuf import json_format
+
 from tinymlaas.plugin.v1 import identity_pb2
 from tinymlaas.type.v1 import target_pb2
 

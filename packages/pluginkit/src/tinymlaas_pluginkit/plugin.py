@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import grpc.aio
+
 from tinymlaas.plugin.v1 import (
     compiler_pb2_grpc,
     identity_pb2,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import structlog
+
 from tinymlaas_servicekit import configure_logging, configure_tracing, serve_until_signal
 
 from .app import NAME, build_registry

@@ -7,6 +7,7 @@ import asyncio
 import grpc.aio
 import structlog
 from sqlalchemy import Engine
+
 from tinymlaas.registry.v1 import (
     artifacts_pb2_grpc,
     devices_pb2_grpc,

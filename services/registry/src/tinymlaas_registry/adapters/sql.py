@@ -11,6 +11,7 @@ from alembic.config import Config
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import Connection, Engine, Select, Table, create_engine, delete, event, insert, select, update
+
 from tinymlaas.registry.v1 import devices_pb2, models_pb2, modules_pb2, plugins_pb2
 from tinymlaas_servicekit.resource_names import DEVICE, MODEL, MODEL_VERSION, MODULE, PLUGIN, parse_name
 

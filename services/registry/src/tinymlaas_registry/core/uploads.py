@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import google_crc32c
+
 from tinymlaas_servicekit.errors import DataLoss, InvalidArgument, ResourceExhausted
 
 from .ports import Incoming

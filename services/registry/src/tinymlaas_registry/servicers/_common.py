@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
+
 from tinymlaas_servicekit import FieldViolation, InvalidArgument, NotFound, decode_page_token, page_size
 
 from ..core.ports import Page

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from google.protobuf import empty_pb2
+
 from tinymlaas.registry.v1 import devices_pb2, devices_pb2_grpc
 from tinymlaas_servicekit import encode_page_token
 from tinymlaas_servicekit.resource_names import PROJECT, parse_name

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from google.protobuf import empty_pb2
+
 from tinymlaas.registry.v1 import models_pb2, models_pb2_grpc
 from tinymlaas_servicekit import encode_page_token
 from tinymlaas_servicekit.resource_names import PROJECT, parse_name

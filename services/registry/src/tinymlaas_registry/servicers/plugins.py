@@ -7,6 +7,7 @@ from typing import Any
 
 from google.protobuf import empty_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
+
 from tinymlaas.registry.v1 import plugins_pb2, plugins_pb2_grpc
 from tinymlaas_servicekit import encode_page_token
 
