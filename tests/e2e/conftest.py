@@ -1,99 +1,23 @@
-"""A real suite for the end-to-end tests: every process of the embedded suite, in a folder of its own."""
+"""Fixtures of the end-to-end tests."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from suite_rig import RunningSuite, start_suite, suite_below
 
-from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
 from tinymlaas_client import AsyncClient
-from tinymlaas_client.cli._context import Session
-from tinymlaas_client.cli.device_commands import start_board
-from tinymlaas_client.cli.suite_commands import start_and_wait
-from tinymlaas_client.suite import Suite, load_manifest
-
-ROOT = Path(__file__).resolve().parents[2]
-ZOO = ROOT / "zoo"
-DEADLINE_SECONDS = 120.0
-T = TypeVar("T")
-
-
-@dataclass
-class RunningSuite:
-    """A started suite and how to reach it."""
-
-    suite: Suite
-    session: Session
-
-    def client(self) -> AsyncClient:
-        """A new connection to its gateway."""
-        return self.session.connect()
-
-    async def start_missing(self) -> None:
-        """Start again what was killed and wait until it is ready."""
-        await start_and_wait(self.suite, self.session)
-
-    async def board(self, client: AsyncClient, kind: str, endpoint: str) -> str:
-        """Start a virtual board, wait until the registry knows it, and return its endpoint name."""
-        start_board(self.session, kind, endpoint)
-
-        async def registered() -> bool:
-            return any(device.name.endswith(f"/{endpoint}") for device in await client.list_devices())
-
-        await eventually(registered)
-        return endpoint
-
-
-async def eventually(condition: Callable[[], Awaitable[T]], *, seconds: float = DEADLINE_SECONDS) -> T:
-    """The first true answer of a condition; AssertionError when there is none in time."""
-    async with asyncio.timeout(seconds):
-        while True:
-            answer = await condition()
-            if answer:
-                return answer
-            await asyncio.sleep(0.05)
-
-
-async def finished_build(client: AsyncClient, name: str) -> builds_pb2.Build:
-    """The build once it has ended."""
-    latest = await client.get_build(name)
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        async for update in client.watch_build(name):
-            latest = update
-    return latest
-
-
-async def finished_deployment(client: AsyncClient, name: str) -> deployments_pb2.Deployment:
-    """The deployment once it has ended."""
-    latest = await client.get_deployment(name)
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        async for update in client.watch_deployment(name):
-            latest = update
-    return latest
-
-
-def start_suite(state: Path) -> RunningSuite:
-    """Start every process of the embedded suite below `state`."""
-    session = Session(address="", token_file=None, project="default", state=state, as_json=True)
-    running = RunningSuite(Suite(load_manifest(ROOT / "deploy" / "local" / "suite.toml"), state), session)
-    asyncio.run(running.start_missing())
-    return running
 
 
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSuite]:
     """One suite for all tests that leave it as they found it."""
     state = tmp_path_factory.mktemp("suite")
-    suite = Suite(load_manifest(ROOT / "deploy" / "local" / "suite.toml"), state)
     try:
         yield start_suite(state)
     finally:
-        suite.stop()
+        suite_below(state).stop()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import ZOO, RunningSuite, finished_build, finished_deployment
+from suite_rig import ZOO, RunningSuite, finished_build, finished_deployment
 
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
 from tinymlaas.registry.v1 import models_pb2
@@ -73,7 +73,7 @@ async def test_a_deployment_reaches_every_board_that_can_take_it_and_leaves_out_
     admitted = {
         await running.board(client, kind, f"journey-{kind}") for kind in ("node-m4f", "secure-m33", "riscv-node", "tflm-m4f")
     }
-    small = await running.board(client, "mote-m0plus", "journey-mote")
+    small = await running.board(client, "tiny-m0plus", "journey-tag")
     begun = await client.create_deployment(
         version.name, devices=[*sorted(admitted), small], samples_sha256=await samples_of(client, "kws")
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import ZOO, RunningSuite
+from suite_rig import ZOO, RunningSuite
 
 from tinymlaas.type.v1 import tensor_pb2
 from tinymlaas_client import AsyncClient

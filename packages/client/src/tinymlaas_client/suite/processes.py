@@ -20,6 +20,10 @@ from pathlib import Path
 from tinymlaas_client.suite.manifest import ProcessSpec, SuiteManifest
 
 
+# Processes outlive the program that started them, and their handles must outlive the function.
+_started: list[subprocess.Popen[bytes]] = []
+
+
 class SuiteError(Exception):
     """The suite cannot be started or used; the message says what to do."""
 
@@ -173,6 +177,7 @@ class Suite:
                 env={**os.environ, **environment},
                 start_new_session=True,
             )
+        _started.append(process)
         record = ProcessRecord(name, process.pid, _start_ticks(process.pid) or 0, role, address)
         self._write_records({**self.records(), name: record})
         return record
