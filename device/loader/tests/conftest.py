@@ -14,6 +14,7 @@ from typing import Any
 
 import cffi
 import pytest
+
 from tinymlaas_module import corpus as im_corpus
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
 from tinymlaas_module import Reason
 from tinymlaas_module import corpus as im_corpus
 from tinymlaas_simulator import Machine, Region

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
 from tinymlaas_module import (
     DType,
     Executor,

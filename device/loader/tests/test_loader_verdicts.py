@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tinymlaas_module import KeyRing, key_id, parse
 from tinymlaas_module import corpus as im_corpus
 

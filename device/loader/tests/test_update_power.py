@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from tinymlaas_module import corpus as im_corpus
 from tinymlaas_module import pack, sign
 

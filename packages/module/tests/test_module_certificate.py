@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import find, given, settings
 from hypothesis import strategies as st
+
 from tinymlaas_module import (
     Access,
     Buffer,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tinymlaas_module import DeviceMemory, FitResult, RegionFit, Requirement, fit, pack, parse
+
+from tinymlaas_module import DeviceMemory, FitResult, MemoryCertificate, RegionFit, Requirement, fit, pack, parse
 from tinymlaas_module import corpus as im_corpus
 
 NEED = Requirement(image_bytes=10_000, arena_bytes=8_000, arena_alignment=16, stack_bytes=500)
@@ -61,6 +62,11 @@ def test_stricter_alignment_than_the_devices_may_cost_the_difference() -> None:
 def test_the_requirement_of_a_module_is_its_headers() -> None:
     module = parse(pack(im_corpus.native_contents()))
     assert Requirement.of(module) == Requirement(module.image_bytes, 64, 16, 128)
+
+
+def test_the_requirement_of_a_certificate_is_what_it_states() -> None:
+    certificate = MemoryCertificate((), 8_000, 16, 500, "stack-usage")
+    assert Requirement.certified(certificate, 10_000) == NEED
 
 
 _bytes = st.integers(0, 1 << 24)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .certificate import MemoryCertificate
 from .contents import Module
 from .layout import CriticalFlag, align_up
 
@@ -29,6 +30,11 @@ class Requirement:
             header.stack_bytes,
             CriticalFlag.STATEFUL in header.critical_flags,
         )
+
+    @classmethod
+    def certified(cls, certificate: MemoryCertificate, image_bytes: int, stateful: bool = False) -> Requirement:
+        """Return what a checked certificate states, for an image of ``image_bytes``."""
+        return cls(image_bytes, certificate.arena_bytes, certificate.arena_alignment, certificate.stack_bytes, stateful)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from google.protobuf.message import DecodeError
+
 from tinymlaas.module.v1 import certificate_pb2 as pb
 
 from .certificate import Access, Buffer, BufferKind, CodeSection, Frame, MemoryCertificate, Step
