@@ -86,11 +86,14 @@ def unary_table(op: Op, in_scale: float, in_zero: int, out_scale: float, out_zer
     if op.kind is OpKind.QUANTIZE:
         multiplier, shift = arithmetic.quantize_multiplier(in_scale / out_scale)
         return arithmetic.requantize(_ALL - in_zero, multiplier, shift, out_zero, -128, 127)
-    if op.kind in (OpKind.RELU, OpKind.RELU6):
+    if op.kind is OpKind.RELU:
         multiplier, shift = arithmetic.quantize_multiplier(float(np.float32(in_scale) / np.float32(out_scale)))
         low = max(-128, arithmetic.quantize_value(0.0, out_scale, out_zero))
-        high = 127 if op.kind is OpKind.RELU else min(127, arithmetic.quantize_value(6.0, out_scale, out_zero))
-        return arithmetic.requantize(_ALL - in_zero, multiplier, shift, out_zero, low, high)
+        return arithmetic.requantize(_ALL - in_zero, multiplier, shift, out_zero, low, 127)
+    if op.kind is OpKind.RELU6 and (in_scale, in_zero) == (out_scale, out_zero):
+        # TFLite's kernel clamps and never rescales.
+        clamped: Int64s = np.clip(_ALL, max(-128, in_zero), min(127, arithmetic.quantize_value(6.0, in_scale, in_zero)))
+        return clamped
     if op.kind is OpKind.LEAKY_RELU:
         alpha = float(np.float32(cast("float", op.attributes["alpha"])))
         m_alpha, s_alpha = arithmetic.quantize_multiplier(

@@ -1,0 +1,137 @@
+"""Operators that move int8 values without changing them: pad, concatenate, slice, split, transpose. All over NHWC bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+from tinymlaas_compiler_tvm.int8.lowering import Lowering, pointer, quantized, unsupported
+from tinymlaas_compiler_tvm.int8.simple import as_planar
+from tinymlaas_compiler_tvm.native.program import Buffer
+from tinymlaas_modelkit.graph import Op, Tensor
+
+_RANK = 4
+
+
+def _row_major(shape: tuple[int, ...]) -> list[int]:
+    strides = [1] * len(shape)
+    for i in range(len(shape) - 2, -1, -1):
+        strides[i] = strides[i + 1] * shape[i + 1]
+    return strides
+
+
+def _integers(op: Op, name: str) -> list[int]:
+    return [int(value) for value in cast("Iterable[Any]", op.attributes[name])]
+
+
+def _copy(
+    op: Op, number: int, source: Buffer, target: Buffer, shape: Iterable[int], ins: Iterable[int], outs: Iterable[int],
+    in_offset: int, out_offset: int,
+) -> str:  # fmt: skip
+    """C that copies a box of `shape` between strides; OpUnsupported for more than four dimensions other than 1."""
+    axes = [(n, i, o) for n, i, o in zip(shape, ins, outs, strict=True) if n != 1]
+    if len(axes) > _RANK:
+        raise unsupported(op, "more than four dimensions")
+    axes = [(1, 0, 0)] * (_RANK - len(axes)) + axes
+    columns = ", ".join("{" + ", ".join(str(axis[k]) for axis in axes) + "}" for k in range(3))
+    return (
+        f"static const tim_relayout_desc d{number} = {{{columns}}};\n"
+        f"  tim_relayout(&d{number}, {pointer(source)} + {in_offset}, {pointer(target)} + {out_offset});"
+    )
+
+
+def _same_quantization(state: Lowering, op: Op, names: Iterable[str]) -> None:
+    kinds = {quantized(state, op, name)[1:] for name in names}
+    if len(kinds) != 1:
+        raise unsupported(op, "operands with different quantization")
+
+
+def _taken(state: Lowering, op: Op) -> tuple[str, Tensor]:
+    name = as_planar(state, op, str(op.inputs[0]), planar=False)
+    return name, state.tensor(name)
+
+
+def lower_transpose(state: Lowering, op: Op) -> None:
+    """TRANSPOSE by `permutation`."""
+    name, tensor = _taken(state, op)
+    _same_quantization(state, op, (name, op.outputs[0]))
+    strides = _row_major(tensor.shape)
+    permutation = _integers(op, "permutation")
+    out = state.tensor(op.outputs[0])
+    source, target = state.place(name).buffer, state.output(op.outputs[0]).buffer
+    state.use("relayout")
+    body = _copy(op, 0, source, target, out.shape, [strides[p] for p in permutation], _row_major(out.shape), 0, 0)
+    state.step("transpose", op, body, [name], [op.outputs[0]])
+
+
+def lower_pad(state: Lowering, op: Op) -> None:
+    """PAD with the zero point (real 0)."""
+    name, tensor = _taken(state, op)
+    _same_quantization(state, op, (name, op.outputs[0]))
+    out, _, zero = quantized(state, op, op.outputs[0])
+    before = [int(pair[0]) for pair in cast("Iterable[Any]", op.attributes["paddings"])]
+    outs = _row_major(out.shape)
+    source, target = state.place(name).buffer, state.output(op.outputs[0]).buffer
+    state.use("relayout", "fill")
+    offset = sum(count * stride for count, stride in zip(before, outs, strict=True))
+    body = f"tim_fill_bytes({pointer(target)}, {zero}, {out.elements});\n  " + _copy(
+        op, 0, source, target, tensor.shape, _row_major(tensor.shape), outs, 0, offset
+    )
+    state.step("pad", op, body, [name], [op.outputs[0]])
+
+
+def lower_concatenation(state: Lowering, op: Op) -> None:
+    """CONCATENATION along `axis`; all operands share one quantization (TFLite's rule for int8)."""
+    names = [as_planar(state, op, str(name), planar=False) for name in op.inputs]
+    _same_quantization(state, op, (*names, op.outputs[0]))
+    out = state.tensor(op.outputs[0])
+    axis = int(cast("int", op.attributes["axis"])) % len(out.shape)
+    outs = _row_major(out.shape)
+    target = state.output(op.outputs[0]).buffer
+    state.use("relayout")
+    parts, at = [], 0
+    for number, name in enumerate(names):
+        tensor = state.tensor(name)
+        source = state.place(name).buffer
+        parts.append(
+            _copy(op, number, source, target, tensor.shape, _row_major(tensor.shape), outs, 0, at * outs[axis])
+        )
+        at += tensor.shape[axis]
+    state.step("concatenation", op, "\n  ".join(parts), names, [op.outputs[0]])
+
+
+def lower_slice(state: Lowering, op: Op) -> None:
+    """SLICE and STRIDED_SLICE with positive strides."""
+    name, tensor = _taken(state, op)
+    _same_quantization(state, op, (name, op.outputs[0]))
+    begin = _integers(op, "begin")
+    steps = _integers(op, "strides") if "strides" in op.attributes else [1] * len(begin)
+    out = state.tensor(op.outputs[0])
+    if len(out.shape) != len(tensor.shape) or min(steps) < 1 or min(begin) < 0:
+        raise unsupported(op, "slice that drops or reverses a dimension")
+    strides = _row_major(tensor.shape)
+    source, target = state.place(name).buffer, state.output(op.outputs[0]).buffer
+    state.use("relayout")
+    ins = [stride * step for stride, step in zip(strides, steps, strict=True)]
+    offset = sum(first * stride for first, stride in zip(begin, strides, strict=True))
+    body = _copy(op, 0, source, target, out.shape, ins, _row_major(out.shape), offset, 0)
+    state.step("slice", op, body, [name], [op.outputs[0]])
+
+
+def lower_split(state: Lowering, op: Op) -> None:
+    """SPLIT along `axis` into the outputs."""
+    name, tensor = _taken(state, op)
+    _same_quantization(state, op, (name, *op.outputs))
+    axis = int(cast("int", op.attributes["axis"])) % len(tensor.shape)
+    strides = _row_major(tensor.shape)
+    source = state.place(name).buffer
+    state.use("relayout")
+    parts, at = [], 0
+    for number, out_name in enumerate(op.outputs):
+        out = state.tensor(out_name)
+        target = state.output(out_name).buffer
+        parts.append(
+            _copy(op, number, source, target, out.shape, strides, _row_major(out.shape), at * strides[axis], 0)
+        )
+        at += out.shape[axis]
+    state.step("split", op, "\n  ".join(parts), [name], list(op.outputs))
