@@ -109,6 +109,7 @@ void fw_sha256(const uint8_t *data, uint32_t size, uint8_t digest[FW_DIGEST_BYTE
 /* device.c */
 void fw_device_init(fw_device *device);
 void fw_device_bind(fw_device *device);
+void fw_device_bind_only(fw_device *device, uint32_t slot); /* takes every other slot out of use first */
 uint8_t *fw_arena(void);
 uint32_t fw_ram_free(void);
 tim_status fw_check_ram(const tim_module *module, uint32_t *need);

@@ -125,7 +125,7 @@ static uint32_t activate(fw_device *device, uint32_t slot) {
     tim_status status = TIM_OK;
     if (device->update.slots[slot].state == TIM_SLOT_PREVIOUS) status = make_tested(device, slot);
     if (status == TIM_OK) status = tim_update_activate(&device->update, slot);
-    if (status == TIM_OK) fw_device_bind(device);
+    if (status == TIM_OK) fw_device_bind_only(device, slot);
     return (uint32_t)status;
 }
 

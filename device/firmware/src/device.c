@@ -60,14 +60,23 @@ static uint32_t find_active(const fw_device *device, bool confirmed) {
     return TIM_MAX_SLOTS;
 }
 
-/* One module is active at a time. Where a power cut left two, the one not yet confirmed is the newer. */
-static uint32_t settle_active(fw_device *device) {
-    uint32_t fresh = find_active(device, false);
-    uint32_t keep = fresh != TIM_MAX_SLOTS ? fresh : find_active(device, true);
+static void keep_active(fw_device *device, uint32_t keep) {
     for (uint32_t i = 0; i < device->config.slot_count; i++) {
         if (i != keep && device->update.slots[i].state == TIM_SLOT_ACTIVE) tim_update_deactivate(&device->update, i);
     }
+}
+
+/* One module is active at a time. Where a power cut left two, of different names, the one not yet confirmed is the newer. */
+static uint32_t settle_active(fw_device *device) {
+    uint32_t fresh = find_active(device, false);
+    uint32_t keep = fresh != TIM_MAX_SLOTS ? fresh : find_active(device, true);
+    keep_active(device, keep);
     return keep;
+}
+
+void fw_device_bind_only(fw_device *device, uint32_t slot) {
+    keep_active(device, slot);
+    fw_device_bind(device);
 }
 
 /* Open the active module and bind its arena; without a sound one nothing is bound. */

@@ -196,3 +196,45 @@ def test_a_closed_machine_refuses_to_run_and_to_be_read() -> None:
             use()
         assert caught.value.reason == "MACHINE_CLOSED"
     machine.close()
+
+
+def test_a_conditional_load_does_not_make_later_instructions_conditional(build: Builder) -> None:
+    source = """
+    .syntax unified
+    .thumb
+    .section .text.entry
+    .global entry
+    .thumb_func
+    entry:
+        push {r4, lr}
+        movs r1, #5
+        bl pick
+        mov r2, r0
+        movs r3, #40
+        adds r3, r3, r2
+        str r3, [r4]
+        movs r0, #0
+        pop {r4, pc}
+    .thumb_func
+    pick:
+        mov r4, r0
+        cmp r1, #5
+        ite eq
+        ldreq r0, [r4]
+        movne r0, #4
+        bx lr
+    """
+    image = build("cortex-m4", source, assembly=True)
+    run = run_native(
+        image,
+        cpu="cortex-m4",
+        entry_offset=0,
+        arena_bytes=16,
+        stack_limit=64,
+        inputs={0: struct.pack("<i", 2)},
+        outputs=[(0, 4)],
+        ram_bytes=1024,
+        flash_bytes=4096,
+    )
+    assert run.outputs == (struct.pack("<i", 42),)
+    assert run.instructions == 9 + 6

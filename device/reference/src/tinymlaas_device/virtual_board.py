@@ -2,7 +2,9 @@
 
 Every operation executes in the firmware (`device/firmware`, with the loader and the update core) instruction by
 instruction; Python shuttles bytes through a mailbox in the board's RAM and plays the flash controller. A fault of the
-firmware or of a module is a reset, as the hard fault handler of a real board would make it.
+firmware or of a module is a reset, as the hard fault handler of a real board would make it. The CPU, its instruction set,
+memory map, flash and RAM sizes are true; unaligned accesses fault on Armv6-M only, as the machine runs without its observer
+of single accesses (the profiler, which runs each payload before it is sealed, has it).
 """
 
 import hashlib
@@ -129,6 +131,7 @@ class VirtualBoard:
                 Region("ram", RAM_BASE, self.spec.ram_total, "rw"),
             ],
             devices,
+            check_accesses=False,
         )
         self._machine = machine
         machine.load(FLASH_BASE, self._flash.read(0, self.spec.flash_total))
@@ -297,6 +300,8 @@ class VirtualBoard:
         vectors, failing = answer.result[0], answer.result[1]
         if answer.status == Status.OK:
             self._last_self_test = SelfTest(True, f"{vectors} golden vectors passed")
+        elif answer.status == Status.SELF_TEST_FAILED and vectors == 0:
+            self._last_self_test = SelfTest(False, "the board was reset in every test of this module")
         elif answer.status == Status.SELF_TEST_FAILED:
             self._last_self_test = SelfTest(False, f"golden vector {failing} of {vectors} differs")
         elif answer.status in (Status.PAYLOAD_ERROR, Status.GOLDEN_ABSENT):

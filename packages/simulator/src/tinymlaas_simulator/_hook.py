@@ -51,6 +51,7 @@ class Segment(ctypes.Structure):
         ("end", ctypes.c_uint64),
         ("executed", ctypes.c_void_p),
         ("taken", ctypes.c_void_p),
+        ("code", ctypes.c_void_p),
     ]
 
 
@@ -62,7 +63,8 @@ class State(ctypes.Structure):
         ("limit", ctypes.c_uint64),
         ("accesses", ctypes.c_uint64),
         ("stop", ctypes.c_void_p),
-        ("read", ctypes.c_void_p),
+        ("read_register", ctypes.c_void_p),
+        ("write_register", ctypes.c_void_p),
         ("pc", ctypes.c_uint64),
         ("pc_size", ctypes.c_uint64),
         ("previous_pc", ctypes.c_uint64),
@@ -74,7 +76,9 @@ class State(ctypes.Structure):
         ("alignment", ctypes.c_uint32),
         ("range_count", ctypes.c_uint32),
         ("segment_count", ctypes.c_uint32),
-        ("unused", ctypes.c_uint32),
+        ("first_half", ctypes.c_uint32),
+        ("it_left", ctypes.c_uint32),
+        ("xpsr", ctypes.c_int32),
         ("ranges", Range * MAX_RANGES),
         ("segments", Segment * MAX_SEGMENTS),
     ]

@@ -11,6 +11,7 @@ enum { MAX_RANGES = 16, MAX_SEGMENTS = 4 };
 enum { ALIGN_ANY = 0, ALIGN_NATURAL = 1, ALIGN_THUMB2 = 2 };
 enum { STOP_NONE = 0, STOP_LIMIT = 1, STOP_RANGE = 2, STOP_MISALIGNED = 3, STOP_REQUESTED = 4 };
 enum { ACCESS_WRITE = 17 }; /* UC_MEM_WRITE */
+#define IT_BITS 0x0600fc00u
 
 typedef struct {
     uint64_t base, end; /* end is exclusive */
@@ -23,15 +24,20 @@ typedef struct {
     uint64_t base, end;
     uint64_t *executed; /* one counter for each halfword */
     uint64_t *taken;    /* how often control left the instruction elsewhere than to the next one */
+    const uint8_t *code; /* the memory itself */
 } sim_segment;
 
 typedef struct {
     uint64_t instructions, limit, accesses;
     int (*stop)(void *engine);
-    int (*read)(void *engine, uint64_t address, void *bytes, uint64_t size);
+    int (*read_register)(void *engine, int id, void *value);
+    int (*write_register)(void *engine, int id, const void *value);
     uint64_t pc, pc_size, previous_pc, previous_size;
     uint64_t fault_address, fault_size;
-    uint32_t reason, fault_is_write, alignment, range_count, segment_count, unused;
+    uint32_t reason, fault_is_write, alignment, range_count, segment_count;
+    uint32_t first_half; /* first halfword of the present instruction */
+    uint32_t it_left;    /* instructions of an IT block that are still to come, the present one included */
+    int32_t xpsr;        /* the emulator's id of XPSR, 0: a CPU without IT */
     sim_range ranges[MAX_RANGES];
     sim_segment segments[MAX_SEGMENTS];
 } sim_state;
@@ -76,18 +82,36 @@ void sim_on_code(void *engine, uint64_t address, uint32_t size, void *user)
     state->pc = address;
     state->pc_size = size;
     state->instructions++;
-    if (segment)
-        segment->executed[(address - segment->base) >> 1]++;
+    if (!segment)
+        return;
+    uint64_t offset = address - segment->base;
+    segment->executed[offset >> 1]++;
+    if (state->xpsr) {
+        uint32_t half = segment->code[offset] | (uint32_t)segment->code[offset + 1] << 8;
+        state->first_half = half;
+        if ((half & 0xff00) == 0xbf00 && (half & 0xf))
+            state->it_left = 5 - (uint32_t)__builtin_ctz(half & 0xf);
+        else if (state->it_left)
+            state->it_left--;
+    }
+}
+
+/* For a memory observer the emulator writes the IT state of the present instruction into the CPU, and does not take it
+ * out again when the block of code ends: the instructions after the next branch would then run conditionally. */
+static void forget_it_state(void *engine, sim_state *state)
+{
+    uint32_t xpsr = 0;
+    if (state->read_register(engine, state->xpsr, &xpsr) == 0 && (xpsr & IT_BITS)) {
+        xpsr &= ~IT_BITS;
+        state->write_register(engine, state->xpsr, &xpsr);
+    }
 }
 
 /* Arm v7-M and v8-M Mainline let single loads and stores be unaligned; the multiple, dual, exclusive and
  * floating-point ones fault (DDI 0403E A3.2.1, DDI 0553B B7.3). */
-static int thumb2_needs_alignment(void *engine, sim_state *state)
+static int thumb2_needs_alignment(const sim_state *state)
 {
-    uint16_t half[1] = {0};
-    if (state->read(engine, state->pc, half, sizeof half))
-        return 1;
-    uint16_t first = half[0];
+    uint32_t first = state->first_half;
     if (state->pc_size == 2)
         return (first & 0xf000) == 0xc000 || (first & 0xf600) == 0xb400; /* LDM, STM, PUSH, POP */
     return (first & 0xfe00) == 0xe800                                    /* LDM, STM, LDRD, STRD, LDREX, TBH */
@@ -101,10 +125,12 @@ void sim_on_memory(void *engine, int type, uint64_t address, int size, int64_t v
     if (state->reason != STOP_NONE)
         return;
     state->accesses++;
+    if (state->it_left)
+        forget_it_state(engine, state);
     int is_write = type == ACCESS_WRITE;
     uint64_t unit = size > 4 ? 4 : (uint64_t)size;
     if ((address & (unit - 1)) && state->alignment != ALIGN_ANY
-        && (state->alignment == ALIGN_NATURAL || thumb2_needs_alignment(engine, state))) {
+        && (state->alignment == ALIGN_NATURAL || thumb2_needs_alignment(state))) {
         state->fault_address = address;
         state->fault_size = (uint64_t)size;
         state->fault_is_write = (uint32_t)is_write;

@@ -2,6 +2,7 @@
 
 import ctypes
 import itertools
+import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ DEFAULT_INSTRUCTION_LIMIT = 2_000_000_000
 _PAGE = 4096
 _OVERFLOW_REACH = 512
 _TRANSLATION_BYTES = 32 << 20
+# No block of code that the emulator translates at once is longer.
+_BLOCK_REACH = 4096
 _RETURN_STUB = 0x1FFF_0000
 _STACK_ALIGN = {Arch.THUMB: 8, Arch.RISCV32: 16}
 _PERMS = {"r": unicorn.UC_PROT_READ, "w": unicorn.UC_PROT_WRITE, "x": unicorn.UC_PROT_EXEC}
@@ -161,11 +164,14 @@ class Machine:
             cpu=self.cpu.model,
         )
         self._engine.ctl_set_tcg_buffer_size(_TRANSLATION_BYTES)
+        self._memory: dict[str, tuple[mmap.mmap, int]] = {}
         self._map_memory()
         self._state = _hook.State()
         self._state.alignment = self.cpu.alignment
         self._state.stop = ctypes.cast(binding.uclib.uc_emu_stop, ctypes.c_void_p).value
-        self._state.read = ctypes.cast(binding.uclib.uc_mem_read, ctypes.c_void_p).value
+        self._state.read_register = ctypes.cast(binding.uclib.uc_reg_read, ctypes.c_void_p).value
+        self._state.write_register = ctypes.cast(binding.uclib.uc_reg_write, ctypes.c_void_p).value
+        self._state.xpsr = arm_const.UC_ARM_REG_XPSR if "thumb2" in self.cpu.features else 0
         self._counts = self._make_segments()
         self._hook_ids: list[ctypes.c_size_t] = []
         self._install(unicorn.UC_HOOK_CODE, self._native.sim_on_code)
@@ -215,7 +221,11 @@ class Machine:
                 )
         for region in self.regions:
             perms = sum(_PERMS[letter] for letter in region.perms)
-            self._engine.mem_map(region.base, -(-region.size // _PAGE) * _PAGE, perms)
+            size = -(-region.size // _PAGE) * _PAGE
+            memory = mmap.mmap(-1, size)
+            address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+            self._engine.mem_map_ptr(region.base, size, perms, address)
+            self._memory[region.name] = (memory, address)
         self._engine.mem_map(_RETURN_STUB, _PAGE, unicorn.UC_PROT_READ | unicorn.UC_PROT_EXEC)
         for device in self.devices:
             self._engine.mmio_map(device.base, device.size, self._reader(device), None, self._writer(device), None)
@@ -259,14 +269,33 @@ class Machine:
 
     def load(self, address: int, data: bytes) -> None:
         """Put bytes into memory as a programmer or debug probe would: permissions do not apply, bounds do."""
-        self._region_of(address, len(data))
-        self._engine.mem_write(address, data)
-        self._engine.ctl_remove_cache(address, address + max(len(data), 1))
+        region = self._region_of(address, len(data))
+        self._alive()
+        offset = address - region.base
+        self._memory[region.name][0][offset : offset + len(data)] = data
+        if region.name in self._counts and data:
+            self._forget_code(region, offset, len(data))
+
+    def _forget_code(self, region: Region, offset: int, size: int) -> None:
+        """Drop what the emulator translated from replaced code. It is costly, so only where something near by ran."""
+        _, executed, _ = self._counts[region.name]
+        checked = self._checked[region.name]
+        replaced = slice(offset // 2, (offset + size + 1) // 2)
+        near = slice(max(0, offset - _BLOCK_REACH) // 2, replaced.stop)
+        if executed[near].any() or checked[near].any():
+            self._engine.ctl_remove_cache(region.base + max(0, offset - _BLOCK_REACH), region.base + offset + size)
+        checked[replaced] = False
+
+    def _alive(self) -> None:
+        if isinstance(self._engine, _Closed):
+            raise SimulatorError("MACHINE_CLOSED", "the machine was closed", help="make a new one")
 
     def read(self, address: int, size: int) -> bytes:
         """Give `size` bytes of memory from `address`; they must lie in one region."""
-        self._region_of(address, size)
-        return bytes(self._engine.mem_read(address, size))
+        region = self._region_of(address, size)
+        self._alive()
+        offset = address - region.base
+        return self._memory[region.name][0][offset : offset + size]
 
     def _region_of(self, address: int, size: int) -> Region:
         for region in self.regions:
@@ -292,6 +321,7 @@ class Machine:
             segment = self._state.segments[index]
             segment.base, segment.end = region.base, region.end
             segment.executed, segment.taken = executed.ctypes.data, taken.ctypes.data
+            segment.code = self._memory[region.name][1]
             made[region.name] = (region, executed, taken)
         self._state.segment_count = len(code)
         self._checked = {name: np.zeros(len(entry[1]), dtype=bool) for name, entry in made.items()}
@@ -390,6 +420,7 @@ class Machine:
     def _run(self, address: int, spans: Sequence[Window], stack: Window | None, limit: int) -> int:
         if self._fault is not None:
             raise self._fault
+        self._alive()
         state = self._state
         device_spans = [Window(device.base, device.size, "rw") for device in self.devices]
         every = [*spans, *device_spans]
@@ -478,7 +509,7 @@ class Machine:
             if not fresh.size:
                 continue
             checked[fresh] = True
-            code = bytes(self._engine.mem_read(region.base, region.size)) + b"\0\0\0\0"
+            code = self._memory[region.name][0][: region.size] + b"\0\0\0\0"
             for index in fresh:
                 reason = refused_instruction(self.cpu, code, 2 * int(index))
                 if reason is not None:
