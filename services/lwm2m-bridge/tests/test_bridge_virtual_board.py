@@ -56,10 +56,13 @@ def board_of(name: str, state_file: Path | None = None) -> VirtualBoard:
 async def running(rig: Rig, board: VirtualBoard) -> AsyncIterator[Bridge]:
     bridge = await rig.bridge()
     device = await rig.device(board)  # type: ignore[arg-type]
-    await within(device.registered.wait())
-    yield bridge
-    await device.close()
-    await bridge.close()
+    try:
+        await within(device.registered.wait())
+        yield bridge
+    finally:
+        # Also after a failure: the board must not be closed while its thread still runs it.
+        await device.close()
+        await bridge.close()
 
 
 async def install(

@@ -243,8 +243,7 @@ class Slot:
             return
         log.warning("board refused", slot=self.index, reason=error.reason.value, detail=str(error))
         with suppress(BoardError):
-            if self.board_state not in (BoardState.EMPTY, BoardState.ACTIVE):
-                await self._worker.call(lambda board: board.uninstall(self.index))
+            await self._worker.call(lambda board: _erase(board, self.index))
         detail = error.metadata.get("detail", "")
         text = f"{error} ({detail})" if detail and detail not in str(error) else str(error)
         self._result(_RESULTS.get(error.reason, UpdateResult.DEVICE_ERROR), text, downloading=False)
@@ -276,8 +275,7 @@ class Slot:
             await asyncio.wait({self._test})
         self._push_offset = None
         try:
-            if self.board_state is not BoardState.EMPTY:
-                await self._worker.call(lambda board: board.uninstall(self.index))
+            await self._worker.call(lambda board: _erase(board, self.index))
         except BoardError as error:
             self._result(UpdateResult.UNINSTALL_FAILURE, str(error), downloading=False)
             raise refused(error) from error
@@ -338,3 +336,9 @@ def _fresh(board: Board, slot: int, size: int, digest: bytes) -> None:
     if board.slot(slot).state is not BoardState.EMPTY:
         board.uninstall(slot)
     board.begin(slot, size, digest)
+
+
+def _erase(board: Board, slot: int) -> None:
+    """Empty a slot. The state is asked of the board, because a call that was under way may have changed it since."""
+    if board.slot(slot).state not in (BoardState.EMPTY, BoardState.ACTIVE):
+        board.uninstall(slot)
