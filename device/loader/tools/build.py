@@ -17,6 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import Symbol, SymbolTableSection
 from fetch_monocypher import fetch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,8 +105,6 @@ def linked_size(cpu: str, roots: Sequence[str], crypto: bool, update: bool, defi
     Without ``crypto`` Monocypher's functions stay unresolved and count as nothing. Memory functions and compiler
     helpers (``__aeabi_…``) are listed, not counted: a firmware shares them with everything else in it.
     """
-    from elftools.elf.elffile import ELFFile
-
     target, mcpu = CPUS[cpu]
     monocypher = fetch()
     files = sources(update) + ([monocypher / "monocypher.c"] if crypto else [])
@@ -128,12 +128,17 @@ def linked_size(cpu: str, roots: Sequence[str], crypto: bool, update: bool, defi
         return Size(code, tuple(sorted(_undefined(image))))
 
 
+def _symbols(elf: ELFFile) -> list[Symbol]:
+    table = elf.get_section_by_name(".symtab")
+    if not isinstance(table, SymbolTableSection):
+        raise RuntimeError("the linked file has no symbol table")
+    return list(table.iter_symbols())
+
+
 def _undefined(path: Path) -> set[str]:
     """Return the names that ``path`` uses and does not define."""
-    from elftools.elf.elffile import ELFFile
-
     with path.open("rb") as stream:
-        symbols = ELFFile(stream).get_section_by_name(".symtab").iter_symbols()
+        symbols = _symbols(ELFFile(stream))
         return {symbol.name for symbol in symbols if symbol.name and symbol["st_shndx"] == "SHN_UNDEF"}
 
 
@@ -153,8 +158,6 @@ def build_on_target(cpu: str, main_source: Path, roots: Sequence[str], folder: P
 
     Returns the flat image and the addresses of its functions (without Thumb bit). Raises ``RuntimeError``.
     """
-    from elftools.elf.elffile import ELFFile
-
     target, mcpu = CPUS[cpu]
     monocypher = fetch()
     script = folder / "image.ld"
@@ -171,9 +174,11 @@ def build_on_target(cpu: str, main_source: Path, roots: Sequence[str], folder: P
     run([*zig_cc(), *machine, *link, "-o", str(image)])
     with image.open("rb") as stream:
         elf = ELFFile(stream)
-        symbols = elf.get_section_by_name(".symtab").iter_symbols()
-        addresses = {symbol.name: int(symbol["st_value"]) & ~1 for symbol in symbols}
-        return bytes(elf.get_section_by_name(".text").data()), addresses
+        addresses = {symbol.name: int(symbol["st_value"]) & ~1 for symbol in _symbols(elf)}
+        text = elf.get_section_by_name(".text")
+        if text is None:
+            raise RuntimeError(f"{image} has no code")
+        return bytes(text.data()), addresses
 
 
 LOADER_ROOTS = ("tim_open", "tim_start", "tim_input", "tim_output", "tim_invoke", "tim_self_test")
