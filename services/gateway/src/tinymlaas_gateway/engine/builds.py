@@ -200,12 +200,15 @@ async def decide(context: Context, name: str) -> str:
         else:
             build.state = Build.STATE_SUCCEEDED
 
-    build = (await context.edit_build(name, edit)).body
-    if build.state == Build.STATE_SUCCEEDED and all(_lasting(item) for item in build.candidates):
+    # What is known is noted first: whoever sees the build end may ask for the same one at once.
+    decided = Build()
+    decided.CopyFrom(record.body)
+    edit(decided)
+    if decided.state == Build.STATE_SUCCEEDED and all(_lasting(item) for item in decided.candidates):
         await asyncio.to_thread(
-            context.results.put, BUILD_RESULT, build.request_sha256, build.SerializeToString(deterministic=True)
+            context.results.put, BUILD_RESULT, decided.request_sha256, decided.SerializeToString(deterministic=True)
         )
-    return Build.State.Name(build.state)
+    return Build.State.Name((await context.edit_build(name, edit)).body.state)
 
 
 # Faults that follow from request and plugin version alone; others (a plugin that was away) may not come again.

@@ -6,18 +6,22 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from tinymlaas.registry.v1 import plugins_pb2
 from tinymlaas_servicekit import DataLoss, DeadlineExceeded, Internal, ServiceError, Unavailable, adapt
 
-from .context import Limits
+from .context import Context
 
 Result = TypeVar("Result")
+BACK_POLL_SECONDS = 0.25
 
 
-async def bounded(plugin: str, seconds: float, call: Callable[[], Awaitable[Result]], limits: Limits) -> Result:
+async def bounded(context: Context, plugin: str, seconds: float, call: Callable[[], Awaitable[Result]]) -> Result:
     """Call a plugin; raise DeadlineExceeded / PLUGIN_TIMEOUT after `seconds` per try, ServiceErrors otherwise.
 
-    A connection that broke and bytes that do not match their digest are tried again, at most `plugin_tries` times.
+    A connection that broke and bytes that do not match their digest are tried again, at most `plugin_tries` times, each
+    time as soon as the plugin is back; one that stays away longer than `plugin_patience_seconds` is given up.
     """
+    limits = context.limits
     for attempt in range(1, limits.plugin_tries + 1):
         try:
             async with asyncio.timeout(seconds) as clock:
@@ -47,9 +51,33 @@ async def bounded(plugin: str, seconds: float, call: Callable[[], Awaitable[Resu
                 ) from error
             if isinstance(adapted, (Unavailable, DataLoss)) and attempt < limits.plugin_tries:
                 await asyncio.sleep(limits.retry_pause_seconds * attempt)
-                continue
+                if await back(context, plugin):
+                    continue
             raise _named(plugin, adapted) from error
     raise AssertionError("unreachable")
+
+
+async def back(context: Context, plugin: str) -> bool:
+    """Wait until a plugin answers (again); False when it stays away longer than `plugin_patience_seconds`."""
+    # One in quarantine finishes what it began.
+    here = (plugins_pb2.Plugin.STATE_READY, plugins_pb2.Plugin.STATE_QUARANTINED)
+
+    def answers() -> bool | None:
+        found = any(item.plugin.name == plugin and item.plugin.state in here for item in context.plugins.known())
+        return found or None
+
+    return await sought(answers, context.limits.plugin_patience_seconds) is not None
+
+
+async def sought(look: Callable[[], Result | None], seconds: float) -> Result | None:
+    """Return what `look` finds, looking again for some time: after a restart plugins are found one by one."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    while True:
+        found = look()
+        if found is not None or loop.time() >= end:
+            return found
+        await asyncio.sleep(BACK_POLL_SECONDS)
 
 
 def _named(plugin: str, error: ServiceError) -> ServiceError:

@@ -23,7 +23,7 @@ from tinymlaas_servicekit import Cancelled, FailedPrecondition, Internal, Servic
 
 from ..core import claims, projection, routing, samples, sealing
 from ..core.objections import status
-from .calls import bounded
+from .calls import back, bounded, sought
 from .context import TOOL, TOOL_VERSION, Context
 from .forms import conversions, in_form
 from .ports import KnownPlugin
@@ -135,6 +135,7 @@ async def check(context: Context, name: str, plugin: str) -> str | None:
     build = (await context.edit_build(name, projection.enter(plugin, State.STATE_CHECKING, "check"))).body
     version = await model_version(context, build)
     facts = routing.ModelFacts(version.format, version.size_bytes, dict(version.operators))
+    await back(context, plugin)
     entry = known(context, plugin)
     verdict = routing.judge(0, build.target, entry.plugin, facts, conversions(context))
     if not verdict.admitted:
@@ -146,10 +147,10 @@ async def check(context: Context, name: str, plugin: str) -> str | None:
         form = await in_form(context, version, form_kind, listener)
     header, model = await header_of(context, build, plugin, form, verdict.payload_kind)
     result = await bounded(
+        context,
         plugin,
         context.limits.check_seconds,
         lambda: context.plugins.check_model(plugin, header, model),
-        context.limits,
     )
     verdict = routing.with_check(verdict, build.target, result)
     await context.edit_build(name, projection.verdict(plugin, verdict))
@@ -167,10 +168,10 @@ async def compile_model(context: Context, name: str, plugin: str, form_name: str
     async with context.compile_slots, ProgressWriter(context, name, plugin) as listener:
         await context.edit_build(name, projection.enter(plugin, State.STATE_COMPILING, "compile"))
         parts, payload = await bounded(
+            context,
             plugin,
             context.limits.compile_seconds,
             lambda: context.plugins.compile(plugin, header, model, listener),
-            context.limits,
         )
     _check_parts(plugin, build.target, verdict.payload_kind, parts, payload, context.limits.max_payload_bytes)
     try:
@@ -298,7 +299,10 @@ async def profile(context: Context, name: str, plugin: str, compiled: Compiled) 
     """Run the payload with an independent Profiler."""
     build = (await context.edit_build(name, projection.enter(plugin, State.STATE_PROFILING, "profile"))).body
     parts = compiler_pb2.CompileResult.FromString(compiled["parts"])
-    witness = choose_profiler(context.plugins.known(), plugin, build.target, parts.payload_kind)
+    witness = await sought(
+        lambda: choose_profiler(context.plugins.known(), plugin, build.target, parts.payload_kind),
+        context.limits.witness_patience_seconds,
+    )
     if witness is None:
         raise FailedPrecondition(
             f"no profiler other than {plugin} runs such payloads for this target",
@@ -312,10 +316,10 @@ async def profile(context: Context, name: str, plugin: str, compiled: Compiled) 
     header = profiler_pb2.ProfileHeader(target=build.target, parts=parts)
     async with ProgressWriter(context, name, plugin) as listener:
         result, outputs = await bounded(
+            context,
             witness.plugin.name,
             context.limits.profile_seconds,
             lambda: context.plugins.profile(witness.plugin.name, header, payload, inputs, listener),
-            context.limits,
         )
     return Profiled(
         result=result.SerializeToString(deterministic=True),
@@ -337,7 +341,9 @@ async def reference(
         tensor_pb2.REFERENCE_ONNX: tensor_pb2.MODEL_FORMAT_ONNX,
         tensor_pb2.REFERENCE_TFLITE: tensor_pb2.MODEL_FORMAT_TFLITE,
     }
-    witness = choose_reference(context.plugins.known(), plugin, wanted)
+    witness = await sought(
+        lambda: choose_reference(context.plugins.known(), plugin, wanted), context.limits.witness_patience_seconds
+    )
     if wanted not in formats or witness is None:
         raise FailedPrecondition(
             f"no profiler other than {plugin} has the reference executor that it names",
@@ -352,10 +358,10 @@ async def reference(
         given = profiler_pb2.InputSet.FromString(profiled["inputs"])
         inputs = samples.convert(given, parts.inputs, form.inputs)
         result, outputs = await bounded(
+            context,
             witness.plugin.name,
             context.limits.profile_seconds,
             lambda: context.plugins.run_reference(witness.plugin.name, form.format, wanted, model, inputs, listener),
-            context.limits,
         )
     converted = samples.convert(outputs, result.outputs, parts.outputs)
     return Referenced(outputs=converted.SerializeToString(deterministic=True))

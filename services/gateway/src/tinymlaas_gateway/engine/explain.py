@@ -114,10 +114,10 @@ async def _check(
             payload_kind=kind,
         )
         result = await bounded(
+            context,
             plugin.name,
             context.limits.check_seconds,
             lambda: context.plugins.check_model(plugin.name, header, model),
-            context.limits,
         )
     await asyncio.to_thread(context.results.put, "check", digest, result.SerializeToString(deterministic=True))
     return result

@@ -50,10 +50,10 @@ async def in_form(
             name, project = item.plugin.name, version.name.split("/")[1]
             model = await context.catalogue.read(project, version.sha256)
             data = await bounded(
+                context,
                 name,
                 context.limits.import_seconds,
                 lambda name=name, model=model: context.plugins.import_model(name, wanted, model, listener),  # type: ignore[misc]
-                context.limits,
             )
             short = name.removeprefix("plugins/")
             return await context.catalogue.import_derived(
