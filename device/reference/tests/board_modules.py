@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from tinymlaas_module import (
     DType,
     Executor,

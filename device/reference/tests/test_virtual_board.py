@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tinymlaas_device.board import Board, BoardError, BoardReason, SlotState
 from tinymlaas_device.boards import board_models, make_board
 from tinymlaas_device.virtual_board import VirtualBoard

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from tinymlaas_simulator import Cpu, cpu_named
 
 LINKER_SCRIPT = """

@@ -4,6 +4,7 @@ import struct
 from collections.abc import Callable
 
 import pytest
+
 from tinymlaas_simulator import CPUS, FLASH_BASE, RAM_BASE, SimulatorError, run_native, standard_machine
 
 Builder = Callable[..., bytes]

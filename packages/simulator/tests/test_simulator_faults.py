@@ -4,6 +4,7 @@ import struct
 from collections.abc import Callable
 
 import pytest
+
 from tinymlaas_simulator import CPUS, RAM_BASE, DoesNotFit, Fault, FaultKind, SimulatorError, run_native
 from tinymlaas_simulator.cpus import cpu_named
 from tinymlaas_simulator.scan import refused_instruction

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+
 from tinymlaas_module import DType, Module, NumericsClass
 
 _NUMPY = {

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from tinymlaas_simulator import Device, Fault, Machine, Region
 
 from .board import (

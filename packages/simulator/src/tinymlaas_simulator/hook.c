@@ -59,6 +59,26 @@ static void halt(void *engine, sim_state *state, uint32_t reason)
     state->stop(engine);
 }
 
+static uint32_t half_at(const sim_segment *segment, uint64_t address)
+{
+    const uint8_t *at = segment->code + (address - segment->base);
+    return at[0] | (uint32_t)at[1] << 8;
+}
+
+/* The emulator jumps over instructions whose IT condition fails without telling; a CPU issues them like any other, so they
+ * count. Gives the address after them: `address` itself where nothing else happened. */
+static uint64_t count_skipped(sim_state *state, sim_segment *segment, uint64_t next, uint64_t address)
+{
+    while (state->it_left > 1 && next < address) {
+        uint32_t half = half_at(segment, next);
+        state->instructions++;
+        segment->executed[(next - segment->base) >> 1]++;
+        state->it_left--;
+        next += half >= 0xe800 ? 4 : 2;
+    }
+    return next;
+}
+
 void sim_on_code(void *engine, uint64_t address, uint32_t size, void *user)
 {
     sim_state *state = user;
@@ -71,7 +91,10 @@ void sim_on_code(void *engine, uint64_t address, uint32_t size, void *user)
         return;
     }
     sim_segment *segment = segment_of(state, address);
-    if (state->pc_size && address != state->pc + state->pc_size) {
+    uint64_t next = state->pc + state->pc_size;
+    if (state->it_left > 1 && segment && next < address && address - next <= 16 && next >= segment->base)
+        next = count_skipped(state, segment, next, address);
+    if (state->pc_size && address != next) {
         sim_segment *from = segment && state->pc >= segment->base && state->pc < segment->end
                                 ? segment : segment_of(state, state->pc);
         if (from)
@@ -87,7 +110,7 @@ void sim_on_code(void *engine, uint64_t address, uint32_t size, void *user)
     uint64_t offset = address - segment->base;
     segment->executed[offset >> 1]++;
     if (state->xpsr) {
-        uint32_t half = segment->code[offset] | (uint32_t)segment->code[offset + 1] << 8;
+        uint32_t half = half_at(segment, address);
         state->first_half = half;
         if ((half & 0xff00) == 0xbf00 && (half & 0xf))
             state->it_left = 5 - (uint32_t)__builtin_ctz(half & 0xf);

@@ -441,7 +441,7 @@ class Machine:
         before = int(state.instructions)
         state.limit = before + limit
         state.reason = _hook.STOP_NONE
-        state.pc = state.pc_size = 0
+        state.pc = state.pc_size = state.it_left = 0
         self._interrupt = None
         self._invalid_address = None
         self._pending = None
