@@ -161,7 +161,7 @@ plugin = Plugin(
     limits=Limits(
         max_model_bytes=4 << 20,
         max_concurrency=int(os.environ.get("SAMPLE_CONCURRENCY", "1")),
-        max_seconds=int(os.environ.get("SAMPLE_SECONDS", "60")),
+        max_seconds=int(os.environ.get("SAMPLE_SECONDS", "600")),
     ),
     warm=[slow_start],
     capabilities=["x.some.hint"],

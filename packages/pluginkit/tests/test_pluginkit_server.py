@@ -36,7 +36,7 @@ from tinymlaas_pluginkit.client import outputs_of
 from tinymlaas_servicekit import ServiceError, ServiceSettings, connect, from_rpc_error, from_status
 
 PLUGIN = Path(__file__).parent / "sample_plugin_for_kit.py"
-WAIT = 60
+WAIT = 120
 
 
 async def _until(condition, seconds: float = WAIT) -> None:

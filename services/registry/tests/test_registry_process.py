@@ -17,7 +17,7 @@ import pytest
 from tinymlaas.registry.v1 import artifacts_pb2, artifacts_pb2_grpc, models_pb2, models_pb2_grpc
 from tinymlaas_servicekit import connect, from_rpc_error
 
-WAIT = 60
+WAIT = 120
 
 
 @contextlib.asynccontextmanager

@@ -59,9 +59,9 @@ class Worker:
     async def send_job(self, kind: str, folder: Path) -> None:
         """Hands a job over; what was said before belongs to no job and is dropped."""
         while not self.events.empty():
-            kind, content = self.events.get_nowait()
-            if kind is _frames.Kind.EXITED:  # it died this moment; whoever follows the job must learn of it
-                self.events.put_nowait((kind, content))
+            said, content = self.events.get_nowait()
+            if said is _frames.Kind.EXITED:  # it died this moment; whoever follows the job must learn of it
+                self.events.put_nowait((said, content))
                 return
         self.last_lines.clear()
         self.writer.write(_frames.encode(_frames.Kind.JOB, json.dumps({"kind": kind, "folder": str(folder)}).encode()))
