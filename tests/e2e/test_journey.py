@@ -73,7 +73,7 @@ async def test_a_deployment_reaches_every_board_that_can_take_it_and_leaves_out_
     admitted = {
         await running.board(client, kind, f"journey-{kind}") for kind in ("node-m4f", "secure-m33", "riscv-node", "tflm-m4f")
     }
-    small = await running.board(client, "tiny-m0plus", "journey-tag")
+    small = await running.board(client, "chip-m0plus", "journey-chip")
     begun = await client.create_deployment(
         version.name, devices=[*sorted(admitted), small], samples_sha256=await samples_of(client, "kws")
     )

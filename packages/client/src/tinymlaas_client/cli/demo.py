@@ -33,9 +33,9 @@ BOARDS = {
     "meter-m4f": "node-m4f",
     "lock-m33": "secure-m33",
     "valve-rv32": "riscv-node",
-    "mote-m0plus": "mote-m0plus",
     "tag-m0plus": "tiny-m0plus",
     "hub-tflm": "tflm-m4f",
+    "chip-m0plus": "chip-m0plus",
 }
 REGISTRATION_SECONDS = 60.0
 
