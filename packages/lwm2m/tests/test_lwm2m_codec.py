@@ -9,6 +9,7 @@ import cbor2
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from tinymlaas_lwm2m import (
     CodecError,
     Format,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fault_board import FaultBoard
+
 from tinymlaas_device.lwm2m import DeviceSettings, LwM2mDevice
 from tinymlaas_device.lwm2m_download import DownloadSettings
 from tinymlaas_lwm2m_bridge import (

@@ -11,6 +11,7 @@ import pytest
 from aiocoap import Code, Message
 from fault_board import FaultBoard
 from lwm2m_rig import Artifacts, Rig, digest_of, eventually, image_of, run_install, within
+
 from tinymlaas_device.board import BoardReason, SlotState
 from tinymlaas_device.lwm2m import DeviceSettings, LwM2mDevice, PlainCoapError
 from tinymlaas_device.lwm2m_download import Fetcher

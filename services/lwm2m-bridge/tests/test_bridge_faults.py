@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fault_board import SPEC, FaultBoard
 from lwm2m_rig import Artifacts, Relay, Rig, digest_of, eventually, image_of, run_install, within
+
 from tinymlaas_device.board import BoardReason, SlotState
 from tinymlaas_lwm2m import Path as LwPath
 from tinymlaas_lwm2m import SoftwareRes, UpdateResult, software

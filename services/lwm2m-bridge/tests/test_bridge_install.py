@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from fault_board import FaultBoard
 from lwm2m_rig import Artifacts, Rig, digest_of, image_of, run_install, within
+
 from tinymlaas_device.board import SlotState
 from tinymlaas_lwm2m_bridge import InstallRequest, Step, Transfer
 

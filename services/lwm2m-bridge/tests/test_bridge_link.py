@@ -15,6 +15,7 @@ from aiocoap.optiontypes import BlockOption
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lwm2m_rig import image_of, within
+
 from tinymlaas_lwm2m import Format, MlRes, ObjectLink, Path, SoftwareRes, Values, encode, ml, software
 from tinymlaas_lwm2m_bridge import BridgeError, LinkSettings, Reason, Registration
 from tinymlaas_lwm2m_bridge.coap.link import CoapLink

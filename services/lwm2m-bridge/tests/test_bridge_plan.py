@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tinymlaas.registry.v1 import devices_pb2
 from tinymlaas_lwm2m import MlRes, ObjectLink, Path, SelfTestResult, UpdateResult, UpdateState, Value, ml
 from tinymlaas_lwm2m.objects import DEVICE, ML_DEF, SOFTWARE
@@ -70,6 +71,13 @@ def test_a_failed_install_and_a_failed_self_test_end_the_install() -> None:
     with pytest.raises(BridgeError) as caught:
         next_action(SENT, slot(UpdateState.INSTALLED, self_test=FAILED, self_test_detail="output 3"), OURS)
     assert (caught.value.reason, caught.value.detail) == (Reason.SELF_TEST_FAILED, "output 3")
+
+
+def test_a_device_that_drops_an_image_after_a_failed_self_test_does_not_get_it_again() -> None:
+    view = slot(UpdateState.INITIAL, None, update_result=UpdateResult.INSTALLED, self_test=FAILED)
+    with pytest.raises(BridgeError) as caught:
+        next_action(SENT, view, OURS)
+    assert caught.value.reason == Reason.SELF_TEST_FAILED
 
 
 def test_a_device_without_digests_is_believed_after_a_transfer_and_not_before() -> None:

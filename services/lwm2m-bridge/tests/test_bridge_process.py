@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc.aio
 import pytest
 from lwm2m_rig import eventually, within
+
 from tinymlaas.bridge.v1 import bridge_pb2, bridge_pb2_grpc
 from tinymlaas_servicekit import connect
 

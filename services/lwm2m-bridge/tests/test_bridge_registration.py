@@ -13,6 +13,7 @@ from aiocoap import Code, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lwm2m_rig import Clock, Rig, eventually, within
+
 from tinymlaas_lwm2m import ObjectLink
 from tinymlaas_lwm2m_bridge import (
     BridgeError,

@@ -11,6 +11,7 @@ import grpc
 import pytest
 from fault_board import FaultBoard
 from lwm2m_rig import Artifacts, Rig, digest_of, image_of, within
+
 from tinymlaas.bridge.v1 import bridge_pb2, bridge_pb2_grpc
 from tinymlaas.registry.v1 import devices_pb2
 from tinymlaas.type.v1 import target_pb2

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from lwm2m_rig import Artifacts, Rig, digest_of, run_install, within
+
 from tinymlaas_device.boards import board_models
 from tinymlaas_device.virtual_board import VirtualBoard
 from tinymlaas_lwm2m_bridge import (

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import aiocoap
 import structlog
 from aiocoap import Code, Message
+
 from tinymlaas_lwm2m import (
     ML_CAPABILITY,
     DeviceRes,

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import structlog
 from aiocoap import Code, Message, resource
 from aiocoap.optiontypes import BlockOption
+
 from tinymlaas_lwm2m import (
     CodecError,
     Format,

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import structlog
+
 from tinymlaas_lwm2m import SelfTestResult, SlotState, UpdateResult, UpdateState
 
 from .board import Board, BoardError, BoardReason, SelfTest

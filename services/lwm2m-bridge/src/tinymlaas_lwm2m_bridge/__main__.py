@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc.aio
 import structlog
+
 from tinymlaas.bridge.v1 import bridge_pb2, bridge_pb2_grpc
 from tinymlaas_servicekit import GrpcServer, configure_logging, configure_tracing, connect, serve_until_signal
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grpc.aio
+
 from tinymlaas.registry.v1 import artifacts_pb2, artifacts_pb2_grpc
 from tinymlaas_servicekit import from_rpc_error
 

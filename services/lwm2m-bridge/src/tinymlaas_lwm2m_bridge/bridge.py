@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import structlog
+
 from tinymlaas.registry.v1 import devices_pb2
 from tinymlaas_lwm2m import MlRes, Path, SelfTestResult, SoftwareRes, UpdateState, Value, Values, ml, multiple, software
 

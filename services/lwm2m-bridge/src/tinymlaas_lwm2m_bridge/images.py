@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 
 import structlog
+
 from tinymlaas_module import KeyRing, ModuleError, parse, verify
 from tinymlaas_module import Reason as ModuleReason
 from tinymlaas_module.layout import section_digest

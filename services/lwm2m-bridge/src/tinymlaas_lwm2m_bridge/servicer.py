@@ -8,6 +8,7 @@ from typing import Any
 
 from google.protobuf import empty_pb2, timestamp_pb2
 from google.rpc import status_pb2
+
 from tinymlaas.bridge.v1 import bridge_pb2, bridge_pb2_grpc
 from tinymlaas.registry.v1 import devices_pb2
 from tinymlaas.type.v1 import tensor_pb2

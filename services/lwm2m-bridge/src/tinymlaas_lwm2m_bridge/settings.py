@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pydantic import Field, field_validator
+
 from tinymlaas_servicekit import ServiceSettings
 
 from .bridge import BridgeSettings

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
+
 from tinymlaas_lwm2m import ObjectLink
 
 from .core.install_record import Failure, InstallEvent, InstallRecord, InstallRequest, Step, Transfer

@@ -16,6 +16,7 @@ import aiocoap
 from aiocoap import Code, Message
 from aiocoap.numbers.constants import TransportTuning
 from aiocoap.optiontypes import BlockOption
+
 from tinymlaas_lwm2m import (
     CodecError,
     Format,

@@ -9,6 +9,7 @@ from typing import Any
 from aiocoap import Code, Message, resource
 from aiocoap.error import BadRequest, NotFound, RequestEntityTooLarge
 from aiocoap.optiontypes import BlockOption
+
 from tinymlaas_lwm2m import Format
 from tinymlaas_lwm2m.linkformat import MAX_BYTES as MAX_LINK_BYTES
 

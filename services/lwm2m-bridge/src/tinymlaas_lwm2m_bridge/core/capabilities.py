@@ -209,7 +209,7 @@ def _slots(capabilities: devices_pb2.Capabilities, values: Mapping[Path, Value])
     for index in sorted(index for index in indices if index is not None):
         slot = capabilities.slots.add(index=index)
         size, state, digest = sizes.get(index), states.get(index), digests.get(index)
-        if isinstance(size, int) and 0 < size < 1 << 63:
+        if isinstance(size, int) and not isinstance(size, bool) and 0 < size < 1 << 63:
             slot.size_bytes = size
         if isinstance(state, int) and state in _SLOT_STATES:
             slot.state = _SLOT_STATES[SlotState(state)]

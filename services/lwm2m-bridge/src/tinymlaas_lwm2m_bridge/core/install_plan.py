@@ -155,6 +155,9 @@ def next_action(record: InstallRecord, slot: SlotView, digest: bytes) -> Action:
     if slot.active and ours and slot.knows_digests:
         return Action.READY
     if state == UpdateState.INITIAL:
+        if record.test_sent and slot.self_test == SelfTestResult.FAILED:
+            # A device may drop an image that failed its test at once.
+            raise _test_failed(slot)
         if record.attempts and result >= UpdateResult.NOT_ENOUGH_STORAGE:
             raise error_of_result(result, slot.status_reason, slot.index)
         return Action.TRANSFER
@@ -173,7 +176,10 @@ def next_action(record: InstallRecord, slot: SlotView, digest: bytes) -> Action:
     if slot.self_test == SelfTestResult.RUNNING:
         return Action.WAIT
     if slot.self_test == SelfTestResult.FAILED and record.test_sent:
-        raise BridgeError(
-            Reason.SELF_TEST_FAILED, slot.self_test_detail or "golden vectors do not match", slot=slot.index
-        )
+        raise _test_failed(slot)
     return Action.SELF_TEST
+
+
+def _test_failed(slot: SlotView) -> BridgeError:
+    detail = slot.self_test_detail or "golden vectors do not match"
+    return BridgeError(Reason.SELF_TEST_FAILED, detail, slot=slot.index)

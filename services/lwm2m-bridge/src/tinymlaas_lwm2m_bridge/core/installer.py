@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import structlog
+
 from tinymlaas_lwm2m import MlRes, SoftwareRes, UpdateResult, UpdateState, ml, software
 
 from .directory import Clock, Directory
@@ -323,6 +324,10 @@ class _Run:
                 region=f"slot{slot.index}",
                 need=len(self._image),
                 have=slot.size,
+            )
+        if self._record.attempts >= self._in._settings.attempts:
+            raise BridgeError(
+                Reason.INSTALL_STUCK, f"transferred {self._record.attempts} times without a result", slot=slot.index
             )
         if self._request.transfer is Transfer.PUSH:
             self._save(pushing=True)

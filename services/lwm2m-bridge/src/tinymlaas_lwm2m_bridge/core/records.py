@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import structlog
+
 from tinymlaas.registry.v1 import devices_pb2
 
 from .directory import Directory
