@@ -46,11 +46,11 @@ async def measure(client: AsyncClient, zoo: Path, console: Console) -> list[Row]
         version = await client.import_model(path.read_bytes(), model, model_format(path), tags=["zoo"])
         device = named_target(target)
         for region in device.memory_regions:
-            region.total_bytes = max(region.total_bytes, 2 * 1024 * 1024)  # figures are wanted for what does not fit, too
+            region.total_bytes = max(
+                region.total_bytes, 2 * 1024 * 1024
+            )  # figures are wanted for what does not fit, too
         started = await client.create_build(version.name, device, samples_sha256=samples[model])
-        build = started
-        async for build in client.watch_build(started.name):  # noqa: B007 (the last update is the result)
-            pass
+        build = await client.wait_build(started.name)
         rows += [row(model, target, candidate) for candidate in build.candidates]
     return rows
 
@@ -74,15 +74,29 @@ def row(model: str, target: str, candidate: builds_pb2.Candidate) -> Row:
     }
     value = {name: int(figure.value) if figure else None for name, figure in figures.items()}
     methods = ", ".join(
-        f"{name} {metrics.Method.Name(figure.method).removeprefix('METHOD_')}" for name, figure in figures.items() if figure
+        f"{name} {metrics.Method.Name(figure.method).removeprefix('METHOD_')}"
+        for name, figure in figures.items()
+        if figure
     )
     fidelity = _figures.numerics(candidate.numerics)
-    return Row(model, target, compiler, value["flash"], value["arena"], value["stack"], value["instructions"], fidelity, methods)
+    return Row(
+        model,
+        target,
+        compiler,
+        value["flash"],
+        value["arena"],
+        value["stack"],
+        value["instructions"],
+        fidelity,
+        methods,
+    )
 
 
 def show(rows: list[Row], console: Console) -> None:
     """Print the table, with ratios to the peer where its figures are known."""
-    table = Table("model", "target", "compiler", "flash B", "arena B", "stack B", "instructions", "fidelity", title="Compilers")
+    table = Table(
+        "model", "target", "compiler", "flash B", "arena B", "stack B", "instructions", "fidelity", title="Compilers"
+    )
     for entry in rows:
         peer = CMSIS_NN.get((entry.model, entry.target))
         table.add_row(
@@ -96,7 +110,9 @@ def show(rows: list[Row], console: Console) -> None:
             entry.fidelity,
         )
     console.print(table)
-    console.print("in brackets: ratio to TFLite Micro + CMSIS-NN on the same CPU (bench/peers.py says how it was measured)")
+    console.print(
+        "in brackets: ratio to TFLite Micro + CMSIS-NN on the same CPU (bench/peers.py says how it was measured)"
+    )
 
 
 def write(rows: list[Row], path: Path) -> None:

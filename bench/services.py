@@ -40,10 +40,7 @@ async def measure(client: AsyncClient, zoo: Path) -> list[Row]:
 
     async def build() -> bool:
         started = await client.create_build(version.name, target)
-        latest = started
-        async for latest in client.watch_build(started.name):  # noqa: B007 (the last update is the result)
-            pass
-        return latest.cached
+        return (await client.wait_build(started.name)).cached
 
     await build()
     durations = []

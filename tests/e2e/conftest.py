@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from suite_rig import RunningSuite, start_suite, suite_below
 
+from suite_rig import RunningSuite, start_suite, suite_below
 from tinymlaas_client import AsyncClient
 
 

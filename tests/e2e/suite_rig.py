@@ -59,20 +59,14 @@ async def eventually(condition: Callable[[], Awaitable[T]], *, seconds: float = 
 
 async def finished_build(client: AsyncClient, name: str) -> builds_pb2.Build:
     """The build once it has ended."""
-    latest = await client.get_build(name)
     async with asyncio.timeout(DEADLINE_SECONDS):
-        async for update in client.watch_build(name):
-            latest = update
-    return latest
+        return await client.wait_build(name)
 
 
 async def finished_deployment(client: AsyncClient, name: str) -> deployments_pb2.Deployment:
     """The deployment once it has ended."""
-    latest = await client.get_deployment(name)
     async with asyncio.timeout(DEADLINE_SECONDS):
-        async for update in client.watch_deployment(name):
-            latest = update
-    return latest
+        return await client.wait_deployment(name)
 
 
 def suite_below(state: Path) -> Suite:

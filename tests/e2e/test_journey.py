@@ -6,8 +6,8 @@ import json
 
 import numpy as np
 import pytest
-from suite_rig import ZOO, RunningSuite, finished_build, finished_deployment
 
+from suite_rig import ZOO, RunningSuite, finished_build, finished_deployment
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
 from tinymlaas.registry.v1 import models_pb2
 from tinymlaas.type.v1 import measurement_pb2, tensor_pb2
@@ -23,7 +23,11 @@ async def imported(client: AsyncClient, model: str, file: str) -> models_pb2.Mod
     path = ZOO / model / file
     card = json.loads((ZOO / model / "card.json").read_text())
     return await client.import_model(
-        path.read_bytes(), path.stem.replace("_", "-"), model_format(path), licence=card["licence"], labels=card["labels"]
+        path.read_bytes(),
+        path.stem.replace("_", "-"),
+        model_format(path),
+        licence=card["licence"],
+        labels=card["labels"],
     )
 
 
@@ -71,7 +75,8 @@ async def test_a_deployment_reaches_every_board_that_can_take_it_and_leaves_out_
     version = await imported(client, "kws", "kws_int8.tflite")
     samples = np.load(ZOO / "kws" / "samples.npz")
     admitted = {
-        await running.board(client, kind, f"journey-{kind}") for kind in ("node-m4f", "secure-m33", "riscv-node", "tflm-m4f")
+        await running.board(client, kind, f"journey-{kind}")
+        for kind in ("node-m4f", "secure-m33", "riscv-node", "tflm-m4f")
     }
     small = await running.board(client, "chip-m0plus", "journey-chip")
     begun = await client.create_deployment(
@@ -103,7 +108,9 @@ async def test_a_deployment_reaches_every_board_that_can_take_it_and_leaves_out_
         ("ad", "ad_float.onnx"),
     ],
 )
-async def test_every_form_of_kws_and_ad_compiles_with_both_compilers(client: AsyncClient, model: str, file: str) -> None:
+async def test_every_form_of_kws_and_ad_compiles_with_both_compilers(
+    client: AsyncClient, model: str, file: str
+) -> None:
     version = await imported(client, model, file)
     target = named_target("cortex-m4")
     target.memory_regions[1].total_bytes = 2 * 1024 * 1024

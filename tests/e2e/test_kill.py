@@ -9,8 +9,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from suite_rig import ZOO, RunningSuite, eventually, finished_deployment, start_suite, suite_below
 
+from suite_rig import ZOO, RunningSuite, eventually, finished_deployment, start_suite, suite_below
 from tinymlaas.gateway.v1 import deployments_pb2
 from tinymlaas.type.v1 import tensor_pb2
 from tinymlaas_client import AsyncClient

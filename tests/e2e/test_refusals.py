@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from suite_rig import ZOO, RunningSuite
 
+from suite_rig import ZOO, RunningSuite
 from tinymlaas.type.v1 import tensor_pb2
 from tinymlaas_client import AsyncClient
 from tinymlaas_client.targets import named_target

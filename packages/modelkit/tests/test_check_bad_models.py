@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import helper
+
 from tinymlaas_modelkit.check import (
     CODES,
     HELP,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tinymlaas_modelkit.check import ModelRejected, Problem
 from tinymlaas_modelkit.check._tflite import TfliteOp, TfliteTensor
 from tinymlaas_modelkit.check._tflite_shapes import check_tflite_shapes

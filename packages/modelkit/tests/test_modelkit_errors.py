@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.helper import make_node
+
 from tinymlaas_modelkit.errors import MalformedModel, ModelKitError, UnsupportedOperator
 from tinymlaas_modelkit.onnx_reader import read_onnx
 from tinymlaas_modelkit.summary import summarize

@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+
 from tinymlaas_modelkit.errors import ModelKitError
 from tinymlaas_modelkit.onnx_reader import SUPPORTED_OPERATORS, read_onnx
 from tinymlaas_modelkit.onnx_writer import write_onnx

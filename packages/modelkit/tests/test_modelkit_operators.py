@@ -15,6 +15,7 @@ import onnx
 import pytest
 from onnx.helper import make_node
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
 from tinymlaas_modelkit.graph import DType, Graph, OpKind
 from tinymlaas_modelkit.onnx_reader import read_onnx
 from tinymlaas_modelkit.onnx_writer import write_onnx

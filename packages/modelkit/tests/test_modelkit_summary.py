@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from tinymlaas_modelkit.summary import ModelFormat, Precision, TensorSpec, summarize
 
 MACS = {"kws": 2_656_768, "ic": 12_501_632, "vww": 7_489_664, "ad": 264_192, "sww": 826_368}

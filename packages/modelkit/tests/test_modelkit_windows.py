@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from onnx.helper import make_node
+
 from tinymlaas_modelkit.errors import UnsupportedOperator
 from tinymlaas_modelkit.graph import Graph
 from tinymlaas_modelkit.onnx_reader import read_onnx

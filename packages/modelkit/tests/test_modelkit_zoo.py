@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+
 from tinymlaas_modelkit.graph import DType, Graph, OpKind
 from tinymlaas_modelkit.onnx_reader import read_onnx
 from tinymlaas_modelkit.onnx_writer import write_onnx

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from tinymlaas_modelkit.graph import DType, Tensor
 from tinymlaas_modelkit.tflite_schema import CODES
 from tinymlaas_modelkit.tflite_writer._builder import Encoded, FileBuilder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tinymlaas_compiler_tflm import TargetSpec, check_model, compile_model
 from tinymlaas_compiler_tflm.importer import ResultFormat, SourceFormat, import_model
 from tinymlaas_modelkit.check import ModelRejected

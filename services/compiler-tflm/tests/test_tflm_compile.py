@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tflite_micro.python.tflite_micro import runtime
+
 from tinymlaas_compiler_tflm import DoesNotFit, PayloadKind, TargetSpec, TargetUnsupported, check_model, compile_model
 from tinymlaas_compiler_tflm.arena import estimate_32_bit
 from tinymlaas_compiler_tflm.interpreter import inspect

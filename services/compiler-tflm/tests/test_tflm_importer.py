@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+
 from tinymlaas_compiler_tflm.archive import unpack
 from tinymlaas_compiler_tflm.errors import FormatUnsupported
 from tinymlaas_compiler_tflm.importer import ResultFormat, SourceFormat, conversions, has_tensorflow, import_model

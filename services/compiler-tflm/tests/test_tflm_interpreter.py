@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from tinymlaas_compiler_tflm.errors import LimitExceeded, ToolCrash
 from tinymlaas_compiler_tflm.interpreter import Limits, inspect, refusal
 from tinymlaas_compiler_tflm.operators import REGISTERED

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tinymlaas.plugin.v1 import compiler_pb2, importer_pb2
 from tinymlaas.type.v1 import measurement_pb2, target_pb2, tensor_pb2
 from tinymlaas_pluginkit import PluginClient, options_to_struct

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from onnx import TensorProto, helper
+
 from tinymlaas_compiler_tflm import OptionInvalid, OptionUnknown, PayloadKind, TargetSpec, compile_model
 from tinymlaas_modelkit.summary import ModelFormat
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tflite_micro.python.tflite_micro import runtime
+
 from tinymlaas_compiler_tflm.importer import ResultFormat, SourceFormat, has_tensorflow, import_model
 from tinymlaas_modelkit.errors import MalformedModel
 from tinymlaas_modelkit.summary import summarize

@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from tflite_micro import runtime
+
 from tinymlaas_modelkit.onnx_reader import read_onnx
 from tinymlaas_modelkit.tflite_writer import write_tflite
 from tinymlaas_optimizer import LimitExceeded, NotQuantizable, Optimized, Options, optimize

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx
 import pytest
 from tflite_micro import runtime
+
 from tinymlaas_modelkit.check import ModelRejected, Precision, check_model
 from tinymlaas_modelkit.onnx_reader import read_onnx
 from tinymlaas_modelkit.tflite_writer import write_tflite

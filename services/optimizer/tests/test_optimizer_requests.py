@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tinymlaas_modelkit.check import ModelReport, Precision, TensorReport
 from tinymlaas_optimizer import (
     SCHEMA,

@@ -14,6 +14,7 @@ import grpc.aio
 from google.longrunning import operations_pb2
 from google.protobuf import struct_pb2
 from google.protobuf.json_format import ParseDict
+
 from tinymlaas.gateway.v1 import (
     builds_pb2,
     builds_pb2_grpc,
@@ -301,6 +302,13 @@ class AsyncClient:
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
 
+    async def wait_build(self, name: str) -> builds_pb2.Build:
+        """The build once it has ended."""
+        latest = await self.get_build(name)
+        async for update in self.watch_build(name):
+            latest = update
+        return latest
+
     async def get_build(self, name: str) -> builds_pb2.Build:
         """A build by its id or full resource name."""
         return await _call(self._builds.GetBuild(builds_pb2.GetBuildRequest(name=self._member("builds", name))))
@@ -360,6 +368,13 @@ class AsyncClient:
                 yield deployment
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
+
+    async def wait_deployment(self, name: str) -> deployments_pb2.Deployment:
+        """The deployment once it has ended."""
+        latest = await self.get_deployment(name)
+        async for update in self.watch_deployment(name):
+            latest = update
+        return latest
 
     async def get_deployment(self, name: str) -> deployments_pb2.Deployment:
         """A deployment by its id or full resource name."""

@@ -6,9 +6,8 @@ import io
 import tarfile
 from pathlib import Path
 
-from tinymlaas_modelkit.errors import MalformedModel
-
 from tinymlaas_compiler_tflm.errors import LimitExceeded
+from tinymlaas_modelkit.errors import MalformedModel
 
 MAX_FILES = 200
 MAX_BYTES = 512 << 20

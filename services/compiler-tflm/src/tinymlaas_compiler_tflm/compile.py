@@ -4,12 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tinymlaas_modelkit import check as checks
-from tinymlaas_modelkit.errors import ModelKitError, OffendingOperator, UnsupportedOperator
-from tinymlaas_modelkit.onnx_reader import read_onnx
-from tinymlaas_modelkit.summary import ModelFormat, ModelSummary, Precision, summarize
-from tinymlaas_modelkit.tflite_writer import write_tflite
-
 from tinymlaas_compiler_tflm import interpreter
 from tinymlaas_compiler_tflm.arena import ALIGNMENT, estimate_32_bit
 from tinymlaas_compiler_tflm.errors import FormatUnsupported
@@ -29,6 +23,11 @@ from tinymlaas_compiler_tflm.parts import (
 )
 from tinymlaas_compiler_tflm.source_package import source_package
 from tinymlaas_compiler_tflm.target import TargetSpec, require_fit, require_runtime
+from tinymlaas_modelkit import check as checks
+from tinymlaas_modelkit.errors import ModelKitError, OffendingOperator, UnsupportedOperator
+from tinymlaas_modelkit.onnx_reader import read_onnx
+from tinymlaas_modelkit.summary import ModelFormat, ModelSummary, Precision, summarize
+from tinymlaas_modelkit.tflite_writer import write_tflite
 
 # Float kernels may add in another order on another processor; the reference is what the interpreter gives on the host.
 FLOAT_TOLERANCE = (1e-4, 1e-5)

@@ -15,16 +15,15 @@ from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 
+from tinymlaas_compiler_tflm.archive import unpack
+from tinymlaas_compiler_tflm.errors import FormatUnsupported, LimitExceeded, ToolCrash
+from tinymlaas_compiler_tflm.interpreter import Limits
 from tinymlaas_modelkit.check import check_model
 from tinymlaas_modelkit.errors import MalformedModel
 from tinymlaas_modelkit.onnx_reader import read_onnx
 from tinymlaas_modelkit.onnx_writer import write_onnx
 from tinymlaas_modelkit.tflite_reader import read_tflite
 from tinymlaas_modelkit.tflite_writer import write_tflite
-
-from tinymlaas_compiler_tflm.archive import unpack
-from tinymlaas_compiler_tflm.errors import FormatUnsupported, LimitExceeded, ToolCrash
-from tinymlaas_compiler_tflm.interpreter import Limits
 
 TENSORFLOW_HELP = (
     "Install the extra: `uv pip install --require-hashes -r requirements-tensorflow.lock` in services/compiler-tflm "

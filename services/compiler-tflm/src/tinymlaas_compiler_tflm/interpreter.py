@@ -11,10 +11,9 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from tinymlaas_modelkit.errors import MalformedModel, ModelKitError, OffendingOperator, UnsupportedOperator, printable
-
 from tinymlaas_compiler_tflm.errors import LimitExceeded, ToolCrash
 from tinymlaas_compiler_tflm.operators import REGISTERED
+from tinymlaas_modelkit.errors import MalformedModel, ModelKitError, OffendingOperator, UnsupportedOperator, printable
 
 LARGEST_ARENA = 64 << 20
 """Arena that the interpreter may have here; no microcontroller has as much."""

@@ -6,8 +6,15 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
 from google.rpc import status_pb2
+
 from tinymlaas.plugin.v1 import compiler_pb2
 from tinymlaas.type.v1 import measurement_pb2, target_pb2, tensor_pb2
+from tinymlaas_compiler_tflm import compile as core
+from tinymlaas_compiler_tflm.errors import FormatUnsupported
+from tinymlaas_compiler_tflm.importer import ResultFormat, SourceFormat, conversions, import_model
+from tinymlaas_compiler_tflm.options import OPTION_SCHEMA
+from tinymlaas_compiler_tflm.parts import Figure, Numerics, PayloadKind
+from tinymlaas_compiler_tflm.target import RUNTIME, TargetSpec
 from tinymlaas_modelkit.summary import ModelFormat, TensorSpec
 from tinymlaas_pluginkit import (
     CompileJob,
@@ -21,13 +28,6 @@ from tinymlaas_pluginkit import (
     Reporter,
 )
 from tinymlaas_servicekit.errors import adapt
-
-from tinymlaas_compiler_tflm import compile as core
-from tinymlaas_compiler_tflm.errors import FormatUnsupported
-from tinymlaas_compiler_tflm.importer import ResultFormat, SourceFormat, conversions, import_model
-from tinymlaas_compiler_tflm.options import OPTION_SCHEMA
-from tinymlaas_compiler_tflm.parts import Figure, Numerics, PayloadKind
-from tinymlaas_compiler_tflm.target import RUNTIME, TargetSpec
 
 NAME = "io.tinymlaas.compiler-tflm"
 FORMATS: Mapping[tensor_pb2.ModelFormat.ValueType, str] = {

@@ -11,11 +11,10 @@ import hashlib
 import io
 import tarfile
 
-from tinymlaas_modelkit.summary import ModelSummary, TensorSpec
-
 from tinymlaas_compiler_tflm.arena import ALIGNMENT, estimate_32_bit
 from tinymlaas_compiler_tflm.interpreter import TOOL, ArenaReport, tool_version
 from tinymlaas_compiler_tflm.operators import REGISTERED
+from tinymlaas_modelkit.summary import ModelSummary, TensorSpec
 
 BYTES_PER_LINE = 16
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tinymlaas_modelkit.errors import OffendingOperator, UnsupportedOperator
-
 from tinymlaas_compiler_tflm.errors import DoesNotFit, TargetUnsupported
+from tinymlaas_modelkit.errors import OffendingOperator, UnsupportedOperator
 
 RUNTIME = "tflite-micro"
 

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import ModelProto
-from tinymlaas_modelkit.check import Limits, ModelReport, check_model
 
+from tinymlaas_modelkit.check import Limits, ModelReport, check_model
 from tinymlaas_optimizer.calibrate import Progress, calibrate
 from tinymlaas_optimizer.canonical import canonical
 from tinymlaas_optimizer.errors import NotQuantizable, SamplesInvalid

@@ -6,11 +6,10 @@ import hashlib
 from importlib.metadata import version
 
 from tinymlaas.type.v1 import measurement_pb2, tensor_pb2
-from tinymlaas_pluginkit import Limits, OptimizeJob, OptimizeOutput, Optimizer, Plugin, Reporter
-
 from tinymlaas_optimizer.optimize import optimize
 from tinymlaas_optimizer.options import SCHEMA, Options
 from tinymlaas_optimizer.samples import read_npz
+from tinymlaas_pluginkit import Limits, OptimizeJob, OptimizeOutput, Optimizer, Plugin, Reporter
 
 NAME = "io.tinymlaas.optimizer"
 

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from tinymlaas_modelkit.check import ModelReport
 
+from tinymlaas_modelkit.check import ModelReport
 from tinymlaas_optimizer.errors import LimitExceeded, SamplesInvalid
 
 MAX_SAMPLES: Final = 4096

@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from tinymlaas_servicekit.errors import ServiceError
 
 from tinymlaas_client.cli import (
     build_commands,
@@ -23,6 +22,7 @@ from tinymlaas_client.cli import (
 )
 from tinymlaas_client.cli._context import Session
 from tinymlaas_client.suite import SuiteError
+from tinymlaas_servicekit.errors import ServiceError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_REFUSED, EXIT_UNREACHABLE = 1, 2, 3, 4
 _UNREACHABLE_CODES = {"UNAVAILABLE", "DEADLINE_EXCEEDED"}

@@ -10,9 +10,9 @@ import typer
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+
 from tinymlaas.gateway.v1 import builds_pb2, routing_pb2
 from tinymlaas.type.v1 import measurement_pb2, target_pb2
-
 from tinymlaas_client._async_client import AsyncClient
 from tinymlaas_client.cli import _figures
 from tinymlaas_client.cli._context import Session, run
@@ -112,11 +112,9 @@ def build(
 
 async def follow_build(session: Session, client: AsyncClient, name: str) -> builds_pb2.Build:
     """Show a build live until it ends, and return it."""
-    latest = await client.get_build(name)
     if session.as_json:
-        async for latest in client.watch_build(name):
-            pass
-        return latest
+        return await client.wait_build(name)
+    latest = await client.get_build(name)
     with Live(candidate_table(latest), console=session.console, refresh_per_second=8) as live:
         async for latest in client.watch_build(name):
             live.update(candidate_table(latest))

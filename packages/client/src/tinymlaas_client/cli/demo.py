@@ -14,10 +14,10 @@ import typer
 from rich.progress import track
 from rich.rule import Rule
 from rich.table import Table
+
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2, routing_pb2
 from tinymlaas.registry.v1 import modules_pb2
 from tinymlaas.type.v1 import tensor_pb2
-
 from tinymlaas_client._async_client import AsyncClient
 from tinymlaas_client.cli import _figures
 from tinymlaas_client.cli._context import Session, run, to_plain

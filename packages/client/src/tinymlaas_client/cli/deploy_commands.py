@@ -11,8 +11,8 @@ import typer
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from tinymlaas.gateway.v1 import deployments_pb2
 
+from tinymlaas.gateway.v1 import deployments_pb2
 from tinymlaas_client._async_client import AsyncClient
 from tinymlaas_client.cli._context import Session, run
 from tinymlaas_client.cli.build_commands import ModelArgument, ObjectiveOption, objective_value
@@ -132,11 +132,9 @@ def rollback(context: typer.Context, name: NameArgument) -> None:
 
 async def follow_deployment(session: Session, client: AsyncClient, name: str) -> deployments_pb2.Deployment:
     """Show a deployment live until it ends, and return it."""
-    latest = await client.get_deployment(name)
     if session.as_json:
-        async for latest in client.watch_deployment(name):
-            pass
-        return latest
+        return await client.wait_deployment(name)
+    latest = await client.get_deployment(name)
     with Live(rollout_table(latest), console=session.console, refresh_per_second=8) as live:
         async for latest in client.watch_deployment(name):
             live.update(rollout_table(latest))

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+
 from tinymlaas.registry.v1 import models_pb2
 from tinymlaas.type.v1 import tensor_pb2
-
 from tinymlaas_client._async_client import model_format
 from tinymlaas_client.cli import _figures
 from tinymlaas_client.cli._context import Session, run

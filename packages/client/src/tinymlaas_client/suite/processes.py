@@ -19,7 +19,6 @@ from pathlib import Path
 
 from tinymlaas_client.suite.manifest import ProcessSpec, SuiteManifest
 
-
 # Processes outlive the program that started them, and their handles must outlive the function.
 _started: list[subprocess.Popen[bytes]] = []
 
