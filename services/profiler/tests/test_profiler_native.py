@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tinymlaas.plugin.v1 import compiler_pb2
 from tinymlaas.type.v1 import measurement_pb2, target_pb2, tensor_pb2
 from tinymlaas_profiler import Limits, ProfilerError, profile_native

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from tinymlaas.type.v1 import measurement_pb2, tensor_pb2
 from tinymlaas_profiler import ProfilerError, check_numerics, compare, profile_tflite, reference
 

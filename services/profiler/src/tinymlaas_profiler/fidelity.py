@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from tinymlaas.type.v1 import measurement_pb2, tensor_pb2
 
+from tinymlaas.type.v1 import measurement_pb2, tensor_pb2
 from tinymlaas_profiler.errors import ProfilerError
 from tinymlaas_profiler.measurements import measure
 from tinymlaas_profiler.tensors import Sample, as_array, real_values

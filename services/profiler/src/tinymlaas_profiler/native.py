@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 from tinymlaas.plugin.v1 import compiler_pb2
 from tinymlaas.type.v1 import measurement_pb2, target_pb2
-from tinymlaas_simulator import CPUS, CYCLE_ASSUMPTIONS
-
 from tinymlaas_profiler.errors import ProfilerError
 from tinymlaas_profiler.measurements import measure, sha256
 from tinymlaas_profiler.tensors import Sample, check_samples, grouped, tensor_bytes
 from tinymlaas_profiler.worker import JobResult, Limits, run_job
+from tinymlaas_simulator import CPUS, CYCLE_ASSUMPTIONS
 
 MAX_SAMPLES = 1024
 INSTRUCTION_LIMIT = 4_000_000_000

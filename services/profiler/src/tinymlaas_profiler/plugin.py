@@ -7,12 +7,20 @@ from importlib.metadata import version
 
 from tinymlaas.plugin.v1 import profiler_pb2
 from tinymlaas.type.v1 import target_pb2, tensor_pb2
-from tinymlaas_pluginkit import Limits, Plugin, ProfileJob, ProfileOutput, Profiler, ReferenceJob, ReferenceOutput, Reporter
-from tinymlaas_simulator import CPUS
-
+from tinymlaas_pluginkit import (
+    Limits,
+    Plugin,
+    ProfileJob,
+    ProfileOutput,
+    Profiler,
+    ReferenceJob,
+    ReferenceOutput,
+    Reporter,
+)
 from tinymlaas_profiler.native import Profile, profile_native
 from tinymlaas_profiler.reference import profile_tflite, reference
 from tinymlaas_profiler.tensors import Sample
+from tinymlaas_simulator import CPUS
 
 
 def profile(job: ProfileJob, report: Reporter) -> ProfileOutput:
@@ -41,7 +49,8 @@ def targets() -> list[target_pb2.TargetConstraint]:
     """What can be run: native payloads for each simulated instruction set, and TFLite payloads for any target."""
     isas = sorted({cpu.isa for cpu in CPUS.values()})
     native = [
-        target_pb2.TargetConstraint(isas=[isa], payload_kind=target_pb2.PAYLOAD_KIND_NATIVE, loader_abi=1) for isa in isas
+        target_pb2.TargetConstraint(isas=[isa], payload_kind=target_pb2.PAYLOAD_KIND_NATIVE, loader_abi=1)
+        for isa in isas
     ]
     interpreted = target_pb2.TargetConstraint(payload_kind=target_pb2.PAYLOAD_KIND_TFLITE, runtime="tflite-micro")
     return [*native, interpreted]

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinymlaas.type.v1 import measurement_pb2, tensor_pb2
-
 from tinymlaas_profiler.errors import ProfilerError
 from tinymlaas_profiler.measurements import measure, sha256
 from tinymlaas_profiler.native import MAX_SAMPLES, Profile

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tinymlaas.type.v1 import tensor_pb2
 
+from tinymlaas.type.v1 import tensor_pb2
 from tinymlaas_profiler.errors import ProfilerError
 
 NUMPY_DTYPES: dict[int, str] = {

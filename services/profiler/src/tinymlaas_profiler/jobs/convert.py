@@ -5,7 +5,6 @@ from typing import Any
 from tinymlaas_modelkit.errors import ModelKitError
 from tinymlaas_modelkit.onnx_reader import read_onnx
 from tinymlaas_modelkit.tflite_writer import write_tflite
-
 from tinymlaas_profiler.errors import ProfilerError
 
 

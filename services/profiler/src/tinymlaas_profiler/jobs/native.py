@@ -3,9 +3,9 @@
 from typing import Any
 
 import numpy as np
-from tinymlaas_simulator import DoesNotFit, Fault, NativeRun, SimulatorError, run_native
 
 from tinymlaas_profiler.errors import ProfilerError
+from tinymlaas_simulator import DoesNotFit, Fault, NativeRun, SimulatorError, run_native
 
 
 def run(request: dict[str, Any], blobs: list[bytes]) -> tuple[dict[str, Any], list[bytes]]:
