@@ -44,22 +44,29 @@ static inline int8_t tim_requant(int32_t acc, const int32_t *p, int32_t lo, int3
     "requant",
 )
 
-# Stream per channel pair: bias A, bias B, K pairs of int8 (A, B), padding to 4 bytes, then (multiplier, offset, negative) twice.
+# Stream per channel pair: bias A, bias B, K pairs of int8 (A, B), K padded with zeros to a multiple of 4, then (multiplier,
+# offset, negative * 32 + shift) twice. The patch holds K pairs of int8 (first pixel, second pixel); what stands in its padding
+# is multiplied by zero.
 PORTABLE_MM = _kernel(
     "portable_mm",
     """
 typedef struct { int32_t ps, cs, pairs, k, lo, hi; } tim_mm_args;
+#define TIM_MM_STEP(i) { \\
+      int32_t x0 = p[2 * i], x1 = p[2 * i + 1], wa = q[2 * i], wb = q[2 * i + 1]; \\
+      a0 += x0 * wa; a1 += x1 * wa; b0 += x0 * wb; b1 += x1 * wb; }
 static NOINLINE void tim_mm(const int8_t *patch, const uint8_t *w, int8_t *out, const tim_mm_args *g) {
   int32_t pairs = g->pairs, k = g->k, ps = g->ps, cs = g->cs;
   do {
     const int8_t *p = patch, *q = (const int8_t *)w + 8, *end = p + 2 * k;
     int32_t a0 = ((const int32_t *)w)[0], b0 = ((const int32_t *)w)[1], a1 = a0, b1 = b0;
     do {
-      int32_t x0 = p[0], x1 = p[1], wa = q[0], wb = q[1];
-      a0 += x0 * wa; a1 += x1 * wa; b0 += x0 * wb; b1 += x1 * wb;
-      p += 2; q += 2;
+      TIM_MM_STEP(0)
+      TIM_MM_STEP(1)
+      TIM_MM_STEP(2)
+      TIM_MM_STEP(3)
+      p += 8; q += 8;
     } while (p != end);
-    const int32_t *m = (const int32_t *)(w + 8 + ((2 * k + 3) & ~3));
+    const int32_t *m = (const int32_t *)q;
     out[0] = tim_requant(a0, m, g->lo, g->hi);
     out[ps] = tim_requant(a1, m, g->lo, g->hi);
     out += cs;
@@ -103,9 +110,9 @@ static NOINLINE void @NAME@(const @NAME@_desc *d, const int8_t *in, int8_t *out,
 """
 
 PLANAR_PORTABLE = """
-typedef struct { tim_mm_args args; int32_t pixels, plane; } @NAME@_desc;
+typedef struct { tim_mm_args args; int32_t pixels, plane, channels; } @NAME@_desc;
 static NOINLINE void @NAME@(const @NAME@_desc *d, const int8_t *in, int8_t *out, const uint8_t *w, int8_t *patch) {
-  int32_t left = d->pixels, k = d->args.k, ps = d->args.ps;
+  int32_t left = d->pixels, k = d->channels, ps = d->args.ps;
   tim_mm_args g = d->args;
   for (;;) {
     const int8_t *p = in;
@@ -291,6 +298,21 @@ DEPTHWISE_PORTABLE = _kernel(
 typedef struct {
   int32_t channels, multiplier, ih, iw, oh, ow, kh, kw, sh, sw, dh, dw, top, left, rows, pitch, zero, lo, hi, record;
 } tim_depthwise_desc;
+/* One plane of the most frequent kernel, 3 by 3. */
+static NOINLINE int8_t *tim_depthwise_plane(const tim_depthwise_desc *d, const int32_t *h, const int8_t *row, int8_t *out) {
+  const int8_t *q = (const int8_t *)(h + 4);
+  int32_t w0 = q[0], w1 = q[1], w2 = q[2], w3 = q[3], w4 = q[4], w5 = q[5], w6 = q[6], w7 = q[7], w8 = q[8];
+  int32_t step = d->dh * d->pitch, across = d->sw, down = d->sh * d->pitch;
+  for (int32_t y = d->oh; y; --y, row += down) {
+    const int8_t *a = row, *b = row + step, *c = b + step;
+    for (int32_t x = d->ow; x; --x, a += across, b += across, c += across) {
+      int32_t acc = h[0] + a[0] * w0 + a[1] * w1 + a[2] * w2 + b[0] * w3 + b[1] * w4 + b[2] * w5;
+      acc += c[0] * w6 + c[1] * w7 + c[2] * w8;
+      *out++ = tim_requant(acc, h + 1, d->lo, d->hi);
+    }
+  }
+  return out;
+}
 static NOINLINE void tim_depthwise(const tim_depthwise_desc *d, const int8_t *in, int8_t *out, const uint8_t *w, int8_t *scratch) {
   int32_t pitch = d->pitch, repeat = d->multiplier;
   tim_fill(scratch, d->zero, d->rows * pitch);
@@ -306,6 +328,11 @@ static NOINLINE void tim_depthwise(const tim_depthwise_desc *d, const int8_t *in
     if (--repeat == 0) repeat = d->multiplier;
     const int32_t *h = (const int32_t *)w;
     const int8_t *row = scratch;
+    if (d->kh == 3 && d->kw == 3 && d->dw == 1) {
+      out = tim_depthwise_plane(d, h, row, out);
+      w += d->record;
+      continue;
+    }
     for (int32_t y = d->oh; y; --y, row += d->sh * pitch) {
       const int8_t *s = row;
       for (int32_t x = d->ow; x; --x, s += d->sw) {

@@ -47,7 +47,7 @@ def portable_pair_stream(layer: Layer, first: int, second: int) -> bytes:
     a = zeros if first < 0 else layer.weights[first]
     interleaved = np.stack([a, layer.weights[second]], axis=1).astype(np.int8).tobytes()
     bias_a = 0 if first < 0 else int(layer.biases[first])
-    parts = [words([bias_a, int(layer.biases[second])]), interleaved + b"\0" * (-len(interleaved) % 4)]
+    parts = [words([bias_a, int(layer.biases[second])]), interleaved + b"\0" * (-len(interleaved) % 8)]
     for channel in (first, second):
         parts.append(words(layer.portable_parameters(channel)))
     return b"".join(parts)
@@ -97,7 +97,7 @@ def make_matrix(state: Lowering, op: Op, layer: Layer, pixel_stride: int, channe
         state.use("portable_mm")
         pairs = [portable_pair_stream(layer, c, c + 1) for c in range(0, even, 2)]
         odd = portable_pair_stream(layer, -1, channels - 1) if channels % 2 else b""
-        tail_arguments = (k, layer.low, layer.high)
+        tail_arguments = (-(-k // 4) * 4, layer.low, layer.high)
         arguments = (pixel_stride, channel_stride, len(pairs), *tail_arguments)
         odd_arguments = (pixel_stride, 0, 1, *tail_arguments)
         name = "tim_mm"
@@ -168,7 +168,7 @@ def _planar_pointwise(state: Lowering, op: Op, layer: Layer) -> None:
         else:
             name = "tim_planar"
             state.define(name, c_kernels.PLANAR_PORTABLE, "portable_mm")
-            values = f"{braces(arguments)}, {plane}, {plane}"
+            values = f"{braces(arguments)}, {plane}, {plane}, {channels}"
             scratch = pointer(patch)
         calls.append(f"static const {name}_desc d{number} = {{{values}}};")
         calls.append(
@@ -221,7 +221,7 @@ def _ring_convolution(state: Lowering, op: Op, layer: Layer, kh: int, kw: int) -
         run // 4 if straight else fours, out_pixel,
     )  # fmt: skip
     # The bytes of one pixel are put together behind the patch where a run is no multiple of a word.
-    patch = state.program.workspace(fours * 16 + (0 if straight else fours * 4) if state.machine.dsp else 2 * k)
+    patch = state.program.workspace(fours * 16 + (0 if straight else fours * 4) if state.machine.dsp else fours * 8)
     scratch = [patch]
     ring_pointer = "0"
     if needs_ring:
