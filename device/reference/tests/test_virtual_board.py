@@ -9,6 +9,7 @@ import pytest
 
 from tinymlaas_device.board import Board, BoardError, BoardReason, SlotState
 from tinymlaas_device.boards import board_models, make_board
+from tinymlaas_device.firmware_build import RAM_BASE, STACK_BYTES
 from tinymlaas_device.virtual_board import VirtualBoard
 from tinymlaas_module import Isa
 
@@ -101,6 +102,23 @@ def test_the_firmwares_own_ram_counts_against_the_board(board: VirtualBoard) -> 
     error = refusal_of(board, module_for("cortex-m4", arena_bytes=free, stack_bytes=64), slot=1)
     assert error.reason is BoardReason.NOT_ENOUGH_RAM
     assert (error.metadata["need"], error.metadata["have"]) == (str(free + 64), str(free))
+
+
+@pytest.mark.parametrize("name", ["tiny-m0plus", "node-m4f", "riscv-node"])
+def test_the_firmwares_stack_stays_in_the_part_of_ram_set_aside_for_it(name: str) -> None:
+    board = board_named(name)
+    arena_end = board._firmware.static_ram + 64 + 64
+    machine = board._machine
+    assert machine is not None
+    marks = bytes((i * 7 + 3) & 0xFF for i in range(board.spec.ram_total - arena_end - 1024))
+    machine.load(RAM_BASE + arena_end, marks)
+    install(board, 0, module_for(cpu_of(name)))
+    board.invoke(INPUT)
+    left = machine.read(RAM_BASE + arena_end, len(marks))
+    untouched = next(i for i in range(len(marks)) if left[i] != marks[i]) if left != marks else len(marks)
+    depth = board.spec.ram_total - arena_end - untouched
+    assert 1024 < depth <= STACK_BYTES
+    board.close()
 
 
 def test_a_module_larger_than_its_slot_is_refused_at_once(board: VirtualBoard) -> None:

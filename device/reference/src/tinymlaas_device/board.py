@@ -2,12 +2,13 @@
 
 States of a slot and what moves it (anything else is refused with WRONG_STATE):
 
-    EMPTY --begin--> RECEIVING --write...--> RECEIVING --verify--> INSTALLED --self_test--> TESTED --activate--> ACTIVE
-      ^                 |  (verify refuses: the slot keeps its bytes and stays RECEIVING)       ^                   |
-      +---uninstall-----+-------------------------------------------------------uninstall------+<---deactivate----+
+    EMPTY --begin--> RECEIVING --write..., verify--> INSTALLED --self_test--> TESTED --activate--> ACTIVE
+      ^                  |                               |                    |   ^                   |
+      +---- refused -----+-------- failed test ----------+---- uninstall -----+   +--- deactivate ----+
 
-One slot at most is ACTIVE. `rollback` makes the slot that was active before active again. States and bytes lie in flash
-and survive power loss; an interrupted download goes on at `bytes_written`.
+A module that is refused or fails its test empties its slot. One slot at most is ACTIVE. `rollback` makes the slot that was
+active before active again and empties the present one. States and bytes lie in flash and survive power loss; an interrupted
+download goes on at `bytes_written`.
 """
 
 from collections.abc import Mapping
@@ -212,7 +213,7 @@ class Board(Protocol):
         """Check the complete image: digest, format, signature, counter, ISA, RAM; then the slot is INSTALLED."""
 
     def self_test(self, slot: int) -> SelfTest:
-        """Run the module's golden vectors; the slot is TESTED when they pass and INSTALLED when not."""
+        """Run the module's golden vectors; the slot is TESTED when they pass and EMPTY when not."""
 
     def activate(self, slot: int) -> None:
         """Make a TESTED slot the active one; the one active before stays installed as the one to roll back to."""

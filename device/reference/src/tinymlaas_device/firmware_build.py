@@ -15,6 +15,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
+
 from tinymlaas_simulator import Cpu, cache_dir, cpu_named
 
 from .boards import BoardModel
@@ -157,12 +160,12 @@ def _run(command: list[str]) -> None:
 
 
 def _read_elf(path: Path) -> Firmware:
-    from elftools.elf.elffile import ELFFile
-
     with path.open("rb") as stream:
         elf = ELFFile(stream)
         text = elf.get_section_by_name(".text")
         table = elf.get_section_by_name(".symtab")
+        if text is None or not isinstance(table, SymbolTableSection):
+            raise FirmwareBuildError(f"{path.name} has no code or no symbols: remove it and try again")
         values = {symbol.name: int(symbol["st_value"]) for symbol in table.iter_symbols()}
         return Firmware(
             image=bytes(text.data()),
