@@ -1,6 +1,6 @@
 """Lint the protos with buf, and compare them with those of the last commit before they changed (`buf breaking`).
 
-buf comes as the npm package @bufbuild/buf, pinned in scripts/buf/package-lock.json. Without npm the checks are left out, and
+buf comes as the npm package @bufbuild/buf, pinned in scripts/buf/package.json. Without npm the checks are left out, and
 that is said.
 """
 
@@ -28,9 +28,9 @@ def buf() -> Path | None:
         if npm is None:
             return None
         installed.mkdir(parents=True, exist_ok=True)
-        for name in ("package.json", "package-lock.json"):
-            shutil.copyfile(BUF_FOLDER / name, installed / name)
-        subprocess.run([npm, "ci", "--silent", "--no-audit", "--no-fund"], cwd=installed, check=True)
+        shutil.copyfile(BUF_FOLDER / "package.json", installed / "package.json")
+        options = ["--no-package-lock", "--no-audit", "--no-fund", "--silent"]
+        subprocess.run([npm, "install", *options], cwd=installed, check=True)
     return executable
 
 
