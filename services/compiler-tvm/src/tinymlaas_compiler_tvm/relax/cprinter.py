@@ -31,11 +31,16 @@ class Unprintable(Exception):
 
 @dataclass
 class Printed:
-    """A C function: its text, the workspaces that it takes as further pointers (bytes each), and math that it calls."""
+    """A C function: its text, the workspaces that it takes as further pointers (bytes each), and math that it calls.
+
+    `overwritable` holds the positions of parameters that the output may lie over: each of their values is read only by the
+    statement that writes the output at the same index.
+    """
 
     text: str
     workspaces: list[int] = field(default_factory=list)
     math: set[str] = field(default_factory=set)
+    overwritable: tuple[int, ...] = ()
 
 
 class _Printer:
@@ -44,6 +49,12 @@ class _Printer:
         self.names: dict[Any, str] = {}
         self.workspaces: list[tuple[str, str, int]] = []
         self.math: set[str] = set()
+        # For each pointer read: the (pointer, index) that the reading statement writes, and the index read.
+        self.reads: dict[str, set[tuple[str, str, str]]] = {}
+        self.writing: tuple[str, str] = ("", "")
+        # How often each pointer is stored to, by the extents of the loops around.
+        self.stores: dict[str, int] = {}
+        self.turns = 1
 
     def name(self, var: Any) -> str:
         if var not in self.names:
@@ -87,7 +98,10 @@ class _Printer:
         if kind in ("BufferLoad", "TensorLoad"):
             if len(e.indices) != 1:
                 raise Unprintable("load with several indices")
-            return f"{self.name(e.source if kind == 'TensorLoad' else e.buffer)}[{self.expr(e.indices[0])}]"
+            pointer = self.name(e.source if kind == "TensorLoad" else e.buffer)
+            index = self.expr(e.indices[0])
+            self.reads.setdefault(pointer, set()).add((*self.writing, index))
+            return f"{pointer}[{index}]"
         if kind == "Let":
             raise Unprintable("let expression")
         if kind == "Call":
@@ -126,7 +140,10 @@ class _Printer:
         elif kind == "For":
             var, low = self.name(s.loop_var), self.expr(s.min)
             self.lines.append(f"{indent}for (int32_t {var} = {low}; {var} < {low} + {self.expr(s.extent)}; ++{var}) {{")
+            around, extent = self.turns, getattr(s.extent, "value", None)
+            self.turns *= int(extent) if extent is not None else 1 << 40
             self.stmt(s.body, indent + "  ")
+            self.turns = around
             self.lines.append(f"{indent}}}")
         elif kind == "IfThenElse":
             self.lines.append(f"{indent}if ({self.expr(s.condition)}) {{")
@@ -138,7 +155,11 @@ class _Printer:
         elif kind == "BufferStore":
             if len(s.indices) != 1:
                 raise Unprintable("store with several indices")
-            self.lines.append(f"{indent}{self.name(s.buffer)}[{self.expr(s.indices[0])}] = {self.expr(s.value)};")
+            pointer, index = self.name(s.buffer), self.expr(s.indices[0])
+            self.writing = (pointer, index)
+            self.stores[pointer] = self.stores.get(pointer, 0) + self.turns
+            self.lines.append(f"{indent}{pointer}[{index}] = {self.expr(s.value)};")
+            self.writing = ("", "")
         elif kind == "AllocBuffer":
             self._allocate(s.buffer, indent)
             self._body(s, indent)
@@ -191,17 +212,38 @@ def _dtype(e: Any) -> str:
     return str(dtype)
 
 
+def _elements(buffer: Any) -> int:
+    elements = 1
+    for extent in buffer.shape:
+        elements *= int(extent)
+    return elements
+
+
 def print_function(function: Any, name: str) -> Printed:
     """`function`, lowered and flat, as a C function `name(buffers in order of the parameters, then workspaces)`."""
     printer = _Printer()
-    parameters = []
     buffers = list(function.params)
-    for position, buffer in enumerate(buffers):
-        const = "" if position == len(buffers) - 1 else "const "
-        parameters.append(f"{const}{printer.ctype(_dtype(buffer))} *restrict {printer.name(buffer)}")
+    names = [printer.name(buffer) for buffer in buffers]
     printer.stmt(function.body, "  ")
+    out = len(buffers) - 1
+    # Written once each and never read: then a value read by its own store is still the argument's.
+    once = printer.stores.get(names[out], 0) == _elements(buffers[out]) and names[out] not in printer.reads
+    overwritable = tuple(
+        position
+        for position, (buffer, variable) in enumerate(zip(buffers, names, strict=True))
+        if once
+        and position != out
+        and _dtype(buffer) == _dtype(buffers[out])
+        and all(target == names[out] and index == read for target, index, read in printer.reads.get(variable, ()))
+    )
+    parameters = []
+    for position, buffer in enumerate(buffers):
+        const = "" if position == out else "const "
+        # `restrict` would promise that the output lies elsewhere.
+        restrict = "" if overwritable and (position == out or position in overwritable) else "restrict "
+        parameters.append(f"{const}{printer.ctype(_dtype(buffer))} *{restrict}{names[position]}")
     for ctype, variable, _ in printer.workspaces:
         parameters.append(f"{ctype} *restrict {variable}")
     body = "\n".join(printer.lines)
     text = f"static NOINLINE void {name}({', '.join(parameters)}) {{\n{body}\n}}\n"
-    return Printed(text, [size for _, _, size in printer.workspaces], printer.math)
+    return Printed(text, [size for _, _, size in printer.workspaces], printer.math, overwritable)

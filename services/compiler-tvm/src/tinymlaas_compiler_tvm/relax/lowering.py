@@ -113,6 +113,9 @@ class _Lowering:
         self.buffers: dict[Any, Buffer] = {}
         self.constants: dict[Any, int] = {}
         self.printed: dict[str, tuple[str, Printed]] = {}
+        # Variables that each binding reads, in order, and which binding is being lowered.
+        self.uses: list[list[Any]] = []
+        self.position = 0
 
     def size(self, struct: Any) -> int:
         total = 1
@@ -151,6 +154,21 @@ class _Lowering:
         buffer = self.buffers[value]
         return f"(void *){buffer.macro}", Access(buffer, 0, size), 0
 
+    def output(self, arguments: list[Any], shapes: list[Any], overwritable: tuple[int, ...], size: int) -> Buffer:
+        """A buffer for a result: over an argument that is read here for the last time, where the kernel allows it."""
+        label = f"value {len(self.program.buffers)}"
+        for position in overwritable:
+            value = arguments[position]
+            buffer = self.buffers.get(value)
+            if buffer is None or self.size(shapes[position]) != size or buffer.size < size:
+                continue
+            users = [i for i, names in enumerate(self.uses) if any(self.buffers.get(v) is buffer for v in names)]
+            twice = sum(self.buffers.get(v) is buffer for v in arguments) > 1
+            if max(users, default=-1) <= self.position and not twice:
+                buffer.tensors.append(label)
+                return buffer
+        return self.program.buffer(size, BufferKind.TENSOR, label)
+
     def call(self, var: Any, call: Any) -> None:
         """A step for `var = call_tir(function, args)`; none for a reshape."""
         global_var, arguments = call.args[0], list(call.args[1].fields)
@@ -169,7 +187,7 @@ class _Lowering:
             constant_bytes += size
             if access is not None:
                 reads.append(access)
-        out = self.program.buffer(out_size, BufferKind.TENSOR, f"value {len(self.program.buffers)}")
+        out = self.output(arguments, shapes, printed.overwritable, out_size)
         self.buffers[var] = out
         pointers.append(f"(void *){out.macro}")
         scratch = [self.program.workspace(size) for size in printed.workspaces]
@@ -202,23 +220,26 @@ def lower_model(onnx_bytes: bytes) -> tuple[Program, list[Interface], list[Inter
         state.program.inputs.append(buffer)
         inputs.append(_interface(name, struct, buffer))
     body = main.body
-    for block in body.blocks:
-        for binding in block.bindings:
-            value = binding.value
-            if isinstance(value, relax.Var):
-                state.buffers[binding.var] = state.buffers[value]
-            elif isinstance(value, relax.Tuple):
-                state.buffers[binding.var] = value
-            elif isinstance(value, relax.Call) and str(getattr(value.op, "name", "")) == "relax.call_tir":
-                state.call(binding.var, value)
-            else:
-                raise OpUnsupported(
-                    "Relax construct is not a call of a kernel",
-                    op=type(value).__name__,
-                    node="",
-                    dtype="float32",
-                    count=1,
-                )
+    bindings = [binding for block in body.blocks for binding in block.bindings]
+    state.uses = [_variables(binding.value) for binding in bindings]
+    state.uses.append(_variables(body.body))
+    for position, binding in enumerate(bindings):
+        state.position = position
+        value = binding.value
+        if isinstance(value, relax.Var):
+            state.buffers[binding.var] = state.buffers[value]
+        elif isinstance(value, relax.Tuple):
+            state.buffers[binding.var] = value
+        elif isinstance(value, relax.Call) and str(getattr(value.op, "name", "")) == "relax.call_tir":
+            state.call(binding.var, value)
+        else:
+            raise OpUnsupported(
+                "Relax construct is not a call of a kernel",
+                op=type(value).__name__,
+                node="",
+                dtype="float32",
+                count=1,
+            )
     results = state.buffers.get(body.body, body.body)
     values = list(results.fields) if isinstance(results, relax.Tuple) else [body.body]
     outputs = []
@@ -231,6 +252,18 @@ def lower_model(onnx_bytes: bytes) -> tuple[Program, list[Interface], list[Inter
             _interface(described.name, value.struct_info if hasattr(value, "struct_info") else value.ty, buffer)
         )
     return state.program, inputs, outputs
+
+
+def _variables(value: Any) -> list[Any]:
+    """Variables that a Relax expression of a binding reads."""
+    kind = type(value).__name__
+    if kind in ("Var", "DataflowVar"):
+        return [value]
+    if kind == "Tuple":
+        return [variable for each in value.fields for variable in _variables(each)]
+    if kind == "Call":
+        return [variable for each in value.args for variable in _variables(each)]
+    return []
 
 
 def _interface(name: str, struct: Any, buffer: Buffer) -> Interface:
