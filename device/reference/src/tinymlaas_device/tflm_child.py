@@ -55,7 +55,7 @@ def _open(model: bytes, arena: int) -> Any:
 
 
 def _missing_operators(model: bytes, known: set[str]) -> list[str]:
-    import tflite  # type: ignore[import-untyped]
+    import tflite
 
     if not tflite.Model.ModelBufferHasIdentifier(model, 0):
         raise ValueError("not a TFLite file")

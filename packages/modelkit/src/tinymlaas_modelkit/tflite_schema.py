@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import tflite as schema  # type: ignore[import-untyped]
+import tflite as schema
 
 from tinymlaas_modelkit.graph import Activation, DType
 
