@@ -164,7 +164,7 @@ def show_plugin(
 
 def device_table(devices: list[devices_pb2.Device]) -> Table:
     """Devices in one table."""
-    table = Table("device", "state", "board", "cpu", "RAM free/total", "flash free/total", "active module")
+    table = Table("device", "state", "board", "cpu", "RAM free/total", "flash free/total", "active image")
     for device in devices:
         target = device.capabilities.target
         state = devices_pb2.Device.State.Name(device.state).removeprefix("STATE_").lower()
@@ -175,9 +175,14 @@ def device_table(devices: list[devices_pb2.Device]) -> Table:
             target.cpu,
             _memory(target, target_pb2.MemoryRegion.KIND_RAM),
             _memory(target, target_pb2.MemoryRegion.KIND_FLASH),
-            device.active_module.rsplit("/", 1)[-1][:16],
+            _active(device)[:16],
         )
     return table
+
+
+def _active(device: devices_pb2.Device) -> str:
+    slots = device.capabilities.slots
+    return next((slot.module_sha256 for slot in slots if slot.state == devices_pb2.Slot.STATE_ACTIVE), "")
 
 
 def _memory(target: target_pb2.Target, kind: target_pb2.MemoryRegion.Kind.ValueType) -> str:

@@ -134,7 +134,9 @@ class InstallRequest(_message.Message):
     module_sha256: _builtins.str
     """sha256 (hex) of the device image in the artifact store."""
     slot: _builtins.int
-    """Slot to install into. Absent: a free one, else one that holds neither the active module nor its rollback copy."""
+    """Slot to install into. Absent: a free one, else one that holds neither the active module nor its rollback copy, and as a
+    last resort (a device with two slots) the rollback copy's. The active module's slot is never touched.
+    """
     transfer: Global___InstallRequest.Transfer.ValueType
     """Zero: pull, then push when the device cannot pull."""
     def __init__(
