@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from suite_rig import ROOT, ZOO, RunningSuite
 
 pytestmark = pytest.mark.xdist_group("suite")
