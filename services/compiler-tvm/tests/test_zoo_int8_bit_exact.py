@@ -51,3 +51,14 @@ def test_the_objective_flash_gives_the_smallest_payload_and_latency_the_fewest_i
         figures[objective] = (len(parts.payload), run.instructions)
     assert figures["flash"][0] < figures["balanced"][0]
     assert figures["latency"][1] <= figures["balanced"][1] < figures["flash"][1]
+
+
+def test_the_objective_ram_gives_the_smallest_arena() -> None:
+    x, expected = Samples("ad").int8[0]
+    arenas = {}
+    for objective in ("balanced", "ram"):
+        parts = compile_model(zoo_model("ad", "int8_qdq"), TARGETS["cortex-m4"], {"objective": objective})
+        outputs, _ = run_parts(parts, "cortex-m4", [x], strict=False)
+        np.testing.assert_array_equal(outputs[0].reshape(-1), expected.reshape(-1))
+        arenas[objective] = parts.arena_bytes
+    assert arenas["ram"] < arenas["balanced"]

@@ -79,7 +79,7 @@ def check_file(onnx_bytes: bytes, deeply: bool = False) -> None:
 
 def settings_for(options: Options) -> Settings:
     """What checked options mean for lowering."""
-    return Settings(unroll=_UNROLL[options.objective])
+    return Settings(unroll=_UNROLL[options.objective], scratch_free_dense=options.objective == "ram")
 
 
 def compile_graph(graph: Graph, machine: Machine, target: TargetSpec, options: Options) -> CompiledParts:

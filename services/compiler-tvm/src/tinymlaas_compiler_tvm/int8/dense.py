@@ -42,7 +42,7 @@ def lower_dense(state: Lowering, op: Op) -> None:
         raise unsupported(op, "input is no multiple of the weights' depth")
     source = state.place(in_name)
     macs = rows * channels * k
-    if not state.machine.dsp or not layer.packable:
+    if not state.machine.dsp or not layer.packable or state.settings.scratch_free_dense:
         _portable(state, op, in_name, layer, rows, macs)
         return
     padded = -(-k // 8) * 8

@@ -23,10 +23,12 @@ ELEMENTWISE = frozenset(
 
 @dataclass(frozen=True)
 class Settings:
-    """What the options mean for lowering: how far loops unroll, whether operators may work in place."""
+    """What the options mean for lowering: how far loops unroll, whether operators may work in place,
+    whether fully connected layers do without a widened copy of their input."""
 
     unroll: int = 8
     in_place: bool = True
+    scratch_free_dense: bool = False
 
 
 @dataclass(frozen=True)
