@@ -42,8 +42,13 @@ def configure_logging(settings: ServiceSettings) -> None:
         add_trace_ids,
     ]
     as_json = settings.log_format == "json"
+    # Plain tracebacks: the richer ones print local variables, and with them requests and tokens.
     renderer: Any = (
-        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        structlog.processors.JSONRenderer()
+        if as_json
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
     )
     final: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if as_json:
