@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 
 
-async def main(parts: list[str], state: Path) -> None:
+async def main(parts: list[str], pairs: list[tuple[str, str]], state: Path) -> None:
     """Measure the parts."""
     console = Console(width=180)
     session = Session(address="", token_file=None, project="bench", state=state, as_json=False)
@@ -26,7 +26,7 @@ async def main(parts: list[str], state: Path) -> None:
         await start_and_wait(suite, session)
         async with session.connect() as client:
             if "compilers" in parts:
-                rows = await compilers.measure(client, ROOT / "zoo", console)
+                rows = await compilers.measure(client, ROOT / "zoo", pairs, console)
                 compilers.show(rows, console)
                 compilers.write(rows, RESULTS / "compilers.json")
             if "services" in parts:
@@ -40,5 +40,8 @@ async def main(parts: list[str], state: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", default=["compilers", "services"], choices=["compilers", "services"])
+    parser.add_argument("--all-targets", action="store_true", help="every model on every CPU (about half an hour)")
+    arguments = parser.parse_args()
+    chosen = compilers.ALL_PAIRS if arguments.all_targets else compilers.PAIRS
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        asyncio.run(main(parser.parse_args().parts, Path(folder)))
+        asyncio.run(main(arguments.parts, chosen, Path(folder)))
