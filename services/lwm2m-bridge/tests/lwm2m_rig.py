@@ -26,6 +26,7 @@ from tinymlaas_lwm2m_bridge import (
     Reason,
     SqlStore,
 )
+from tinymlaas_module import Requirement
 
 T = TypeVar("T")
 DEADLINE_S = 90.0
@@ -67,8 +68,9 @@ class Clock:
         return self.now
 
 
-def accept_any(image: bytes) -> None:
-    """Check of images for tests whose images are no modules: the protocol does not care."""
+def accept_any(image: bytes) -> Requirement:
+    """Check of images for tests whose images are no modules: the protocol does not care, but for their length."""
+    return Requirement(len(image), 0, 1, 0)
 
 
 @dataclass
@@ -78,7 +80,7 @@ class Rig:
     folder: Path
     artifacts: Artifacts = field(default_factory=Artifacts)
     clock: Clock = field(default_factory=Clock)
-    check: Callable[[bytes], None] = accept_any
+    check: Callable[[bytes], Requirement] = accept_any
     install: InstallSettings = FAST_INSTALL
     link: LinkSettings = FAST_LINK
     port: int = 0

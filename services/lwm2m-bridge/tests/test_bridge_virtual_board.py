@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from lwm2m_rig import Artifacts, Rig, digest_of, run_install, within
+from certified_modules import OTHER_KEY, PUBLIC_KEY, certified_for
+from lwm2m_rig import Artifacts, Rig, accept_any, digest_of, run_install, within
 
 from tinymlaas_device.boards import board_models
 from tinymlaas_device.virtual_board import VirtualBoard
@@ -25,10 +25,6 @@ from tinymlaas_lwm2m_bridge import (
     Transfer,
 )
 from tinymlaas_module import key_id
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "device" / "reference" / "tests"))
-
-from board_modules import OTHER_KEY, PUBLIC_KEY, module_for
 
 CPU = "cortex-m4"
 INPUT = bytes(range(0, 32, 2))
@@ -78,7 +74,7 @@ async def test_a_signed_module_is_installed_tested_activated_and_computes(
     rig: Rig, board: VirtualBoard, transfer: Transfer
 ) -> None:
     async with running(rig, board) as bridge:
-        last = await install(rig, bridge, module_for(CPU, add=3), "a", transfer)
+        last = await install(rig, bridge, certified_for(CPU, add=3), "a", transfer)
         assert last.step is Step.READY, last
         await within(bridge.activate("node-1", last.slot or 0))
         result = await within(bridge.infer("node-1", (INPUT,)))
@@ -96,9 +92,9 @@ async def test_an_update_goes_to_the_other_slot_and_rollback_brings_the_first_ba
     rig: Rig, board: VirtualBoard
 ) -> None:
     async with running(rig, board) as bridge:
-        first = await install(rig, bridge, module_for(CPU, add=1), "a")
+        first = await install(rig, bridge, certified_for(CPU, add=1), "a")
         await within(bridge.activate("node-1", first.slot or 0))
-        second = await install(rig, bridge, module_for(CPU, add=2, version="2"), "b")
+        second = await install(rig, bridge, certified_for(CPU, add=2, version="2"), "b")
         assert second.slot != first.slot
         assert (await within(bridge.infer("node-1", (INPUT,)))).outputs[0][0] == 1
         await within(bridge.activate("node-1", second.slot or 0))
@@ -114,13 +110,13 @@ async def test_a_module_of_an_unknown_key_is_stopped_by_the_bridge_and_by_the_de
     rig: Rig, board: VirtualBoard
 ) -> None:
     """DO-BRIDGE-006, DO-SEC-004."""
-    image = module_for(CPU, key=OTHER_KEY)
+    image = certified_for(CPU, key=OTHER_KEY)
     async with running(rig, board) as bridge:
         last = await install(rig, bridge, image, "a")
         assert last.failure is not None
         assert (last.step, last.failure.reason, last.failure.code) == (Step.FAILED, "KEY_UNKNOWN", "PERMISSION_DENIED")
         assert not bridge.endpoint.packages.bytes_served
-    rig.check = lambda image: None
+    rig.check = accept_any
     async with running(rig, board) as bridge:
         last = await install(rig, bridge, image, "b")
         assert last.failure is not None
@@ -129,9 +125,9 @@ async def test_a_module_of_an_unknown_key_is_stopped_by_the_bridge_and_by_the_de
 
 @pytest.mark.parametrize("offset", [40, 200, -30])
 async def test_a_tampered_module_is_refused_by_the_device(rig: Rig, board: VirtualBoard, offset: int) -> None:
-    image = bytearray(module_for(CPU))
+    image = bytearray(certified_for(CPU))
     image[offset] ^= 1
-    rig.check = lambda image: None
+    rig.check = accept_any
     async with running(rig, board) as bridge:
         last = await install(rig, bridge, bytes(image), "a")
         assert last.failure is not None
@@ -144,16 +140,15 @@ async def test_downgrade_foreign_code_and_wrong_results_are_refused_with_their_r
     rig: Rig, board: VirtualBoard
 ) -> None:
     async with running(rig, board) as bridge:
-        good = await install(rig, bridge, module_for(CPU, counter=5), "good")
+        good = await install(rig, bridge, certified_for(CPU, counter=5), "good")
         await within(bridge.activate("node-1", good.slot or 0))
         # The first run confirms the module, and only then does the device's security counter rise (IM-SLOT-009).
         await within(bridge.infer("node-1", (INPUT,)))
         expected = {
-            "old": (module_for(CPU, counter=4, add=9), Reason.INTEGRITY_FAILED, "DOWNGRADE"),
-            "foreign": (module_for("rv32imc", counter=5), Reason.PACKAGE_UNSUPPORTED, "UNSUPPORTED_ISA"),
-            "big": (module_for(CPU, counter=5, arena_bytes=1 << 20), Reason.DEVICE_OUT_OF_MEMORY, "NOT_ENOUGH_RAM"),
-            "wrong": (module_for(CPU, counter=5, add=2, golden_add=3), Reason.SELF_TEST_FAILED, None),
-            "faults": (module_for(CPU, counter=5, add=4, spoil=1), Reason.SELF_TEST_FAILED, None),
+            "old": (certified_for(CPU, counter=4, add=9), Reason.INTEGRITY_FAILED, "DOWNGRADE"),
+            "foreign": (certified_for("rv32imc", counter=5), Reason.PACKAGE_UNSUPPORTED, "UNSUPPORTED_ISA"),
+            "wrong": (certified_for(CPU, counter=5, add=2, golden_add=3), Reason.SELF_TEST_FAILED, None),
+            "faults": (certified_for(CPU, counter=5, add=4, spoil=1), Reason.SELF_TEST_FAILED, None),
         }
         for name, (image, reason, device_reason) in expected.items():
             last = await install(rig, bridge, image, name)
@@ -169,7 +164,7 @@ async def test_power_cut_in_any_flash_operation_ends_with_the_module_ready(
     """DO-INST-005, DO-ACT-005."""
     async with running(rig, board) as bridge:
         board.cut_power_after(operations)
-        last = await install(rig, bridge, module_for(CPU, padding=3000), "a")
+        last = await install(rig, bridge, certified_for(CPU, padding=3000), "a")
         assert last.step is Step.READY, last
         await within(bridge.activate("node-1", last.slot or 0))
         assert (await within(bridge.infer("node-1", (INPUT,)))).outputs[0][0] == 1
@@ -181,9 +176,9 @@ async def test_power_cut_while_activating_leaves_a_module_active_and_activate_ca
 ) -> None:
     """DO-ACT-005."""
     async with running(rig, board) as bridge:
-        first = await install(rig, bridge, module_for(CPU, add=1), "a")
+        first = await install(rig, bridge, certified_for(CPU, add=1), "a")
         await within(bridge.activate("node-1", first.slot or 0))
-        second = await install(rig, bridge, module_for(CPU, add=2), "b")
+        second = await install(rig, bridge, certified_for(CPU, add=2), "b")
         board.cut_power_after(operations)
         try:
             await within(bridge.activate("node-1", second.slot or 0))
@@ -207,7 +202,7 @@ async def test_every_virtual_board_takes_a_module_and_says_what_it_is(rig: Rig, 
             "ram": board.spec.ram_total,
             "flash": board.spec.flash_total,
         }
-        last = await install(rig, bridge, module_for(board.spec.cpu), "a")
+        last = await install(rig, bridge, certified_for(board.spec.cpu), "a")
         assert last.step is Step.READY, last
         await within(bridge.activate("node-1", last.slot or 0))
         assert (await within(bridge.infer("node-1", (INPUT,)))).outputs[0][0] == 1

@@ -8,11 +8,12 @@ from pathlib import Path as FilePath
 
 import structlog
 
-from tinymlaas_module import KeyRing, ModuleError, parse, verify
+from tinymlaas_module import KeyRing, Module, ModuleError, Requirement, parse, verify
 from tinymlaas_module import Reason as ModuleReason
 from tinymlaas_module.layout import section_digest
 
 from .core.errors import BridgeError, Reason
+from .core.evidence import proven_requirement
 from .core.ports import ArtifactSource
 
 log = structlog.get_logger("tinymlaas.bridge.images")
@@ -27,7 +28,7 @@ class TensorSizes:
 
 
 class SignedImages:
-    """Checks images before they go out: structure, section digests, and the signature by a trusted key.
+    """Checks images before they go out: structure, section digests, signature by a trusted key, memory certificate.
 
     Keys are given as hex, and in a file with one a line that is read at each check, because it may appear after the bridge
     was started and may be changed when keys are rotated. Without either, only signatures can't be checked here; devices
@@ -45,9 +46,17 @@ class SignedImages:
         """True where keys are set."""
         return bool(self._keys) or self._file is not None
 
-    def __call__(self, image: bytes) -> None:
-        """Raise the module package's error where the image is malformed or not signed by a trusted key."""
+    def __call__(self, image: bytes) -> Requirement:
+        """What the image needs, as its evidence proves; the order is structure, signature, certificate.
+
+        Raises the module package's error where the image is malformed or not signed by a trusted key, and
+        CERTIFICATE_MISSING or CERTIFICATE_INVALID where native code comes without sound proof of the memory it uses.
+        """
         module = parse(image)
+        self._check_origin(module)
+        return proven_requirement(module)
+
+    def _check_origin(self, module: Module) -> None:
         if self.checks_signatures:
             verify(module, KeyRing.of(self._trusted()))
             return

@@ -26,6 +26,8 @@ class Reason(StrEnum):
     INSTALL_UNSUPPORTED = "INSTALL_UNSUPPORTED"
     INSTALL_CANCELLED = "INSTALL_CANCELLED"
     INSTALL_STUCK = "INSTALL_STUCK"
+    CERTIFICATE_MISSING = "CERTIFICATE_MISSING"
+    CERTIFICATE_INVALID = "CERTIFICATE_INVALID"
     DOES_NOT_FIT = "DOES_NOT_FIT"
     SLOT_UNKNOWN = "SLOT_UNKNOWN"
     SLOT_ACTIVE = "SLOT_ACTIVE"
@@ -95,6 +97,14 @@ _TABLE: dict[Reason, tuple[str, str]] = {
         "DEADLINE_EXCEEDED",
         "The device made no progress: look at its timeline, then install with a new id.",
     ),
+    Reason.CERTIFICATE_MISSING: (
+        "FAILED_PRECONDITION",
+        "Install the device image as it was sealed: native code travels with its memory certificate.",
+    ),
+    Reason.CERTIFICATE_INVALID: (
+        "FAILED_PRECONDITION",
+        "Don't install it: the certificate contradicts the module. Build it again and report it to the compiler's maker.",
+    ),
     Reason.DOES_NOT_FIT: ("FAILED_PRECONDITION", "Build a smaller module, or choose a bigger slot or device."),
     Reason.SLOT_UNKNOWN: ("NOT_FOUND", "Choose one of the device's slots, or none to let the bridge choose."),
     Reason.SLOT_ACTIVE: (
@@ -153,7 +163,7 @@ class BridgeError(Exception):
     """A call failed; `code` (gRPC name), `reason`, `metadata` and `help` say why and whose move it is."""
 
     def __init__(
-        self, reason: Reason | str, detail: str, *, code: str = "", help: str = "", **metadata: str | int
+        self, reason: Reason | str, detail: str, /, *, code: str = "", help: str = "", **metadata: str | int
     ) -> None:
         known = _TABLE.get(Reason(reason)) if reason in Reason.__members__ else None
         self.code = code or (known[0] if known else "INTERNAL")

@@ -48,11 +48,12 @@ class SlotView:
 
 @dataclass(frozen=True)
 class DeviceView:
-    """All slots of a device and the one that Rollback would activate."""
+    """All slots of a device, the one that Rollback would activate, and the RAM in bytes that one module can use."""
 
     slots: tuple[SlotView, ...]
     previous_slot: int | None = None
     has_ml_object: bool = True
+    ram_free: int | None = None
 
     def slot(self, index: int) -> SlotView:
         """A slot by index; SLOT_UNKNOWN where the device has none such."""
@@ -109,7 +110,13 @@ def read_view(values: Mapping[Path, Value], slots: list[int]) -> DeviceView:
                 knows_digests=has_ml,
             )
         )
-    return DeviceView(tuple(views), _whole(previous), has_ml)
+    return DeviceView(tuple(views), _whole(previous), has_ml, _ram_free(values))
+
+
+def _ram_free(values: Mapping[Path, Value]) -> int | None:
+    """RAM Free as reported, at most RAM Total, which stands for it where it is missing (DO-CAP-004)."""
+    given = (_whole(values.get(ml(resource))) for resource in (MlRes.RAM_FREE, MlRes.RAM_TOTAL))
+    return min((size for size in given if size is not None and size >= 0), default=None)
 
 
 def _whole(value: Value | None) -> int | None:

@@ -17,9 +17,11 @@ from dataclasses import dataclass, replace
 import structlog
 
 from tinymlaas_lwm2m import MlRes, SoftwareRes, UpdateResult, UpdateState, ml, software
+from tinymlaas_module import Requirement
 
 from .directory import Clock, Directory
 from .errors import BridgeError, Reason
+from .evidence import check_fit
 from .install_plan import Action, SlotView, choose_slot, next_action
 from .install_record import Failure, InstallEvent, InstallRecord, InstallRequest, Step, Transfer
 from .ports import ArtifactSource, DeviceLink, ImageCheck, InstallStore, PackageServer
@@ -199,6 +201,7 @@ class _Run:
         self._digest = bytes.fromhex(record.request.digest)
         self._cancel = installer._cancels[record.request.install_id]
         self._image = b""
+        self._need = Requirement(0, 0, 1, 0)
         self._bytes_done = 0
         self._progress_at = asyncio.get_running_loop().time()
         self._progress: object = None
@@ -263,7 +266,7 @@ class _Run:
                 expected=self._request.digest,
                 got=got,
             )
-        self._in._check(image)
+        self._need = await asyncio.to_thread(self._in._check, image)
         return image
 
     async def _step(self, device: Registration) -> bool:
@@ -282,6 +285,9 @@ class _Run:
             if not self._retry(error):
                 raise
             action = Action.TRANSFER
+        if action in (Action.CLEAR, Action.TRANSFER):
+            # Before anything of the device is touched: what does not fit must not cost the image that is there.
+            check_fit(self._need, view, slot)
         await self._act(action, device, slot)
         return action is Action.READY
 
@@ -317,14 +323,6 @@ class _Run:
 
     async def _transfer(self, device: Registration, slot: SlotView) -> None:
         """Tell the device where to fetch, or push; then it is at least in DOWNLOAD_STARTED."""
-        if slot.size is not None and slot.size < len(self._image):
-            raise BridgeError(
-                Reason.DOES_NOT_FIT,
-                "the slot is too small",
-                region=f"slot{slot.index}",
-                need=len(self._image),
-                have=slot.size,
-            )
         if self._record.attempts >= self._in._settings.attempts:
             raise BridgeError(
                 Reason.INSTALL_STUCK, f"transferred {self._record.attempts} times without a result", slot=slot.index

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from tinymlaas_lwm2m import Path, Value, Values
+from tinymlaas_module import Requirement
 
 from .install_record import InstallEvent, InstallRecord
 from .registration import Registration
@@ -93,6 +94,9 @@ class InstallStore(Protocol):
 class ImageCheck(Protocol):
     """The last look at an image before a byte of it goes out."""
 
-    def __call__(self, image: bytes) -> None:
-        """Raise an error with code, reason, metadata and help where the image must not be installed."""
+    def __call__(self, image: bytes) -> Requirement:
+        """What the image needs on a device; called in a thread, because it may take seconds.
+
+        Raises an error with code, reason, metadata and help where the image must not be installed.
+        """
         ...
