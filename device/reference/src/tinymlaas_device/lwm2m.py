@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 import aiocoap
 import structlog
 from aiocoap import Code, Message
+from aiocoap.numbers import COAP_PORT
+from aiocoap.util import hostportjoin
 
 from tinymlaas_lwm2m import (
     ML_CAPABILITY,
@@ -326,8 +328,15 @@ class LwM2mDevice:
         self.registered.clear()
 
     def _is_server(self, remote: Any) -> bool:
-        """Only the server that the device registered at may manage it."""
-        return self._server_remote is not None and remote == self._server_remote
+        """Only the server that the device registered at may manage it.
+
+        A server may call before its answer to the registration is here; it is then known by the address of its URI.
+        """
+        if self._server_remote is not None:
+            return bool(remote == self._server_remote)
+        parts = urlsplit(self._settings.server)
+        port = None if parts.port in (None, COAP_PORT) else parts.port
+        return bool(remote.hostinfo == hostportjoin(parts.hostname or "", port))
 
     def _changed(self) -> None:
         if hasattr(self, "_site"):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping
 
-from tinymlaas_modelkit.errors import OffendingOperator, UnsupportedOperator
+from tinymlaas_modelkit.errors import MalformedModel, OffendingOperator, UnsupportedOperator
 from tinymlaas_modelkit.graph import Graph
 from tinymlaas_modelkit.passes import tidy
 from tinymlaas_modelkit.tflite_reader import _ops_other, _ops_shape, _ops_weighted
@@ -69,6 +70,9 @@ def read_tflite(data: bytes) -> Graph:
         except NotExpressible as reason:
             dtype = next((str(raw.tensors[i].dtype) for i in (*op.inputs, *op.outputs) if i >= 0), "unknown")
             offending.append(OffendingOperator(op.name, f"{op.name}_{op.index}", dtype, str(reason)))
+        except (struct.error, IndexError, ValueError, TypeError, UnicodeDecodeError) as error:
+            # The options of an operator are read where they lie; in a damaged file that is anywhere.
+            raise MalformedModel("MALFORMED", f"{op.name}_{op.index} cannot be read: {error}") from error
     if offending:
         raise UnsupportedOperator(offending)
     names = [t.name for t in raw.tensors]
