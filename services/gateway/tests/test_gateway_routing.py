@@ -16,6 +16,7 @@ from tinymlaas.type.v1 import measurement_pb2, target_pb2, tensor_pb2
 from tinymlaas_gateway.core import routing
 from tinymlaas_gateway.core.objections import status
 from tinymlaas_gateway.core.routing import ModelFacts
+from tinymlaas_module import Requirement
 
 Region = target_pb2.MemoryRegion
 NATIVE, TFLITE = target_pb2.PAYLOAD_KIND_NATIVE, target_pb2.PAYLOAD_KIND_TFLITE
@@ -322,3 +323,32 @@ def test_one_byte_less_than_the_remedy_asks_for_does_not_admit(
     short.CopyFrom(verdict.objections[0])
     short.metadata["need"] = str(int(short.metadata["need"]) - 1)
     assert not routing.judge(0, changed(original, [short]), plugin(*given_constraints), MODEL).admitted
+
+
+@given(
+    arena=st.integers(0, 1 << 20),
+    stack=st.integers(0, 1 << 16),
+    image=st.integers(0, 1 << 20),
+    alignment=st.sampled_from([1, 16, 64]),
+    ram=st.integers(0, 1 << 20),
+    flash=st.integers(0, 1 << 20),
+)
+def test_a_sealed_module_is_judged_by_the_same_numbers_as_the_claims_before_it(
+    arena: int, stack: int, image: int, alignment: int, ram: int, flash: int
+) -> None:
+    """IM-FIT-007, IM-FIT-008: one decision, and a remedy that is exactly what is missing."""
+    given_target = target(
+        memory_regions=[
+            Region(name="sram0", kind=Region.KIND_RAM, total_bytes=1 << 22, free_bytes=ram),
+            Region(name="flash0", kind=Region.KIND_FLASH, total_bytes=1 << 22, free_bytes=flash),
+        ]
+    )
+    sealed = routing.requirement_objections(given_target, Requirement(image, arena, alignment, stack), basis="verified")
+    claimed = routing.fit_objections(given_target, ram_bytes=arena + stack, flash_bytes=image, basis="verified")
+    assert sealed == claimed
+    missing = {"ram": arena + stack - ram, "flash": image - flash}
+    assert {item.metadata["constraint"]: item.remedy for item in sealed[0]} == {
+        kind: f"needs {count:,} B more {'RAM' if kind == 'ram' else kind}"
+        for kind, count in missing.items()
+        if count > 0
+    }

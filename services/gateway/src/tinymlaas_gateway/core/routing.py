@@ -15,6 +15,7 @@ from tinymlaas.gateway.v1 import routing_pb2
 from tinymlaas.plugin.v1 import compiler_pb2, importer_pb2
 from tinymlaas.registry.v1 import plugins_pb2
 from tinymlaas.type.v1 import measurement_pb2, target_pb2, tensor_pb2
+from tinymlaas_module import DeviceMemory, Requirement, fit
 
 from .objections import bytes_text, clean, error_info, kind_text, objection
 
@@ -71,38 +72,56 @@ def fit_objections(
 ) -> tuple[list[routing_pb2.Objection], list[str]]:
     """Compare memory needs with what the target has free; return objections DOES_NOT_FIT and assumptions.
 
-    ``basis`` says where the needs come from: "constraint", "estimate", "claim" or "verified".
+    ``basis`` says where the needs come from: "constraint", "estimate", "claim" or "verified". Needs of 0 or less are none.
     """
-    objections: list[routing_pb2.Objection] = []
+    return requirement_objections(target, Requirement(max(flash_bytes, 0), max(ram_bytes, 0), 1, 0), basis=basis)
+
+
+def requirement_objections(
+    target: target_pb2.Target, requirement: Requirement, *, basis: str
+) -> tuple[list[routing_pb2.Objection], list[str]]:
+    """Let ``tinymlaas_module.fit`` decide whether ``requirement`` fits the target; objections and assumptions as above.
+
+    A target states neither erase unit nor how it aligns arenas, so neither costs anything here; the stack is taken from
+    RAM. Where it states no memory of a kind, the need is taken to fit.
+    """
     assumptions: list[str] = []
-    for kind, label, need in (
-        (target_pb2.MemoryRegion.KIND_RAM, "RAM", ram_bytes),
-        (target_pb2.MemoryRegion.KIND_FLASH, "flash", flash_bytes),
-    ):
-        if need <= 0:
-            continue
-        have = space(target, kind)
-        if have is None:
+    regions: dict[str, str] = {}
+    have: dict[str, int] = {}
+    needs = {"RAM": requirement.arena_bytes + requirement.stack_bytes, "flash": requirement.image_bytes}
+    kinds = {"RAM": target_pb2.MemoryRegion.KIND_RAM, "flash": target_pb2.MemoryRegion.KIND_FLASH}
+    for label, need in needs.items():
+        found = space(target, kinds[label])
+        have[label] = need if found is None else found.available
+        regions[label] = "" if found is None else found.region
+        if need and found is None:
             assumptions.append(f"the target states no {label}: {bytes_text(need)} taken to fit")
-            continue
-        if have.assumed:
+        elif need and found is not None and found.assumed:
             assumptions.append(
-                f"free {label} of {clean(have.region, 64)} unknown: all of its {bytes_text(have.available)} taken"
+                f"free {label} of {clean(found.region, 64)} unknown: all of its {bytes_text(found.available)} taken"
             )
-        if need > have.available:
-            objections.append(
-                objection(
-                    "DOES_NOT_FIT",
-                    f"needs {bytes_text(need)} of {label} ({basis}), {have.region} has {bytes_text(have.available)}",
-                    f"needs {bytes_text(need - have.available)} more {label}",
-                    constraint=label.lower(),
-                    region=have.region,
-                    need=need,
-                    have=have.available,
-                    basis=basis,
-                )
-            )
-    return objections, assumptions
+    result = fit(
+        requirement,
+        DeviceMemory(
+            flash_free=have["flash"], ram_free=have["RAM"], arena_alignment=max(requirement.arena_alignment, 1)
+        ),
+    )
+    short = {item.region: item for item in result.regions if item.missing}
+    return [
+        objection(
+            "DOES_NOT_FIT",
+            f"needs {bytes_text(short[label].need)} of {label} ({basis}), {regions[label]} has"
+            f" {bytes_text(short[label].have)}",
+            f"needs {bytes_text(short[label].missing)} more {label}",
+            constraint=label.lower(),
+            region=regions[label],
+            need=short[label].need,
+            have=short[label].have,
+            basis=basis,
+        )
+        for label in needs
+        if label in short
+    ], assumptions
 
 
 def match(

@@ -58,6 +58,11 @@ class Sealed:
         """Digest of the device image."""
         return hashlib.sha256(self.device_image).hexdigest()
 
+    @property
+    def requirement(self) -> tim.Requirement:
+        """What the device image needs on a device."""
+        return tim.Requirement.of(tim.parse(self.device_image))
+
 
 def module_text(text: str, limit: int) -> str:
     """Make a model id fit for the module header: printable ASCII without blanks, 1 to ``limit`` characters."""

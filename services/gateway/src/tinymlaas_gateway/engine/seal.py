@@ -137,12 +137,7 @@ async def seal(
         )
     except sealing.SealError as error:
         raise contract_broken(plugin, "parts", str(error)) from error
-    objections, _ = routing.fit_objections(
-        build.target,
-        ram_bytes=parts.arena_bytes + parts.stack_bytes,
-        flash_bytes=len(sealed.device_image),
-        basis="verified",
-    )
+    objections, _ = routing.requirement_objections(build.target, sealed.requirement, basis="verified")
     if objections:
         rejected = projection.candidate(build, plugin).verdict
         rejected.admitted = False
