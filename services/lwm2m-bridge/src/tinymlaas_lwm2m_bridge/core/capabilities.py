@@ -67,6 +67,7 @@ def build_device(
     record.software(board)
     record.trust()
     _slots(device.capabilities, values)
+    _limit_flash_to_slots(device.capabilities)
     _peripherals(device.capabilities, objects)
     return device
 
@@ -199,6 +200,19 @@ class _Record:
         if counter is not None:
             self._capabilities.security_counter = min(counter, 0xFFFFFFFF)
             self._source("security_counter", REPORTED)
+
+
+def _limit_flash_to_slots(capabilities: devices_pb2.Capabilities) -> None:
+    """A module lies in one slot, and may take the place of one that is not active: what is free is the largest of these.
+
+    Free flash as a device counts it shrinks with every module that it keeps, also with those that the next one replaces.
+    """
+    usable = [slot.size_bytes for slot in capabilities.slots if slot.state != devices_pb2.Slot.STATE_ACTIVE]
+    if not capabilities.slots or not all(slot.size_bytes for slot in capabilities.slots):
+        return
+    for region in capabilities.target.memory_regions:
+        if region.kind == target_pb2.MemoryRegion.KIND_FLASH:
+            region.free_bytes = min(max(usable, default=0), region.total_bytes)
 
 
 def _slots(capabilities: devices_pb2.Capabilities, values: Mapping[Path, Value]) -> None:
