@@ -123,6 +123,8 @@ class Suite:
         for record in running:
             if record.running:
                 _signal(record, signal.SIGKILL)
+        for process in _started:
+            process.poll()  # takes note of those that ended
         return [record.name for record in running]
 
     def _prepare(self) -> None:
