@@ -19,6 +19,7 @@ from tinymlaas_lwm2m_bridge import (
     BridgeError,
     BridgeSettings,
     CoapSettings,
+    ImageCheck,
     InstallEvent,
     InstallRequest,
     InstallSettings,
@@ -80,7 +81,7 @@ class Rig:
     folder: Path
     artifacts: Artifacts = field(default_factory=Artifacts)
     clock: Clock = field(default_factory=Clock)
-    check: Callable[[bytes], Requirement] = accept_any
+    check: ImageCheck = accept_any
     install: InstallSettings = FAST_INSTALL
     link: LinkSettings = FAST_LINK
     port: int = 0
