@@ -98,3 +98,12 @@ def test_a_sealed_module_is_shown_verified_extracted_and_a_changed_byte_is_caugh
     verdict = tinymlaas(state, "modules", "verify", str(file), "--json")
     assert verdict.returncode == 1
     assert json.loads(verdict.stdout)["reason"] == "DIGEST_MISMATCH"
+
+
+@pytest.mark.parametrize("command", [("build",), ("deploy", "create")])
+def test_quantizing_without_samples_is_refused_before_anything_is_asked(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    done = tinymlaas(tmp_path, *command, "kws", "--quantize")
+    assert done.returncode == 2
+    assert "--quantize needs --samples" in done.stderr

@@ -139,3 +139,30 @@ async def test_a_float_model_is_quantized_by_the_optimizer_plugin(client: AsyncC
     version = await imported(client, "kws", "kws_float.onnx")
     assert version.format == tensor_pb2.MODEL_FORMAT_ONNX
     assert not version.quantized
+
+
+async def test_a_float_model_that_is_quantized_first_becomes_int8_modules_of_both_compilers(
+    running: RunningSuite, client: AsyncClient
+) -> None:
+    version = await imported(client, "kws", "kws_float.onnx")
+    started = await client.create_build(
+        version.name, named_target("cortex-m4"), samples_sha256=await samples_of(client, "kws"), optimize={}
+    )
+    build = await finished_build(client, started.name)
+    assert build.state == builds_pb2.Build.STATE_SUCCEEDED, build
+    quantized = await client.get_model_version(build.optimized_model_version)
+    assert quantized.quantized
+    assert quantized.derived_from == version.name
+    accuracy = {
+        item.conditions["optimization"]: item.value
+        for item in quantized.measurements
+        if item.metric == measurement_pb2.METRIC_ACCURACY
+    }
+    assert accuracy["after"] >= accuracy["before"] - 0.1
+    for candidate in build.candidates:
+        assert candidate.state == builds_pb2.Candidate.STATE_SEALED, candidate
+        manifest = (await client.get_module(candidate.module)).manifest
+        tensors = [*manifest.inputs, *manifest.outputs]
+        assert {tensor.dtype for tensor in tensors} == {tensor_pb2.DATA_TYPE_INT8}, candidate.plugin
+        assert manifest.source_model_sha256 == version.sha256
+    assert len(build.candidates) == 2

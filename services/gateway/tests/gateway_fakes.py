@@ -137,7 +137,12 @@ class _Models(models_pb2_grpc.ModelsServicer):
                 data += request.chunk.data
         assert header is not None
         name = self._r.add_model(
-            header.model_id, data, header.format, derived_from=header.derived_from, derived_by=header.derived_by
+            header.model_id,
+            data,
+            header.format,
+            derived_from=header.derived_from,
+            derived_by=header.derived_by,
+            measurements=header.measurements,
         )
         return self._r.versions[name]
 

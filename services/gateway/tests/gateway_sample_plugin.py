@@ -1,6 +1,7 @@
-"""A plugin for the gateway's tests: compiler, importer and profiler of a toy runtime, with faults on request.
+"""A plugin for the gateway's tests: every role for a toy runtime, with faults on request.
 
-Run as a program; TINYMLAAS_SAMPLE_NAME, _ROLES ("compiler,profiler,importer") and _MODE say who it is and how it fails.
+Run as a program; TINYMLAAS_SAMPLE_NAME, _ROLES ("compiler,profiler,importer,optimizer") and _MODE say who it is and how
+it fails.
 The toy runtime's only operation: each output element is an input element plus the model's first byte, modulo 256.
 """
 
@@ -22,6 +23,9 @@ from tinymlaas_pluginkit import (
     ImportJob,
     ImportOutput,
     Limits,
+    OptimizeJob,
+    OptimizeOutput,
+    Optimizer,
     OpUnsupported,
     Plugin,
     ProfileJob,
@@ -31,6 +35,7 @@ from tinymlaas_pluginkit import (
     ReferenceOutput,
     Reporter,
 )
+from tinymlaas_servicekit import FailedPrecondition
 
 MODE = os.environ.get("TINYMLAAS_SAMPLE_MODE", "honest")
 NAME = os.environ.get("TINYMLAAS_SAMPLE_NAME", "io.example.sample")
@@ -129,6 +134,19 @@ def convert(job: ImportJob, reporter: Reporter) -> ImportOutput:
     return ImportOutput(job.model[:1] + b"converted" + job.model)
 
 
+def optimize(job: OptimizeJob, reporter: Reporter) -> OptimizeOutput:
+    """Optimize: a marker behind the model's first byte; a model that has one is refused."""
+    _count("optimize")
+    _wait(reporter, "calibrate")
+    if job.model[1:2] == b"q":
+        raise FailedPrecondition(
+            "the model is quantized already", "MODEL_NOT_FLOAT", help="Send the float model that it was made of."
+        )
+    assert job.calibration, "the gateway sends the samples"
+    sizes = [_measurement(m.METRIC_WEIGHT_BYTES, value, "B") for value in (len(job.model), len(job.model) + 1)]
+    return OptimizeOutput(job.model[:1] + b"q" + job.model[1:], job.model_format, sizes[:1], sizes[1:])
+
+
 def _measurement(metric: m.Metric.ValueType, value: float, unit: str) -> m.Measurement:
     return m.Measurement(
         metric=metric, value=value, unit=unit, method=m.METHOD_SIMULATED, tool="sample-profiler", tool_version="1"
@@ -163,6 +181,9 @@ CONSTRAINT = target_pb2.TargetConstraint(
 )
 
 
+OPTIMIZER_SCHEMA = {"type": "object", "additionalProperties": False, "properties": {"per_channel": {"type": "boolean"}}}
+
+
 def plugin() -> Plugin:
     """The plugin as its environment says."""
     conversion = (tensor_pb2.MODEL_FORMAT_ONNX, tensor_pb2.MODEL_FORMAT_TFLITE)
@@ -175,6 +196,7 @@ def plugin() -> Plugin:
         if "compiler" in ROLES
         else None,
         importer=Importer(conversions=[conversion], convert=convert) if "importer" in ROLES else None,
+        optimizer=Optimizer(optimize=optimize, option_schema=OPTIMIZER_SCHEMA) if "optimizer" in ROLES else None,
         profiler=Profiler(
             targets=[CONSTRAINT], references=[tensor_pb2.REFERENCE_TFLITE], profile=profile, reference=reference
         )

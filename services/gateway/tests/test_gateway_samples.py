@@ -37,6 +37,14 @@ def test_floats_are_quantized_for_a_quantized_input_when_there_is_nothing_else()
     assert np.frombuffer(got, np.int8).tolist() == [-1, 0, 127, -128, -1, 1]
 
 
+def test_integers_of_another_quantization_are_made_anew_from_the_floats() -> None:
+    data = npz(input_int8=np.full((1, 2, 3), 9, np.int8), input_float=np.full((1, 2, 3), 2.0, np.float32))
+    got = samples.from_npz(data, [INT8], 8, requantize=True).samples[0].tensors[0]
+    assert np.frombuffer(got, np.int8).tolist() == [3] * 6, "2.0 / 0.5 - 1"
+    alone = npz(input_int8=np.full((1, 2, 3), 9, np.int8))
+    assert samples.from_npz(alone, [INT8], 8, requantize=True).samples[0].tensors[0] == bytes([9] * 6)
+
+
 @pytest.mark.parametrize(
     "data",
     [

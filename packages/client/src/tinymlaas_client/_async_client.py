@@ -272,16 +272,18 @@ class AsyncClient:
         plugins: Sequence[str] = (),
         options: Mapping[str, Mapping[str, Any]] | None = None,
         samples_sha256: str = "",
+        optimize: Mapping[str, Any] | None = None,
         request_id: str = "",
         validate_only: bool = False,
     ) -> builds_pb2.Build:
-        """Start a build and return it as it stands."""
+        """Start a build and return it as it stands; with `optimize` (also empty) the model is optimized first."""
         build = builds_pb2.Build(
             model_version=self.version_name(model_version),
             target=target,
             objective=objective,
             plugins=plugins,
             samples_sha256=samples_sha256,
+            optimize=None if optimize is None else options_struct(optimize),
         )
         for plugin, values in (options or {}).items():
             ParseDict(dict(values), build.options[plugin])
@@ -336,17 +338,22 @@ class AsyncClient:
         objective: builds_pb2.Objective.ValueType = builds_pb2.OBJECTIVE_UNSPECIFIED,
         plugins: Sequence[str] = (),
         samples_sha256: str = "",
+        optimize: Mapping[str, Any] | None = None,
         concurrency: int = 0,
         request_id: str = "",
         validate_only: bool = False,
     ) -> deployments_pb2.Deployment:
-        """Start a deployment and return it as it stands; with `validate_only` return the plan."""
+        """Start a deployment and return it as it stands; with `validate_only` return the plan.
+
+        With `optimize` (also empty) the model is optimized first, and that is planned and installed.
+        """
         deployment = deployments_pb2.Deployment(
             model_version=self.version_name(model_version),
             devices=[self.device_name(name) for name in devices],
             objective=objective,
             plugins=plugins,
             samples_sha256=samples_sha256,
+            optimize=None if optimize is None else options_struct(optimize),
             concurrency=concurrency,
         )
         request = deployments_pb2.CreateDeploymentRequest(

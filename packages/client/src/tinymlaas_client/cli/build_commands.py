@@ -54,6 +54,13 @@ def objective_value(name: str) -> builds_pb2.Objective.ValueType:
     return OBJECTIVES[name]
 
 
+def optimize_options(quantize: bool, samples: Path | None) -> dict[str, Any] | None:
+    """The optimizer's options that the flag stands for; ValueError when nothing is there to calibrate with."""
+    if quantize and samples is None:
+        raise ValueError("--quantize needs --samples: an npz with real inputs to calibrate with")
+    return {} if quantize else None
+
+
 def explain(
     context: typer.Context,
     model: ModelArgument,
@@ -88,16 +95,25 @@ def build(
     samples: Annotated[
         Path | None, typer.Option(exists=True, help="npz with inputs for verification and golden vectors.")
     ] = None,
+    quantize: Annotated[
+        bool, typer.Option("--quantize", help="Quantize a float model to int8 first, calibrated with --samples.")
+    ] = False,
 ) -> None:
     """Let the compilers race for one target; the winner is measured, verified, sealed and stored."""
     session: Session = context.obj
+    optimize = optimize_options(quantize, samples)
 
     async def work() -> builds_pb2.Build:
         async with session.connect() as client:
             wanted = (await client.get_device(device)).capabilities.target if device else named_target(target)
             digest = await client.write_artifact(samples.read_bytes()) if samples else ""
             started = await client.create_build(
-                model, wanted, objective=objective_value(objective), plugins=compiler or (), samples_sha256=digest
+                model,
+                wanted,
+                objective=objective_value(objective),
+                plugins=compiler or (),
+                samples_sha256=digest,
+                optimize=optimize,
             )
             return await follow_build(session, client, started.name)
 
@@ -128,6 +144,7 @@ def candidate_table(build: builds_pb2.Build) -> Table:
     )
     for candidate in build.candidates:
         state = builds_pb2.Candidate.State.Name(candidate.state).removeprefix("STATE_").lower()
+        state = "waiting" if state == "unspecified" else state
         colour = _COLOURS.get(candidate.state, "cyan")
         name = candidate.plugin.removeprefix("plugins/")
         winner = " [bold green]★[/]" if candidate.module and candidate.module == build.module else ""
@@ -153,7 +170,8 @@ def outcome(build: builds_pb2.Build) -> str:
     """How a build ended, in one line."""
     if build.state == builds_pb2.Build.STATE_SUCCEEDED:
         known = " (known already)" if build.cached else ""
-        return f"[green]✓[/] sealed [bold]{build.module}[/]{known}"
+        quantized = f" from {build.optimized_model_version}" if build.optimized_model_version else ""
+        return f"[green]✓[/] sealed [bold]{build.module}[/]{quantized}{known}"
     state = builds_pb2.Build.State.Name(build.state).removeprefix("STATE_").lower()
     return f"[red]✗[/] {state}: {build.error.message}"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import TypeVar
 
 import grpc
@@ -26,7 +26,7 @@ from tinymlaas.registry.v1 import (
     plugins_pb2,
     plugins_pb2_grpc,
 )
-from tinymlaas.type.v1 import tensor_pb2
+from tinymlaas.type.v1 import measurement_pb2, tensor_pb2
 from tinymlaas_servicekit import DataLoss, ResourceExhausted, ServiceError, Unavailable, adapt
 
 from .endpoints import Endpoint
@@ -117,9 +117,14 @@ class Catalogue:
         )
 
     async def import_derived(
-        self, version: models_pb2.ModelVersion, form: tensor_pb2.ModelFormat.ValueType, data: bytes, derived_by: str
+        self,
+        version: models_pb2.ModelVersion,
+        form: tensor_pb2.ModelFormat.ValueType,
+        data: bytes,
+        derived_by: str,
+        measurements: Iterable[measurement_pb2.Measurement] = (),
     ) -> models_pb2.ModelVersion:
-        """Store bytes that an importer made as a derived version of the same model; the registry checks them."""
+        """Store bytes that a plugin made as a derived version of the same model; the registry checks them."""
         parts = version.name.split("/")
         digest = hashlib.sha256(data).digest()
         header = models_pb2.ImportModelHeader(
@@ -130,6 +135,7 @@ class Catalogue:
             size_bytes=len(data),
             derived_from=version.name,
             derived_by=derived_by,
+            measurements=measurements,
         )
 
         async def requests() -> AsyncIterator[models_pb2.ImportModelRequest]:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import structlog
 from google.protobuf.message import Message
 
-from tinymlaas.plugin.v1 import compiler_pb2, importer_pb2, profiler_pb2
+from tinymlaas.plugin.v1 import compiler_pb2, importer_pb2, optimizer_pb2, profiler_pb2
 from tinymlaas.registry.v1 import plugins_pb2
 from tinymlaas.type.v1 import tensor_pb2
 from tinymlaas_pluginkit import ClientLimits, LogEvent, PluginCall, PluginClient, PluginUnavailable, ProgressEvent
@@ -232,6 +232,14 @@ class PluginDirectory:
         )
         data: bytes = outcome.blobs["model"]
         return data
+
+    async def optimize(
+        self, plugin: str, header: optimizer_pb2.OptimizeHeader, model: bytes, calibration: bytes, listener: Listener
+    ) -> tuple[optimizer_pb2.OptimizeResult, bytes]:
+        """Optimize a model file; digest and size of the result hold."""
+        seat, client = self._seat(plugin)
+        outcome = await self._run(seat, client.optimize(header, model, calibration), listener)
+        return outcome.result, outcome.blobs["model"]
 
     async def profile(
         self,

@@ -107,11 +107,16 @@ def candidate_digest(common: Common, plugin: str, version: str, options: struct_
     )
 
 
-def build_digest(common: Common, objective: int, candidates: Mapping[str, str]) -> str:
-    """Digest of a build: objective and, by plugin, the digests of its candidates; their order does not matter."""
+def build_digest(common: Common, objective: int, candidates: Mapping[str, str], optimizer: str = "") -> str:
+    """Digest of a build: objective and, by plugin, the digests of its candidates; their order does not matter.
+
+    `optimizer` is the digest of who optimizes the model first and how; empty when nobody does.
+    """
     parts: list[str | int] = [common.project, objective]
     for plugin in sorted(candidates):
         parts += [plugin, candidates[plugin]]
+    if optimizer:
+        parts += ["optimized", optimizer]
     return digest("build", *parts)
 
 

@@ -81,12 +81,15 @@ def _stream(spec: tensor_pb2.TensorSpec, label: bytes) -> bytes:
     return words.astype(f"<u{dtype.itemsize}").view(dtype).tobytes()
 
 
-def from_npz(data: bytes, specs: Sequence[tensor_pb2.TensorSpec], count: int) -> profiler_pb2.InputSet:
+def from_npz(
+    data: bytes, specs: Sequence[tensor_pb2.TensorSpec], count: int, *, requantize: bool = False
+) -> profiler_pb2.InputSet:
     """Read the first ``count`` samples of a samples file for a model with one input.
 
     The array is ``input``, or ``input_int8``/``input_float``, whichever has the input's dtype; sample first, the other
     dimensions those of the input without its batch of 1. A float array is quantized when the input is quantized and
-    nothing else is there. Pickles are never loaded. Raises SampleError.
+    nothing else is there, or with `requantize`: integers in the file belong to another quantization of the model then.
+    Pickles are never loaded. Raises SampleError.
     """
     if len(specs) != 1:
         raise SampleError("a samples file serves models with one input only")
@@ -95,10 +98,11 @@ def from_npz(data: bytes, specs: Sequence[tensor_pb2.TensorSpec], count: int) ->
     arrays = _load(data)
     exact = [array for array in arrays if array.dtype == dtype]
     floats = [array for array in arrays if array.dtype.kind == "f"]
-    if exact:
-        chosen = exact[0]
-    elif floats and spec.scale > 0 and dtype.kind in "iu":
+    quantizable = bool(floats) and spec.scale > 0 and dtype.kind in "iu"
+    if quantizable and (requantize or not exact):
         chosen = quantize(floats[0], spec)
+    elif exact:
+        chosen = exact[0]
     else:
         raise SampleError(f"the samples file has no array that fits the input's element type {dtype.name}")
     if chosen.ndim < 1 or len(chosen) == 0 or chosen[0].size != number:

@@ -18,14 +18,23 @@ from tinymlaas_servicekit import AlreadyExists, FailedPrecondition, InvalidArgum
 
 from ..core import projection, race, routing
 from ..core.objections import reason_of, status
-from . import seal
+from . import optimizing, seal
 from .context import Context
 
 BUILD_RESULT = "build"
 Build = builds_pb2.Build
 Candidate = builds_pb2.Candidate
 _Output = Literal[
-    "name", "state", "candidates", "module", "error", "create_time", "end_time", "request_sha256", "cached"
+    "name",
+    "state",
+    "candidates",
+    "module",
+    "error",
+    "create_time",
+    "end_time",
+    "request_sha256",
+    "cached",
+    "optimized_model_version",
 ]
 OUTPUT_FIELDS: tuple[_Output, ...] = (
     "name",
@@ -37,6 +46,7 @@ OUTPUT_FIELDS: tuple[_Output, ...] = (
     "end_time",
     "request_sha256",
     "cached",
+    "optimized_model_version",
 )
 
 
@@ -64,7 +74,7 @@ async def create(
 
     Repeating a `request_id` returns the build that it made; with other content it is ALREADY_EXISTS /
     REQUEST_ID_REUSED. A build whose result is known ends here, with the same modules. Raises for an unknown model,
-    plugin or option, and NO_COMPILER when no compiler is there.
+    plugin or option, and NO_COMPILER or NO_OPTIMIZER when none is there.
     """
     given = _requested(wanted)
     fingerprint = race.digest("build-request", given.SerializeToString(deterministic=True))
@@ -94,7 +104,8 @@ async def create(
         item = build.candidates.add(plugin=plugin.name, plugin_version=plugin.info.vendor_version)
         if plugin.name in given.options:
             item.options.CopyFrom(given.options[plugin.name])
-    build.request_sha256 = digest_of(context, build, version)
+    optimizer = optimizing.required(context, given.optimize, given.samples_sha256) if given.HasField("optimize") else ""
+    build.request_sha256 = digest_of(context, build, version, optimizer)
     known = await asyncio.to_thread(context.results.get, BUILD_RESULT, build.request_sha256)
     if known is not None:
         _take_over(build, Build.FromString(known))
@@ -143,16 +154,17 @@ def _compilers(context: Context, given: builds_pb2.Build) -> Sequence[plugins_pb
     return chosen
 
 
-def digest_of(context: Context, build: builds_pb2.Build, version: models_pb2.ModelVersion) -> str:
-    """Digest of the canonical request of a build whose candidates are known."""
+def digest_of(context: Context, build: builds_pb2.Build, version: models_pb2.ModelVersion, optimizer: str = "") -> str:
+    """Digest of the canonical request of a build whose candidates, and optimizer if it has one, are known."""
     digests = {item.plugin: seal.request_of(context, build, version.sha256, item.plugin) for item in build.candidates}
-    return race.build_digest(seal.common_of(context, build, version.sha256), build.objective, digests)
+    return race.build_digest(seal.common_of(context, build, version.sha256), build.objective, digests, optimizer)
 
 
 def _take_over(build: builds_pb2.Build, known: builds_pb2.Build) -> None:
     build.ClearField("candidates")
     build.candidates.extend(known.candidates)
     build.module = known.module
+    build.optimized_model_version = known.optimized_model_version
     build.state = Build.STATE_SUCCEEDED
     build.end_time.CopyFrom(build.create_time)
     build.cached = True
@@ -167,6 +179,11 @@ async def begin(context: Context, name: str) -> list[str]:
 
     build = (await context.edit_build(name, edit)).body
     return [item.plugin for item in build.candidates]
+
+
+async def asks_to_optimize(context: Context, name: str) -> bool:
+    """Tell whether the model is optimized before the race: part of the request, so it never changes."""
+    return (await context.build(name)).body.HasField("optimize")
 
 
 async def decide(context: Context, name: str) -> str:
@@ -194,9 +211,10 @@ async def decide(context: Context, name: str) -> str:
             build.ClearField("module")
         elif winner is None:
             build.state = Build.STATE_FAILED
-            build.error.CopyFrom(
-                status(code_pb2.FAILED_PRECONDITION, "NO_CANDIDATE_SUCCEEDED", projection.reasons(build))
-            )
+            if not build.HasField("error"):  # else the optimizer refused, and there was no race
+                build.error.CopyFrom(
+                    status(code_pb2.FAILED_PRECONDITION, "NO_CANDIDATE_SUCCEEDED", projection.reasons(build))
+                )
         else:
             build.state = Build.STATE_SUCCEEDED
 

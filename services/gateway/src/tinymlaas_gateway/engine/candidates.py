@@ -105,8 +105,8 @@ def known(context: Context, plugin: str) -> KnownPlugin:
 
 
 async def model_version(context: Context, build: builds_pb2.Build) -> models_pb2.ModelVersion:
-    """The model version of a build."""
-    return await context.catalogue.model_version(build.model_version)
+    """The model version that the race is run with: what the optimizer made, else what was named."""
+    return await context.catalogue.model_version(build.optimized_model_version or build.model_version)
 
 
 async def header_of(
@@ -284,14 +284,16 @@ def _is_witness(item: KnownPlugin, compiler: str) -> bool:
 
 
 async def verification_inputs(
-    context: Context, build: builds_pb2.Build, parts: compiler_pb2.CompileResult, model_sha256: str
+    context: Context, build: builds_pb2.Build, parts: compiler_pb2.CompileResult, version: models_pb2.ModelVersion
 ) -> profiler_pb2.InputSet:
     """Inputs for verification and golden vectors: of the samples artifact, else pseudo-random from the model's digest."""
+    # Integers in a samples file are those of the uploaded model; a derived one may have other scales.
+    requantize = bool(version.derived_from)
     count = context.limits.verification_samples
     if not build.samples_sha256:
-        return samples.pseudo_random(parts.inputs, count, bytes.fromhex(model_sha256))
+        return samples.pseudo_random(parts.inputs, count, bytes.fromhex(version.sha256))
     data = await context.catalogue.read(project_of(build.name), build.samples_sha256)
-    return await asyncio.to_thread(samples.from_npz, data, parts.inputs, count)
+    return await asyncio.to_thread(samples.from_npz, data, parts.inputs, count, requantize=requantize)
 
 
 @step
@@ -311,7 +313,7 @@ async def profile(context: Context, name: str, plugin: str, compiled: Compiled) 
             "Start a plugin with a Profiler for this target; claims are never taken on trust.",
         )
     version = await model_version(context, build)
-    inputs = await verification_inputs(context, build, parts, version.sha256)
+    inputs = await verification_inputs(context, build, parts, version)
     payload = await context.catalogue.read(project_of(name), compiled["payload_sha256"])
     header = profiler_pb2.ProfileHeader(target=build.target, parts=parts)
     async with ProgressWriter(context, name, plugin) as listener:

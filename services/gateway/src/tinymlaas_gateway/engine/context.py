@@ -28,12 +28,14 @@ class Limits:
     check_seconds: float = 60.0
     compile_seconds: float = 900.0
     import_seconds: float = 600.0
+    optimize_seconds: float = 900.0
     profile_seconds: float = 600.0
     compiles_at_once: int = 2
     plugin_tries: int = 3
     retry_pause_seconds: float = 1.0
     plugin_patience_seconds: float = 60.0
     witness_patience_seconds: float = 10.0
+    plan_patience_seconds: float = 20.0
     verification_samples: int = 8
     golden_vectors: int = 1
     max_payload_bytes: int = 64 << 20

@@ -11,18 +11,26 @@ from google.rpc import code_pb2
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2, routing_pb2
 from tinymlaas.registry.v1 import devices_pb2
 from tinymlaas.type.v1 import target_pb2
-from tinymlaas_servicekit import AlreadyExists, FailedPrecondition, InvalidArgument, ServiceError
+from tinymlaas_servicekit import AlreadyExists, Cancelled, FailedPrecondition, InvalidArgument, ServiceError
 
 from ..core import race, rollout
 from ..core.objections import status
-from . import builds, devices
+from . import builds, devices, optimizing
 from .context import Context
-from .explain import Place, explain
+from .explain import Place, explain, settled
 
 Deployment = deployments_pb2.Deployment
 Rollout = deployments_pb2.DeviceRollout
-_Output = Literal["name", "state", "rollouts", "error", "create_time", "end_time"]
-OUTPUT_FIELDS: tuple[_Output, ...] = ("name", "state", "rollouts", "error", "create_time", "end_time")
+_Output = Literal["name", "state", "rollouts", "error", "create_time", "end_time", "optimized_model_version"]
+OUTPUT_FIELDS: tuple[_Output, ...] = (
+    "name",
+    "state",
+    "rollouts",
+    "error",
+    "create_time",
+    "end_time",
+    "optimized_model_version",
+)
 ENDED = (
     Deployment.STATE_SUCCEEDED,
     Deployment.STATE_FAILED,
@@ -85,8 +93,11 @@ async def create(
     deployment.model_version = version.name
     deployment.create_time.CopyFrom(builds.now())
     deployment.state = Deployment.STATE_PLANNING
+    if given.HasField("optimize"):
+        optimizing.required(context, given.optimize, given.samples_sha256)
     found = await _devices(context, project, given)
     if validate_only:
+        await optimizing.for_deployment(context, deployment)
         await _plan(context, deployment, found)
         return deployment, False
     del deployment.devices[:]
@@ -115,6 +126,37 @@ async def _devices(context: Context, project: str, given: deployments_pb2.Deploy
     return found
 
 
+async def asks_to_optimize(context: Context, name: str) -> bool:
+    """Tell whether the model is optimized before the plan: part of the request, so it never changes."""
+    return (await context.deployment(name)).body.HasField("optimize")
+
+
+async def optimize(context: Context, name: str) -> bool:
+    """Optimize a deployment's model and record the version; False when the deployment has nothing to deploy."""
+    deployment = Deployment()
+    deployment.CopyFrom((await context.deployment(name)).body)
+    try:
+        await context.deployment_changes.unless_cancelled(name, optimizing.for_deployment(context, deployment))
+    except ServiceError as error:
+        fault = error.to_status()
+        state = Deployment.STATE_CANCELLED if isinstance(error, Cancelled) else Deployment.STATE_FAILED
+
+        def end(body: deployments_pb2.Deployment) -> None:
+            if not ended(body):
+                body.state = state
+                body.error.CopyFrom(fault)
+                body.end_time.CopyFrom(builds.now())
+
+        await context.edit_deployment(name, end)
+        return False
+
+    def record(body: deployments_pb2.Deployment) -> None:
+        body.optimized_model_version = deployment.optimized_model_version
+
+    await context.edit_deployment(name, record)
+    return True
+
+
 async def plan(context: Context, name: str) -> list[Planned]:
     """Explain every device, record who is left out and why, and return the admitted ones; recorded once."""
     record = await context.deployment(name)
@@ -122,6 +164,7 @@ async def plan(context: Context, name: str) -> list[Planned]:
     deployment.CopyFrom(record.body)
     if not deployment.rollouts:
         found = [await context.catalogue.device(device) for device in deployment.devices]
+        await settled(context, list(deployment.plugins))
         await _plan(context, deployment, found)
 
         def planned(body: deployments_pb2.Deployment) -> None:
@@ -150,7 +193,7 @@ async def plan(context: Context, name: str) -> list[Planned]:
 
 async def _plan(context: Context, deployment: deployments_pb2.Deployment, found: Sequence[devices_pb2.Device]) -> None:
     """Fill in the rollouts of a deployment: rejected with objections, or pending with the compilers' verdicts."""
-    version = await context.catalogue.model_version(deployment.model_version)
+    version = await context.catalogue.model_version(deployment.optimized_model_version or deployment.model_version)
     places = [Place(item.capabilities.target, item) for item in found]
     explanation = await explain(context, version, places, plugins=list(deployment.plugins))
     counter = deployment.security_counter or 1
@@ -190,6 +233,7 @@ async def start_build(context: Context, name: str, group: Planned) -> tuple[str,
         plugins=deployment.plugins,
         samples_sha256=deployment.samples_sha256,
         security_counter=deployment.security_counter,
+        optimize=deployment.optimize if deployment.HasField("optimize") else None,
     )
     request_id = f"{name.rsplit('/', 1)[1]}-{group['target_digest'][:32]}"
     try:

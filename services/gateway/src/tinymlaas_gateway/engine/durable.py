@@ -21,7 +21,7 @@ from tinymlaas.gateway.v1 import deployments_pb2
 from ..core import projection, rollout
 from ..core.objections import status
 from ..core.rollout import Action, Outcome, Progress
-from . import builds, candidates, deployments, devices, seal
+from . import builds, candidates, deployments, devices, optimizing, seal
 from .context import Context
 
 log = structlog.get_logger("tinymlaas.gateway")
@@ -102,6 +102,9 @@ async def _candidate_broken(context: Context, build: str, plugin: str, kind: str
 async def build_workflow(build: str) -> str:
     """A race from its begin to its decision; returns the build's state."""
     plugins = await _step("begin", builds.begin, build)
+    # Read outside of a step: it is part of the request. Builds of an older gateway keep their order of steps so.
+    if await builds.asks_to_optimize(_current(), build) and not await _step("optimize", optimizing.build_step, build):
+        plugins = []
     handles = [await start("candidate", candidate_workflow, build, plugin) for plugin in plugins]
     for handle in handles:
         await handle.get_result()
@@ -168,6 +171,10 @@ async def _cancel_requested(context: Context, deployment: str) -> bool:
 async def deployment_workflow(deployment: str) -> str:
     """Plan, one build for each distinct target, then every device; returns the deployment's state."""
     try:
+        if await deployments.asks_to_optimize(_current(), deployment) and not await _step(
+            "optimize", deployments.optimize, deployment
+        ):
+            return await _step("finish", deployments.finish, deployment)
         planned = await _step("plan", deployments.plan, deployment)
         made: dict[str, str] = {}
         for group in planned:

@@ -15,7 +15,7 @@ from tinymlaas.type.v1 import target_pb2
 from tinymlaas_servicekit import ServiceError
 
 from ..core import race, rollout, routing
-from .calls import bounded
+from .calls import bounded, sought
 from .context import Context
 from .forms import conversions, in_form
 
@@ -85,6 +85,21 @@ async def explain(
         for task in checks.values():
             task.cancel()
     return result
+
+
+async def settled(context: Context, plugins: Sequence[str]) -> None:
+    """Wait for compilers that are known but just away or loading, so that a restart leaves no device out; not for long."""
+    transient = (plugins_pb2.Plugin.STATE_UNREACHABLE, plugins_pb2.Plugin.STATE_LOADING)
+
+    def look() -> bool | None:
+        away = any(
+            item.plugin.state in transient
+            for item in context.plugins.known()
+            if routing.is_compiler(item.plugin) and (not plugins or item.plugin.name in plugins)
+        )
+        return None if away else True
+
+    await sought(look, context.limits.plan_patience_seconds)
 
 
 async def _check(

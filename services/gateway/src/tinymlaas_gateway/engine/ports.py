@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tinymlaas.bridge.v1 import bridge_pb2
-from tinymlaas.plugin.v1 import compiler_pb2, importer_pb2, profiler_pb2
+from tinymlaas.plugin.v1 import compiler_pb2, importer_pb2, optimizer_pb2, profiler_pb2
 from tinymlaas.registry.v1 import devices_pb2, plugins_pb2
 from tinymlaas.type.v1 import tensor_pb2
 
@@ -52,6 +52,11 @@ class Plugins(Protocol):
         self, plugin: str, conversion: importer_pb2.Conversion, model: bytes, listener: Listener
     ) -> bytes:
         """Convert a model file."""
+
+    async def optimize(
+        self, plugin: str, header: optimizer_pb2.OptimizeHeader, model: bytes, calibration: bytes, listener: Listener
+    ) -> tuple[optimizer_pb2.OptimizeResult, bytes]:
+        """Optimize a model file, calibrated with an npz file; return the result and the model."""
 
     async def profile(
         self,

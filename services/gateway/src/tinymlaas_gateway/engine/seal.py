@@ -27,13 +27,14 @@ from .candidates import (
 from .context import TOOL, TOOL_VERSION, Context
 
 CANDIDATE_RESULT = "candidate"
+MAX_DERIVATIONS = 8
 
 
 def common_of(context: Context, build: builds_pb2.Build, model_sha256: str) -> race.Common:
     """What all candidates of a build share, as their digests see it."""
     return race.Common(
         project=project_of(build.name),
-        model_version=build.model_version,
+        model_version=build.optimized_model_version or build.model_version,
         model_sha256=model_sha256,
         target=build.target,
         samples_sha256=build.samples_sha256,
@@ -74,6 +75,7 @@ def manifest_of(
     plugin: str,
     request_sha256: str,
     source: models_pb2.ModelVersion,
+    origin: models_pb2.ModelVersion,
     form: models_pb2.ModelVersion,
     parts: compiler_pb2.CompileResult,
     verified: Verified,
@@ -82,7 +84,7 @@ def manifest_of(
     item = projection.candidate(build, plugin)
     return manifest_pb2.Manifest(
         model_sha256=form.sha256,
-        source_model_sha256=source.sha256,
+        source_model_sha256=origin.sha256,
         request_sha256=request_sha256,
         plugin_name=plugin.removeprefix("plugins/"),
         plugin_version=item.plugin_version,
@@ -95,6 +97,15 @@ def manifest_of(
         measurements=[measurement_pb2.Measurement.FromString(item) for item in verified["measurements"]],
         licences=sorted({source.licence} - {""}),
     )
+
+
+async def uploaded(context: Context, version: models_pb2.ModelVersion) -> models_pb2.ModelVersion:
+    """The upload that a version was derived from, itself when it is one."""
+    for _ in range(MAX_DERIVATIONS):
+        if not version.derived_from:
+            break
+        version = await context.catalogue.model_version(version.derived_from)
+    return version
 
 
 @step
@@ -115,7 +126,8 @@ async def seal(
     form = await context.catalogue.model_version(compiled["form"])
     payload = await context.catalogue.read(project, compiled["payload_sha256"])
     request_sha256 = request_of(context, build, source.sha256, plugin)
-    manifest = manifest_of(build, plugin, request_sha256, source, form, parts, verified)
+    origin = await uploaded(context, source)
+    manifest = manifest_of(build, plugin, request_sha256, source, origin, form, parts, verified)
     count = context.limits.golden_vectors
     golden_inputs, golden_outputs = (
         profiler_pb2.InputSet(samples=profiler_pb2.InputSet.FromString(data).samples[:count])
@@ -160,7 +172,7 @@ async def seal(
             stack_bytes=parts.stack_bytes,
             security_counter=counter_of(build),
             key_id=context.key_id,
-            model_version=build.model_version,
+            model_version=source.name,
         ),
     )
     result = builds_pb2.Candidate(

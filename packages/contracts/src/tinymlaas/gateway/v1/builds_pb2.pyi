@@ -219,6 +219,8 @@ class Build(_message.Message):
     REQUEST_SHA256_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
     SECURITY_COUNTER_FIELD_NUMBER: _builtins.int
+    OPTIMIZE_FIELD_NUMBER: _builtins.int
+    OPTIMIZED_MODEL_VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     model_version: _builtins.str
     objective: Global___Objective.ValueType
@@ -230,11 +232,13 @@ class Build(_message.Message):
     module: _builtins.str
     """Module of the winner."""
     request_sha256: _builtins.str
-    """sha256 (hex) of the canonical request: model, target, objective, options, plugins and versions."""
+    """sha256 (hex) of the canonical request: model, target, objective, options, plugins and versions, optimization."""
     cached: _builtins.bool
     """The result was known already."""
     security_counter: _builtins.int
     """Lowest security counter that the module gets. Zero: 1."""
+    optimized_model_version: _builtins.str
+    """What the Optimizer made, a derived version; the race is run with it."""
     @_builtins.property
     def target(self) -> _target_pb2.Target: ...
     @_builtins.property
@@ -253,6 +257,12 @@ class Build(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def optimize(self) -> _struct_pb2.Struct:
+        """Options of the Optimizer. Absent: the model is compiled as it is. Present, also empty: the model is optimized first,
+        with the samples as calibration.
+        """
+
     def __init__(
         self,
         *,
@@ -272,10 +282,12 @@ class Build(_message.Message):
         request_sha256: _builtins.str = ...,
         cached: _builtins.bool = ...,
         security_counter: _builtins.int = ...,
+        optimize: _struct_pb2.Struct | None = ...,
+        optimized_model_version: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "optimize", b"optimize", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "candidates", b"candidates", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "model_version", b"model_version", "module", b"module", "name", b"name", "objective", b"objective", "options", b"options", "plugins", b"plugins", "request_sha256", b"request_sha256", "samples_sha256", b"samples_sha256", "security_counter", b"security_counter", "state", b"state", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "candidates", b"candidates", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "model_version", b"model_version", "module", b"module", "name", b"name", "objective", b"objective", "optimize", b"optimize", "optimized_model_version", b"optimized_model_version", "options", b"options", "plugins", b"plugins", "request_sha256", b"request_sha256", "samples_sha256", b"samples_sha256", "security_counter", b"security_counter", "state", b"state", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -187,6 +188,8 @@ class Deployment(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     SECURITY_COUNTER_FIELD_NUMBER: _builtins.int
+    OPTIMIZE_FIELD_NUMBER: _builtins.int
+    OPTIMIZED_MODEL_VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     model_version: _builtins.str
     objective: _builds_pb2.Objective.ValueType
@@ -196,6 +199,8 @@ class Deployment(_message.Message):
     """Installs at once. Zero: 4."""
     state: Global___Deployment.State.ValueType
     security_counter: _builtins.int
+    optimized_model_version: _builtins.str
+    """As Build.optimized_model_version."""
     @_builtins.property
     def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Devices; empty: every registered device of the project."""
@@ -212,6 +217,10 @@ class Deployment(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def optimize(self) -> _struct_pb2.Struct:
+        """As Build.optimize; devices are planned for the optimized model."""
+
     def __init__(
         self,
         *,
@@ -228,10 +237,12 @@ class Deployment(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         security_counter: _builtins.int = ...,
+        optimize: _struct_pb2.Struct | None = ...,
+        optimized_model_version: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "optimize", b"optimize"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrency", b"concurrency", "create_time", b"create_time", "devices", b"devices", "end_time", b"end_time", "error", b"error", "model_version", b"model_version", "name", b"name", "objective", b"objective", "plugins", b"plugins", "rollouts", b"rollouts", "samples_sha256", b"samples_sha256", "security_counter", b"security_counter", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrency", b"concurrency", "create_time", b"create_time", "devices", b"devices", "end_time", b"end_time", "error", b"error", "model_version", b"model_version", "name", b"name", "objective", b"objective", "optimize", b"optimize", "optimized_model_version", b"optimized_model_version", "plugins", b"plugins", "rollouts", b"rollouts", "samples_sha256", b"samples_sha256", "security_counter", b"security_counter", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
