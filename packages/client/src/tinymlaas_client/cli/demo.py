@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.progress import track
+from rich.progress import Progress
 from rich.rule import Rule
 from rich.table import Table
 
@@ -174,23 +174,29 @@ async def _classify(
     ]
     labelled = [index for index, label in enumerate(samples["label"]) if label >= 0]
     predictions: dict[str, list[str]] = {endpoint: [] for endpoint in active}
-    jobs = [(endpoint, index) for endpoint in active for index in labelled]
-    for endpoint, index in track(jobs, "classifying", console=session.console, transient=True, disable=session.as_json):
-        answer = await client.infer(endpoint, [samples["input_int8"][index].tobytes()])
-        values = np.frombuffer(answer.outputs.tensors[0], np.int8)
-        predicted = labels[int(values.argmax())]
-        predictions[endpoint].append(predicted)
-        report.inferences.append(
-            {
-                "device": endpoint,
-                "sample": str(samples["origin"][index]),
-                "true": labels[samples["label"][index]],
-                "predicted": predicted,
-                "bit_exact": values.tobytes() == samples["output_int8"][index].tobytes(),
-                "latency": answer.latency,
-                "latency_unit": answer.latency_unit,
-            }
-        )
+    with Progress(console=session.console, transient=True, disable=session.as_json) as progress:
+        task = progress.add_task("classifying", total=len(active) * len(labelled))
+
+        async def classify_all(endpoint: str) -> None:
+            for index in labelled:
+                answer = await client.infer(endpoint, [samples["input_int8"][index].tobytes()])
+                values = np.frombuffer(answer.outputs.tensors[0], np.int8)
+                predicted = labels[int(values.argmax())]
+                predictions[endpoint].append(predicted)
+                report.inferences.append(
+                    {
+                        "device": endpoint,
+                        "sample": str(samples["origin"][index]),
+                        "true": labels[samples["label"][index]],
+                        "predicted": predicted,
+                        "bit_exact": values.tobytes() == samples["output_int8"][index].tobytes(),
+                        "latency": answer.latency,
+                        "latency_unit": answer.latency_unit,
+                    }
+                )
+                progress.advance(task)
+
+        await asyncio.gather(*(classify_all(endpoint) for endpoint in active))
     table = Table("sample", "true", *active)
     for row, index in enumerate(labelled):
         true = labels[samples["label"][index]]
