@@ -135,7 +135,7 @@ async def _journey(session: Session, report: Report) -> None:
             report.deployment = to_plain(deployment)
 
         with _Step(session, report, "infer", "7  Classify real speech on the boards, through LwM2M"):
-            await _classify(session, report, client, deployment, samples, list(version.outputs), card["labels"])
+            await _classify(session, report, client, deployment, samples, card["labels"])
 
         await _summary(session, report, client, deployment)
     if deployment.state != deployments_pb2.Deployment.STATE_SUCCEEDED:
@@ -164,7 +164,6 @@ async def _classify(
     client: AsyncClient,
     deployment: deployments_pb2.Deployment,
     samples: Any,
-    outputs: list[tensor_pb2.TensorSpec],
     labels: list[str],
 ) -> None:
     active = [
