@@ -39,9 +39,10 @@ async def main(parts: list[str], pairs: list[tuple[str, str]], state: Path) -> N
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=["compilers", "services"], choices=["compilers", "services"])
+    parser.add_argument("part", nargs="?", default="all", choices=["all", "compilers", "services"])
     parser.add_argument("--all-targets", action="store_true", help="every model on every CPU (about half an hour)")
     arguments = parser.parse_args()
     chosen = compilers.ALL_PAIRS if arguments.all_targets else compilers.PAIRS
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        asyncio.run(main(arguments.parts, chosen, Path(folder)))
+        parts = [arguments.part] if arguments.part != "all" else ["compilers", "services"]
+        asyncio.run(main(parts, chosen, Path(folder)))
