@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import tinymlaas_module as tim
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
+from tinymlaas.plugin.v1 import compiler_pb2
 
 from .. import __version__
 from ..adapters.catalogue import Catalogue
@@ -57,6 +58,8 @@ class Context:
     key: Ed25519PrivateKey
     limits: Limits = field(default_factory=Limits)
     compile_slots: asyncio.Semaphore = field(init=False)
+    # CheckModel calls under way, by event loop and digest.
+    checks: dict[tuple[int, str], asyncio.Task[compiler_pb2.CheckModelResult]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.compile_slots = asyncio.Semaphore(self.limits.compiles_at_once)

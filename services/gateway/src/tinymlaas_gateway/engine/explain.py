@@ -116,6 +116,26 @@ async def _check(
     known = await asyncio.to_thread(context.results.get, "check", digest)
     if known is not None:
         return compiler_pb2.CheckModelResult.FromString(known)
+    # Many callers may ask the same at once; the plugin is asked once, and one caller that leaves stops no other.
+    key = (id(asyncio.get_running_loop()), digest)
+    asked = context.checks.get(key)
+    if asked is None:
+        asked = asyncio.create_task(_ask(context, slots, version, plugin, target, kind, digest))
+        context.checks[key] = asked
+        asked.add_done_callback(lambda _: context.checks.pop(key, None))
+    return await asyncio.shield(asked)
+
+
+async def _ask(
+    context: Context,
+    slots: asyncio.Semaphore,
+    version: models_pb2.ModelVersion,
+    plugin: plugins_pb2.Plugin,
+    target: target_pb2.Target,
+    kind: target_pb2.PayloadKind.ValueType,
+    digest: str,
+) -> compiler_pb2.CheckModelResult:
+    """Ask a plugin CheckModel and keep the answer under `digest`."""
     async with slots:
         form_kind = routing.model_form(version.format, plugin.compiler.model_formats, conversions(context))
         assert form_kind is not None, "an admitted plugin takes a form"
