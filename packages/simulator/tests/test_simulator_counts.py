@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tinymlaas_simulator import CPUS, FLASH_BASE, RAM_BASE, SimulatorError, run_native, standard_machine
+from tinymlaas_simulator import CPUS, FLASH_BASE, RAM_BASE, SimulatorError, Traffic, run_native, standard_machine
 
 Builder = Callable[..., bytes]
 
@@ -172,6 +172,53 @@ def test_estimated_cycles_follow_the_documented_costs(build: Builder) -> None:
     # The return leaves the payload, so it counts as not taken: its branch belongs to the caller.
     assert figures["cortex-m0plus"] == 2 + 2 + 1 + 4 + 1 + 1
     assert figures["cortex-m4"] == 2 + 1 + 1 + 4 + 1 + 1
+
+
+@pytest.mark.parametrize("cpu", ["cortex-m0plus", "cortex-m4"])
+def test_bytes_moved_are_booked_to_the_instruction_and_the_place(build: Builder, cpu: str) -> None:
+    source = """
+    .syntax unified
+    .thumb
+    .section .text.entry
+    .global entry
+    .thumb_func
+    entry:
+        push {r4, lr}
+        bl inner
+        ldrb r1, [r0]
+        movs r0, #0
+        pop {r4, pc}
+    .thumb_func
+    inner:
+        ldr r2, constant
+        ldm r0!, {r1, r3}
+        strh r1, [r0]
+        subs r0, #8
+        bx lr
+    .align 2
+    constant: .word 42
+    """
+    image = build(cpu, source, assembly=True)
+    run = run_native(
+        image, cpu=cpu, entry_offset=0, arena_bytes=12, stack_limit=64, inputs={0: bytes(12)}, outputs=[],
+        ram_bytes=1024, flash_bytes=4096,
+    )  # fmt: skip
+    assert run.traffic_in(0, 12) == Traffic(
+        arena_read=1, arena_written=0, payload_read=0, stack_read=8, stack_written=8
+    )
+    assert run.traffic_in(12, len(image)) == Traffic(
+        arena_read=8, arena_written=2, payload_read=4, stack_read=0, stack_written=0
+    )
+    assert run.cycles_in(0, 12) + run.cycles_in(12, len(image)) == run.estimated_cycles
+
+
+def test_a_run_without_access_checks_saw_no_bytes_move(build: Builder) -> None:
+    image = build("cortex-m4", SUM)
+    run = run_native(
+        image, cpu="cortex-m4", entry_offset=0, arena_bytes=68, stack_limit=128, inputs={}, outputs=[],
+        ram_bytes=2048, flash_bytes=4096, check_accesses=False,
+    )  # fmt: skip
+    assert run.traffic_in(0, len(image)) is None
 
 
 def test_memory_of_a_machine_is_read_back_as_loaded() -> None:

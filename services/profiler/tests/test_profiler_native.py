@@ -111,7 +111,11 @@ def test_figures_and_outputs_of_a_payload_are_measured(tmp_path: Path, cpu: str)
     assert figures[measurement_pb2.METRIC_ARENA_BYTES].value == 32
     assert 0 <= figures[measurement_pb2.METRIC_STACK_BYTES].value <= 64
     assert figures[measurement_pb2.METRIC_FLASH_BYTES].value == len(payload)
-    assert profile.operators[0].instructions == instructions.value
+    (operator,) = profile.operators
+    assert operator.instructions == instructions.value
+    assert operator.estimated_cycles == figures[measurement_pb2.METRIC_CYCLES].value
+    assert operator.traffic.arena_read_bytes == operator.traffic.arena_written_bytes == 16
+    assert operator.traffic.payload_read_bytes == 0
     assert all(m.tool and m.tool_version and m.unit for m in profile.measurements)
 
 

@@ -13,7 +13,7 @@ from tinymlaas_simulator.machine import (
     Touched,
     Window,
 )
-from tinymlaas_simulator.native import FLASH_BASE, RAM_BASE, NativeRun, run_native, standard_machine
+from tinymlaas_simulator.native import FLASH_BASE, RAM_BASE, NativeRun, Traffic, run_native, standard_machine
 
 __all__ = [
     "CPUS",
@@ -33,6 +33,7 @@ __all__ = [
     "Region",
     "SimulatorError",
     "Touched",
+    "Traffic",
     "Window",
     "cache_dir",
     "cpu_named",

@@ -21,6 +21,7 @@ from tinymlaas_simulator.errors import SimulatorError
 
 MAX_RANGES = 16
 MAX_SEGMENTS = 4
+MOVED_RANGES = 4
 
 STOP_NONE, STOP_LIMIT, STOP_RANGE, STOP_MISALIGNED, STOP_REQUESTED = range(5)
 ALIGN_ANY, ALIGN_NATURAL, ALIGN_THUMB2 = range(3)
@@ -52,6 +53,7 @@ class Segment(ctypes.Structure):
         ("executed", ctypes.c_void_p),
         ("taken", ctypes.c_void_p),
         ("code", ctypes.c_void_p),
+        ("moved", ctypes.c_void_p),
     ]
 
 

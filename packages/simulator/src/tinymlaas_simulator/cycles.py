@@ -33,9 +33,14 @@ class _Cost:
     single_access: bool = False
 
 
-def estimate_cycles(cpu: Cpu, code: bytes, executed: npt.NDArray[np.uint64], taken: npt.NDArray[np.uint64]) -> int:
-    """Give the estimated cycles of what was executed in `code`; the histograms have one entry per halfword of it."""
-    total = 0
+def estimate_cycles(
+    cpu: Cpu, code: bytes, executed: npt.NDArray[np.uint64], taken: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.uint64]:
+    """Give the estimated cycles spent in the instruction at each halfword of `code`, from histograms of that length.
+
+    Their sum is the estimate of the whole run. `taken` counts how often control left the instruction elsewhere.
+    """
+    cycles = np.zeros_like(executed)
     padded = code + b"\0\0\0\0"
     decode = _riscv_cost if cpu.arch is Arch.RISCV32 else _thumb_cost
     previous_end, previous_single = -1, False
@@ -48,9 +53,9 @@ def estimate_cycles(cpu: Cpu, code: bytes, executed: npt.NDArray[np.uint64], tak
         pipelines = cpu.name not in ("cortex-m0plus", "rv32imc")
         if pipelines and cost.single_access and previous_single and previous_end == offset:
             base = 1
-        total += base * int(executed[index]) + cost.taken * int(taken[index])
+        cycles[index] = base * int(executed[index]) + cost.taken * int(taken[index])
         previous_end, previous_single = offset + size, cost.single_access
-    return total
+    return cycles
 
 
 def _thumb_cost(cpu: str, first: int, second: int) -> tuple[_Cost, int]:

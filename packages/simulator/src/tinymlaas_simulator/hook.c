@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 enum { PERM_READ = 1, PERM_WRITE = 2 };
-enum { MAX_RANGES = 16, MAX_SEGMENTS = 4 };
+enum { MAX_RANGES = 16, MAX_SEGMENTS = 4, MOVED_RANGES = 4 };
 enum { ALIGN_ANY = 0, ALIGN_NATURAL = 1, ALIGN_THUMB2 = 2 };
 enum { STOP_NONE = 0, STOP_LIMIT = 1, STOP_RANGE = 2, STOP_MISALIGNED = 3, STOP_REQUESTED = 4 };
 enum { ACCESS_WRITE = 17 }; /* UC_MEM_WRITE */
@@ -25,6 +25,7 @@ typedef struct {
     uint64_t *executed; /* one counter for each halfword */
     uint64_t *taken;    /* how often control left the instruction elsewhere than to the next one */
     const uint8_t *code; /* the memory itself */
+    uint64_t *moved;     /* bytes that each instruction read and wrote, by range; NULL: not counted */
 } sim_segment;
 
 typedef struct {
@@ -141,6 +142,14 @@ static int thumb2_needs_alignment(const sim_state *state)
         || (first & 0xfe00) == 0xec00;                                   /* VLDR, VSTR, VLDM, VSTM */
 }
 
+/* Book `size` bytes to the instruction that is executing: a row of read and written bytes for each of the first ranges. */
+static void count_moved(sim_state *state, uint32_t range, int is_write, uint64_t size)
+{
+    sim_segment *segment = range < MOVED_RANGES ? segment_of(state, state->pc) : NULL;
+    if (segment && segment->moved)
+        segment->moved[((state->pc - segment->base) >> 1) * 2 * MOVED_RANGES + 2 * range + (uint32_t)is_write] += size;
+}
+
 void sim_on_memory(void *engine, int type, uint64_t address, int size, int64_t value, void *user)
 {
     sim_state *state = user;
@@ -166,6 +175,7 @@ void sim_on_memory(void *engine, int type, uint64_t address, int size, int64_t v
         sim_range *range = &state->ranges[i];
         if (address < range->base || end > range->end || !(range->perms & need))
             continue;
+        count_moved(state, i, is_write, (uint64_t)size);
         if (is_write) {
             if (address < range->lowest_write) range->lowest_write = address;
             if (end > range->highest_write) range->highest_write = end;

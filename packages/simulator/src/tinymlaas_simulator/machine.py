@@ -142,12 +142,19 @@ class Machine:
     Armv6-M), the instruction limit. Not modelled: time, interrupts, caches, the MPU, TrustZone, privilege.
     Without `check_accesses` the machine runs many times faster, and only whole pages protect memory: accesses inside them,
     alignment and the deepest stack write go unseen. It is for code that was seen to behave with the checks on.
+    With `count_traffic` (and checks) the bytes that each instruction moves are counted, see `traffic`.
 
     After a Fault the machine is dead: further runs raise the same.
     """
 
     def __init__(
-        self, cpu: str | Cpu, regions: Sequence[Region], devices: Sequence[Device] = (), *, check_accesses: bool = True
+        self,
+        cpu: str | Cpu,
+        regions: Sequence[Region],
+        devices: Sequence[Device] = (),
+        *,
+        check_accesses: bool = True,
+        count_traffic: bool = False,
     ) -> None:
         self.cpu = cpu_named(cpu) if isinstance(cpu, str) else cpu
         self.regions = tuple(regions)
@@ -172,7 +179,10 @@ class Machine:
         self._state.read_register = ctypes.cast(binding.uclib.uc_reg_read, ctypes.c_void_p).value
         self._state.write_register = ctypes.cast(binding.uclib.uc_reg_write, ctypes.c_void_p).value
         self._state.xpsr = arm_const.UC_ARM_REG_XPSR if "thumb2" in self.cpu.features else 0
+        self._moved: dict[str, npt.NDArray[np.uint64]] = {}
         self._counts = self._make_segments()
+        if count_traffic:
+            self._count_traffic()
         self._hook_ids: list[ctypes.c_size_t] = []
         self._install(unicorn.UC_HOOK_CODE, self._native.sim_on_code)
         if check_accesses:
@@ -326,6 +336,20 @@ class Machine:
         self._state.segment_count = len(code)
         self._checked = {name: np.zeros(len(entry[1]), dtype=bool) for name, entry in made.items()}
         return made
+
+    def _count_traffic(self) -> None:
+        for index, (name, (_, executed, _)) in enumerate(self._counts.items()):
+            moved = np.zeros((len(executed), _hook.MOVED_RANGES, 2), dtype=np.uint64)
+            self._state.segments[index].moved = moved.ctypes.data
+            self._moved[name] = moved
+
+    def traffic(self, region: str, window: int) -> npt.NDArray[np.uint64]:
+        """Give bytes read and written (columns) by the instruction at each halfword (rows) of an executable region.
+
+        `window` is the place of the accessed window in the run: 0 is the stack of a `call` that has one, the given
+        windows follow; the first four are counted, since the machine was made.
+        """
+        return self._moved[region][:, window].copy()
 
     def histogram(self, region: str) -> npt.NDArray[np.uint64]:
         """Give how often the instruction at each halfword of an executable region ran since the last `reset_counts`."""

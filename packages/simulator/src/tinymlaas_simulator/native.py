@@ -23,12 +23,25 @@ _SHIFT = 0x50
 
 
 @dataclass(frozen=True)
+class Traffic:
+    """Bytes moved by loads and stores, every access counted; instruction fetches are not among them."""
+
+    arena_read: int
+    arena_written: int
+    payload_read: int
+    stack_read: int
+    stack_written: int
+
+
+@dataclass(frozen=True)
 class NativeRun:
     """Outputs and figures of one inference of a native payload.
 
     `outputs` are the bytes at the asked spans, in order; `instructions` is exact; `estimated_cycles` follows documented
     instruction costs; `stack_peak_bytes` is the depth of the lowest stack byte written; `arena_high_water` is one past
-    the highest arena byte touched; `executed` and `taken` count per halfword of the payload (see Machine.histogram).
+    the highest arena byte touched; `executed` and `taken` count per halfword of the payload (see Machine.histogram),
+    `cycles` are the estimated ones of each. `moved` has bytes read and written per halfword and window (stack, payload,
+    arena); it is empty for a run without access checks.
     """
 
     outputs: tuple[bytes, ...]
@@ -39,10 +52,27 @@ class NativeRun:
     arena_high_water: int
     executed: npt.NDArray[np.uint64]
     taken: npt.NDArray[np.uint64]
+    cycles: npt.NDArray[np.uint64]
+    moved: npt.NDArray[np.uint64]
 
     def instructions_in(self, begin: int, end: int) -> int:
         """Give the instructions executed in payload offsets [begin, end), such as one operator's function."""
-        return int(self.executed[(begin + 1) // 2 : (end + 1) // 2].sum())
+        return int(self.executed[_halves(begin, end)].sum())
+
+    def cycles_in(self, begin: int, end: int) -> int:
+        """Give the estimated cycles spent in payload offsets [begin, end)."""
+        return int(self.cycles[_halves(begin, end)].sum())
+
+    def traffic_in(self, begin: int, end: int) -> Traffic | None:
+        """Give the bytes that code in payload offsets [begin, end) moved; None for a run without access checks."""
+        if not self.moved.size:
+            return None
+        stack, constants, arena = (self.moved[_halves(begin, end)].sum(axis=0)).tolist()
+        return Traffic(arena[0], arena[1], constants[0], stack[0], stack[1])
+
+
+def _halves(begin: int, end: int) -> slice:
+    return slice((begin + 1) // 2, (end + 1) // 2)
 
 
 def standard_machine(cpu: str, ram_bytes: int, flash_bytes: int) -> Machine:
@@ -174,7 +204,7 @@ def _run_once(
     check_accesses: bool,
 ) -> NativeRun:
     regions = [Region("flash", layout.flash_base, flash_bytes, "rx"), Region("ram", RAM_BASE, ram_bytes, "rw")]
-    with Machine(cpu, regions, check_accesses=check_accesses) as machine:
+    with Machine(cpu, regions, check_accesses=check_accesses, count_traffic=check_accesses) as machine:
         machine.load(layout.payload, payload)
         background = _background(ram_bytes, layout.fill)
         machine.load(RAM_BASE, background)
@@ -193,15 +223,20 @@ def _run_once(
         halves = (len(payload) + 1) // 2
         executed = machine.histogram("flash")[base : base + halves]
         taken = machine.taken("flash")[base : base + halves]
+        cycles = estimate_cycles(cpu, payload, executed, taken)
+        rows = slice(base, base + halves)
+        moved = [machine.traffic("flash", window)[rows] for window in range(3)] if check_accesses else []
         return NativeRun(
             outputs=tuple(machine.read(layout.arena + offset, size) for offset, size in outputs),
             return_value=result.return_value - (1 << 32) if result.return_value >> 31 else result.return_value,
             instructions=result.instructions,
-            estimated_cycles=estimate_cycles(cpu, payload, executed, taken),
+            estimated_cycles=int(cycles.sum()),
             stack_peak_bytes=result.stack_peak_bytes,
             arena_high_water=_high_water(result, layout.arena),
             executed=executed,
             taken=taken,
+            cycles=cycles,
+            moved=np.stack(moved, axis=1) if moved else np.zeros((0, 3, 2), dtype=np.uint64),
         )
 
 

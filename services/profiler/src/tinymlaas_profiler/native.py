@@ -1,8 +1,9 @@
 """Profile a native payload: exact instructions, stack, arena, outputs; claims compared with what was seen."""
 
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from tinymlaas.plugin.v1 import compiler_pb2
 from tinymlaas.type.v1 import measurement_pb2, target_pb2
@@ -194,16 +195,35 @@ def _profile(
     )
 
 
+@dataclass
+class _Cost:
+    """Sums over the symbols of one node."""
+
+    instructions: int = 0
+    cycles: int = 0
+    flash_bytes: int = 0
+    traffic: Counter[str] = field(default_factory=Counter)
+
+
 def _operators(
-    parts: compiler_pb2.CompileResult, counts: Sequence[int], samples: int
+    parts: compiler_pb2.CompileResult, counts: Sequence[Mapping[str, Any]], samples: int
 ) -> tuple[measurement_pb2.OperatorProfile, ...]:
-    """Sum the symbols of each node; instructions are the mean over the samples, rounded down."""
-    sums: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+    """Sum the symbols of each node, in order; counts are the mean over the samples, rounded down, traffic the first's."""
+    sums: dict[tuple[str, str], _Cost] = defaultdict(_Cost)
     for symbol, count in zip(parts.symbols, counts, strict=True):
-        entry = sums[symbol.node, symbol.operator]
-        entry[0] += int(count)
-        entry[1] += symbol.bytes
+        cost = sums[symbol.node, symbol.operator]
+        cost.instructions += int(count["instructions"])
+        cost.cycles += int(count["estimated_cycles"])
+        cost.flash_bytes += symbol.bytes
+        cost.traffic.update({name: int(moved) for name, moved in count["traffic"].items()})
     return tuple(
-        measurement_pb2.OperatorProfile(node=node, operator=operator, instructions=count // samples, flash_bytes=size)
-        for (node, operator), (count, size) in sums.items()
+        measurement_pb2.OperatorProfile(
+            node=node,
+            operator=operator,
+            instructions=cost.instructions // samples,
+            flash_bytes=cost.flash_bytes,
+            estimated_cycles=cost.cycles // samples,
+            traffic=measurement_pb2.MemoryTraffic(**{f"{name}_bytes": moved for name, moved in cost.traffic.items()}),
+        )
+        for (node, operator), cost in sums.items()
     )

@@ -1,5 +1,6 @@
 """Job: run a native payload on the simulated CPU for each sample."""
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from tinymlaas_simulator import DoesNotFit, Fault, NativeRun, SimulatorError, ru
 def run(request: dict[str, Any], blobs: list[bytes]) -> tuple[dict[str, Any], list[bytes]]:
     """Run payload `blobs[0]` on each sample; further blobs are input tensors, sample by sample.
 
-    The report has the figures of every sample, and instructions per symbol summed over all samples; the blobs given
-    back are output tensors, sample by sample.
+    The report has the figures of every sample; instructions and estimated cycles per symbol, summed over all samples;
+    bytes moved per symbol in the first sample, the one whose accesses are observed. The blobs given back are output
+    tensors, sample by sample.
     """
     payload = blobs[0]
     offsets = [int(offset) for offset in request["input_offsets"]]
@@ -20,7 +22,10 @@ def run(request: dict[str, Any], blobs: list[bytes]) -> tuple[dict[str, Any], li
     samples = [blobs[1 + i : 1 + i + len(offsets)] for i in range(0, len(blobs) - 1, len(offsets))]
     figures: list[dict[str, int]] = []
     outputs: list[bytes] = []
-    symbols = np.zeros(len(request["symbols"]), dtype=np.int64)
+    symbols = [(int(begin), int(end)) for begin, end in request["symbols"]]
+    instructions = np.zeros(len(symbols), dtype=np.int64)
+    cycles = np.zeros(len(symbols), dtype=np.int64)
+    traffic: list[dict[str, int]] = []
     for index, sample in enumerate(samples):
         result = _run_sample(request, payload, dict(zip(offsets, sample, strict=True)), spans, index)
         if result.return_value != 0:
@@ -38,9 +43,16 @@ def run(request: dict[str, Any], blobs: list[bytes]) -> tuple[dict[str, Any], li
                 "arena_high_water": result.arena_high_water,
             }
         )
-        for number, (begin, end) in enumerate(request["symbols"]):
-            symbols[number] += result.instructions_in(int(begin), int(end))
-    return {"samples": figures, "symbols": [int(count) for count in symbols]}, outputs
+        instructions += [result.instructions_in(begin, end) for begin, end in symbols]
+        cycles += [result.cycles_in(begin, end) for begin, end in symbols]
+        if index == 0:
+            moved = [result.traffic_in(begin, end) for begin, end in symbols]
+            traffic = [asdict(entry) for entry in moved if entry is not None]
+    counts = [
+        {"instructions": int(executed), "estimated_cycles": int(spent), "traffic": moves}
+        for executed, spent, moves in zip(instructions, cycles, traffic, strict=True)
+    ]
+    return {"samples": figures, "symbols": counts}, outputs
 
 
 def _run_sample(

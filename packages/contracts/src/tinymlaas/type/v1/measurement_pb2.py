@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#tinymlaas/type/v1/measurement.proto\x12\x11tinymlaas.type.v1\x1a\x1fgoogle/api/field_behavior.proto\"\xd2\x02\n\x0bMeasurement\x12/\n\x06metric\x18\x01 \x01(\x0e\x32\x19.tinymlaas.type.v1.MetricB\x04\xe2\x41\x01\x02\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x12\n\x04unit\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12/\n\x06method\x18\x04 \x01(\x0e\x32\x19.tinymlaas.type.v1.MethodB\x04\xe2\x41\x01\x02\x12\x12\n\x04tool\x18\x05 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0ctool_version\x18\x06 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\x0fsubject_sha256s\x18\x07 \x03(\t\x12\x42\n\nconditions\x18\x08 \x03(\x0b\x32..tinymlaas.type.v1.Measurement.ConditionsEntry\x1a\x31\n\x0f\x43onditionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\\\n\x0fOperatorProfile\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x10\n\x08operator\x18\x02 \x01(\t\x12\x14\n\x0cinstructions\x18\x03 \x01(\x04\x12\x13\n\x0b\x66lash_bytes\x18\x04 \x01(\x04*\xd1\x02\n\x06Metric\x12\x16\n\x12METRIC_UNSPECIFIED\x10\x00\x12\x16\n\x12METRIC_FLASH_BYTES\x10\x01\x12\x16\n\x12METRIC_ARENA_BYTES\x10\x02\x12\x16\n\x12METRIC_STACK_BYTES\x10\x03\x12\x17\n\x13METRIC_INSTRUCTIONS\x10\x04\x12\x11\n\rMETRIC_CYCLES\x10\x05\x12\x1a\n\x16METRIC_LATENCY_SECONDS\x10\x06\x12\x18\n\x14METRIC_ENERGY_JOULES\x10\x07\x12\x13\n\x0fMETRIC_ACCURACY\x10\x08\x12\x18\n\x14METRIC_OUTPUTS_EQUAL\x10\t\x12\x12\n\x0eMETRIC_MAX_LSB\x10\n\x12\x18\n\x14METRIC_MAX_ABS_ERROR\x10\x0b\x12\x0f\n\x0bMETRIC_MACS\x10\x0c\x12\x17\n\x13METRIC_WEIGHT_BYTES\x10\r*t\n\x06Method\x12\x16\n\x12METHOD_UNSPECIFIED\x10\x00\x12\x14\n\x10METHOD_ESTIMATED\x10\x01\x12\x11\n\rMETHOD_LINKED\x10\x02\x12\x14\n\x10METHOD_SIMULATED\x10\x03\x12\x13\n\x0fMETHOD_HARDWARE\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#tinymlaas/type/v1/measurement.proto\x12\x11tinymlaas.type.v1\x1a\x1fgoogle/api/field_behavior.proto\"\xd2\x02\n\x0bMeasurement\x12/\n\x06metric\x18\x01 \x01(\x0e\x32\x19.tinymlaas.type.v1.MetricB\x04\xe2\x41\x01\x02\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x12\n\x04unit\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12/\n\x06method\x18\x04 \x01(\x0e\x32\x19.tinymlaas.type.v1.MethodB\x04\xe2\x41\x01\x02\x12\x12\n\x04tool\x18\x05 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0ctool_version\x18\x06 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\x0fsubject_sha256s\x18\x07 \x03(\t\x12\x42\n\nconditions\x18\x08 \x03(\x0b\x32..tinymlaas.type.v1.Measurement.ConditionsEntry\x1a\x31\n\x0f\x43onditionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa9\x01\n\x0fOperatorProfile\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x10\n\x08operator\x18\x02 \x01(\t\x12\x14\n\x0cinstructions\x18\x03 \x01(\x04\x12\x13\n\x0b\x66lash_bytes\x18\x04 \x01(\x04\x12\x18\n\x10\x65stimated_cycles\x18\x05 \x01(\x04\x12\x31\n\x07traffic\x18\x06 \x01(\x0b\x32 .tinymlaas.type.v1.MemoryTraffic\"\x99\x01\n\rMemoryTraffic\x12\x18\n\x10\x61rena_read_bytes\x18\x01 \x01(\x04\x12\x1b\n\x13\x61rena_written_bytes\x18\x02 \x01(\x04\x12\x1a\n\x12payload_read_bytes\x18\x03 \x01(\x04\x12\x18\n\x10stack_read_bytes\x18\x04 \x01(\x04\x12\x1b\n\x13stack_written_bytes\x18\x05 \x01(\x04*\xd1\x02\n\x06Metric\x12\x16\n\x12METRIC_UNSPECIFIED\x10\x00\x12\x16\n\x12METRIC_FLASH_BYTES\x10\x01\x12\x16\n\x12METRIC_ARENA_BYTES\x10\x02\x12\x16\n\x12METRIC_STACK_BYTES\x10\x03\x12\x17\n\x13METRIC_INSTRUCTIONS\x10\x04\x12\x11\n\rMETRIC_CYCLES\x10\x05\x12\x1a\n\x16METRIC_LATENCY_SECONDS\x10\x06\x12\x18\n\x14METRIC_ENERGY_JOULES\x10\x07\x12\x13\n\x0fMETRIC_ACCURACY\x10\x08\x12\x18\n\x14METRIC_OUTPUTS_EQUAL\x10\t\x12\x12\n\x0eMETRIC_MAX_LSB\x10\n\x12\x18\n\x14METRIC_MAX_ABS_ERROR\x10\x0b\x12\x0f\n\x0bMETRIC_MACS\x10\x0c\x12\x17\n\x13METRIC_WEIGHT_BYTES\x10\r*t\n\x06Method\x12\x16\n\x12METHOD_UNSPECIFIED\x10\x00\x12\x14\n\x10METHOD_ESTIMATED\x10\x01\x12\x11\n\rMETHOD_LINKED\x10\x02\x12\x14\n\x10METHOD_SIMULATED\x10\x03\x12\x13\n\x0fMETHOD_HARDWARE\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,14 +44,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MEASUREMENT'].fields_by_name['tool']._serialized_options = b'\342A\001\002'
   _globals['_MEASUREMENT'].fields_by_name['tool_version']._loaded_options = None
   _globals['_MEASUREMENT'].fields_by_name['tool_version']._serialized_options = b'\342A\001\002'
-  _globals['_METRIC']._serialized_start=527
-  _globals['_METRIC']._serialized_end=864
-  _globals['_METHOD']._serialized_start=866
-  _globals['_METHOD']._serialized_end=982
+  _globals['_METRIC']._serialized_start=761
+  _globals['_METRIC']._serialized_end=1098
+  _globals['_METHOD']._serialized_start=1100
+  _globals['_METHOD']._serialized_end=1216
   _globals['_MEASUREMENT']._serialized_start=92
   _globals['_MEASUREMENT']._serialized_end=430
   _globals['_MEASUREMENT_CONDITIONSENTRY']._serialized_start=381
   _globals['_MEASUREMENT_CONDITIONSENTRY']._serialized_end=430
-  _globals['_OPERATORPROFILE']._serialized_start=432
-  _globals['_OPERATORPROFILE']._serialized_end=524
+  _globals['_OPERATORPROFILE']._serialized_start=433
+  _globals['_OPERATORPROFILE']._serialized_end=602
+  _globals['_MEMORYTRAFFIC']._serialized_start=605
+  _globals['_MEMORYTRAFFIC']._serialized_end=758
 # @@protoc_insertion_point(module_scope)

@@ -194,6 +194,8 @@ class OperatorProfile(_message.Message):
     OPERATOR_FIELD_NUMBER: _builtins.int
     INSTRUCTIONS_FIELD_NUMBER: _builtins.int
     FLASH_BYTES_FIELD_NUMBER: _builtins.int
+    ESTIMATED_CYCLES_FIELD_NUMBER: _builtins.int
+    TRAFFIC_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Node of the model that the code came from; several names are joined by "+" when fused."""
     operator: _builtins.str
@@ -201,6 +203,14 @@ class OperatorProfile(_message.Message):
     """Instructions spent in it during one inference."""
     flash_bytes: _builtins.int
     """Bytes of code and constants that belong to it."""
+    estimated_cycles: _builtins.int
+    """Clock cycles spent in it, estimated from documented costs (METHOD_ESTIMATED). Zero: not estimated."""
+    @_builtins.property
+    def traffic(self) -> Global___MemoryTraffic:
+        """Bytes moved by its loads and stores, repeated accesses counted each time; instruction fetches are not among them.
+        Absent: not observed.
+        """
+
     def __init__(
         self,
         *,
@@ -208,11 +218,47 @@ class OperatorProfile(_message.Message):
         operator: _builtins.str = ...,
         instructions: _builtins.int = ...,
         flash_bytes: _builtins.int = ...,
+        estimated_cycles: _builtins.int = ...,
+        traffic: Global___MemoryTraffic | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["traffic", b"traffic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flash_bytes", b"flash_bytes", "instructions", b"instructions", "node", b"node", "operator", b"operator"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimated_cycles", b"estimated_cycles", "flash_bytes", b"flash_bytes", "instructions", b"instructions", "node", b"node", "operator", b"operator", "traffic", b"traffic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OperatorProfile: _TypeAlias = OperatorProfile  # noqa: Y015
+
+@_typing.final
+class MemoryTraffic(_message.Message):
+    """Bytes that loads and stores of one inference moved, by where they lie."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARENA_READ_BYTES_FIELD_NUMBER: _builtins.int
+    ARENA_WRITTEN_BYTES_FIELD_NUMBER: _builtins.int
+    PAYLOAD_READ_BYTES_FIELD_NUMBER: _builtins.int
+    STACK_READ_BYTES_FIELD_NUMBER: _builtins.int
+    STACK_WRITTEN_BYTES_FIELD_NUMBER: _builtins.int
+    arena_read_bytes: _builtins.int
+    arena_written_bytes: _builtins.int
+    payload_read_bytes: _builtins.int
+    """Constants and literals inside the payload, thus in flash."""
+    stack_read_bytes: _builtins.int
+    stack_written_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        arena_read_bytes: _builtins.int = ...,
+        arena_written_bytes: _builtins.int = ...,
+        payload_read_bytes: _builtins.int = ...,
+        stack_read_bytes: _builtins.int = ...,
+        stack_written_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_read_bytes", b"arena_read_bytes", "arena_written_bytes", b"arena_written_bytes", "payload_read_bytes", b"payload_read_bytes", "stack_read_bytes", b"stack_read_bytes", "stack_written_bytes", b"stack_written_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemoryTraffic: _TypeAlias = MemoryTraffic  # noqa: Y015
