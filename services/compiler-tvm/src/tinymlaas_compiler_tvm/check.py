@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tinymlaas_compiler_tvm.compile import check_file, is_int8, settings_for
+from tinymlaas_compiler_tvm.compile import check_file, check_shapes, is_int8, settings_for
 from tinymlaas_compiler_tvm.errors import ModelInvalid, OpUnsupported
 from tinymlaas_compiler_tvm.int8.lowering import try_lower
 from tinymlaas_compiler_tvm.int8.operators import INT8_OPERATORS
@@ -87,7 +87,7 @@ def _check_float(onnx_bytes: bytes, machine: Machine, macs: int) -> ModelCheck:
 
     from tinymlaas_compiler_tvm.relax.lowering import lower_model
 
-    check_file(onnx_bytes, deeply=True)
+    check_file(onnx_bytes, check_shapes)
     model = onnx.load_from_string(onnx_bytes)
     try:
         program, _, _ = lower_model(onnx_bytes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from tinymlaas_compiler_tvm.errors import CompilerFault, ModelInvalid, ModelRefused
 from tinymlaas_compiler_tvm.int8.lowering import Settings, lower_graph
@@ -21,9 +21,20 @@ from tinymlaas_modelkit.onnx_reader import read_onnx
 _UNROLL = {"balanced": 8, "latency": 16, "flash": 2, "ram": 8}
 
 
-def compile_model(onnx_bytes: bytes, target: TargetSpec, options: Mapping[str, object] | None = None) -> CompiledParts:
+def check_shapes(onnx_bytes: bytes) -> None:
+    """Infer and compare shapes in a process of its own that may die; ModelRejected, CheckerUnavailable."""
+    check_onnx(onnx_bytes, "onnx")
+
+
+def compile_model(
+    onnx_bytes: bytes,
+    target: TargetSpec,
+    options: Mapping[str, object] | None = None,
+    check: Callable[[bytes], None] = check_shapes,
+) -> CompiledParts:
     """A native module for the model on the target.
 
+    `check` infers shapes before TVM sees a file; callers whose own process may die can do that at home.
     Raises a `CompileError`: ModelInvalid, OpUnsupported, DoesNotFit, TargetUnsupported, OptionUnknown, OptionInvalid.
     Deterministic: equal arguments give equal parts.
     """
@@ -32,7 +43,7 @@ def compile_model(onnx_bytes: bytes, target: TargetSpec, options: Mapping[str, o
     graph = _read(onnx_bytes)
     if graph is not None and is_int8(graph):
         return compile_graph(graph, machine, target, checked)
-    return compile_float(onnx_bytes, machine, target, checked)
+    return compile_float(onnx_bytes, machine, target, checked, check)
 
 
 def is_int8(graph: Graph) -> bool:
@@ -40,9 +51,15 @@ def is_int8(graph: Graph) -> bool:
     return all(graph.tensor(name).dtype is DType.INT8 for op in graph.ops for name in op.outputs)
 
 
-def compile_float(onnx_bytes: bytes, machine: Machine, target: TargetSpec, options: Options) -> CompiledParts:
+def compile_float(
+    onnx_bytes: bytes,
+    machine: Machine,
+    target: TargetSpec,
+    options: Options,
+    check: Callable[[bytes], None] = check_shapes,
+) -> CompiledParts:
     """A native module for a float model, by way of TVM."""
-    check_file(onnx_bytes, deeply=True)
+    check_file(onnx_bytes, check)
     from tinymlaas_compiler_tvm.relax.lowering import lower_model
 
     program, inputs, outputs = lower_model(onnx_bytes)
@@ -61,16 +78,13 @@ def _read(onnx_bytes: bytes) -> Graph | None:
         raise ModelInvalid(str(error), **error.metadata) from error
 
 
-def check_file(onnx_bytes: bytes, deeply: bool = False) -> None:
-    """Refuse a file that is no well-formed ONNX model with static shapes, before any library reads it.
-
-    `deeply` also infers shapes, in a process of its own that may die.
-    """
+def check_file(onnx_bytes: bytes, check: Callable[[bytes], None] | None = None) -> None:
+    """Refuse a file that is no well-formed ONNX model with static shapes, before any library reads it; `check` looks deeper."""
     try:
-        if deeply:
-            check_onnx(onnx_bytes, "onnx")
-        else:
+        if check is None:
             check_structure(onnx_bytes, "onnx", Limits())
+        else:
+            check(onnx_bytes)
     except ModelRejected as error:
         raise ModelRefused(error) from error
     except CheckerUnavailable as error:
