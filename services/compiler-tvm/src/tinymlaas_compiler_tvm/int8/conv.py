@@ -7,7 +7,7 @@ from typing import cast
 
 import numpy as np
 
-from tinymlaas_compiler_tvm.int8 import c_kernels, dsp_asm
+from tinymlaas_compiler_tvm.int8 import c_matrix, dsp_asm
 from tinymlaas_compiler_tvm.int8.channels import Layer, make_layer
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, image, pointer, quantized, unsupported, words
 from tinymlaas_modelkit.graph import Op
@@ -162,12 +162,12 @@ def _planar_pointwise(state: Lowering, op: Op, layer: Layer) -> None:
             kernel = dsp_asm.gather_planar()
             state.program.asm_kernels[kernel.name] = kernel
             name = f"tim_planar_{matrix.kernel[4:]}"
-            state.define(name, c_kernels.PLANAR_DSP.replace("@MM@", matrix.kernel))
+            state.define(name, c_matrix.PLANAR_DSP.replace("@MM@", matrix.kernel))
             values = f"{braces(arguments)}, {plane}, {plane}, {channels // 4}"
             scratch = pointer(patch, "int32_t")
         else:
             name = "tim_planar"
-            state.define(name, c_kernels.PLANAR_PORTABLE, "portable_mm")
+            state.define(name, c_matrix.PLANAR_PORTABLE, "portable_mm")
             values = f"{braces(arguments)}, {plane}, {plane}, {channels}"
             scratch = pointer(patch)
         calls.append(f"static const {name}_desc d{number} = {{{values}}};")
@@ -240,16 +240,16 @@ def _ring_convolution(state: Lowering, op: Op, layer: Layer, kh: int, kw: int) -
             run_kernel = dsp_asm.gather_run(16)
             state.program.asm_kernels[run_kernel.name] = run_kernel
             name = f"tim_conv_{'r' if straight else 'b'}_{matrix.kernel[4:]}"
-            gather = c_kernels.GATHER_RUNS if straight else c_kernels.GATHER_BYTES
+            gather = c_matrix.GATHER_RUNS if straight else c_matrix.GATHER_BYTES
             state.define(
-                name, c_kernels.CONV_DSP.replace("@MM@", matrix.kernel).replace("@GATHER@", gather), "conv_common"
+                name, c_matrix.CONV_DSP.replace("@MM@", matrix.kernel).replace("@GATHER@", gather), "conv_common"
             )
             lines.append(f"static const int32_t a{number}[4] = {braces(arguments)};")
             patch_pointer = pointer(patch, "int32_t")
             call = f"{name}(&c, a{number}"
         else:
             name = "tim_conv_run"
-            state.define(name, c_kernels.CONV_PORTABLE, "conv_common", "portable_mm")
+            state.define(name, c_matrix.CONV_PORTABLE, "conv_common", "portable_mm")
             lines.append(f"static const tim_mm_args a{number} = {braces(arguments)};")
             patch_pointer = pointer(patch)
             call = f"{name}(&c, &a{number}"
