@@ -14,7 +14,7 @@ from bench.peers import CMSIS_NN
 from tinymlaas.gateway.v1 import builds_pb2
 from tinymlaas.type.v1 import measurement_pb2
 from tinymlaas_client import AsyncClient, model_format
-from tinymlaas_client.cli import _figures
+from tinymlaas_client import figures as _figures
 from tinymlaas_client.targets import named_target
 
 MODELS = ("kws", "ic", "vww", "ad", "sww")

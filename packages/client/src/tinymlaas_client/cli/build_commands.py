@@ -13,8 +13,8 @@ from rich.table import Table
 
 from tinymlaas.gateway.v1 import builds_pb2, routing_pb2
 from tinymlaas.type.v1 import measurement_pb2, target_pb2
+from tinymlaas_client import figures as _figures
 from tinymlaas_client._async_client import AsyncClient
-from tinymlaas_client.cli import _figures
 from tinymlaas_client.cli._context import Session, run
 from tinymlaas_client.targets import named_target, target_names
 

@@ -18,8 +18,8 @@ from rich.table import Table
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2, routing_pb2
 from tinymlaas.registry.v1 import modules_pb2
 from tinymlaas.type.v1 import tensor_pb2
+from tinymlaas_client import figures as _figures
 from tinymlaas_client._async_client import AsyncClient
-from tinymlaas_client.cli import _figures
 from tinymlaas_client.cli._context import Session, run, to_plain
 from tinymlaas_client.cli.build_commands import FIGURES, follow_build, outcome, verdict_table
 from tinymlaas_client.cli.deploy_commands import follow_deployment

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from tinymlaas.registry.v1 import devices_pb2, plugins_pb2
 from tinymlaas.type.v1 import target_pb2
-from tinymlaas_client.cli import _figures
+from tinymlaas_client import figures as _figures
 from tinymlaas_client.cli._context import Session, run
 from tinymlaas_client.suite import ProcessRecord, SuiteError
 

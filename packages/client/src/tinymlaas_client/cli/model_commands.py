@@ -10,8 +10,8 @@ from rich.table import Table
 
 from tinymlaas.registry.v1 import models_pb2
 from tinymlaas.type.v1 import tensor_pb2
+from tinymlaas_client import figures as _figures
 from tinymlaas_client._async_client import model_format
-from tinymlaas_client.cli import _figures
 from tinymlaas_client.cli._context import Session, run
 
 app = typer.Typer(no_args_is_help=True, help="Import, list and show models.")

@@ -12,7 +12,7 @@ from rich.table import Table
 from tinymlaas.module.v1 import manifest_pb2
 from tinymlaas.registry.v1 import modules_pb2
 from tinymlaas.type.v1 import measurement_pb2, target_pb2
-from tinymlaas_client.cli import _figures
+from tinymlaas_client import figures as _figures
 from tinymlaas_client.cli._context import Session, run, to_plain
 from tinymlaas_client.cli.build_commands import FIGURES
 from tinymlaas_module import KeyRing, ModuleError, SectionType, digest, identity, parse, verify
