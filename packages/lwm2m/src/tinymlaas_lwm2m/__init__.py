@@ -1,30 +1,15 @@
 """LwM2M vocabulary that server and device share: object ids, resource types, content formats, link format."""
 
 from .codec import Format, decode, encode
+from .core_objects import ConnectivityRes, DeviceRes, SecurityMode, SecurityRes, ServerRes
 from .execute import format_arguments, parse_arguments
+from .firmware_object import FirmwareRes, FirmwareResult, FirmwareState, firmware
+from .ipso import IPSO_FIRST, IPSO_LAST, IPSO_SENSORS, IpsoRes
 from .linkformat import ObjectLink, format_registration, parse_registration
-from .objects import (
-    IPSO_FIRST,
-    IPSO_LAST,
-    IPSO_SENSORS,
-    ML_CAPABILITY,
-    OBJECTS,
-    DeviceRes,
-    IpsoRes,
-    MlRes,
-    ObjectDef,
-    Operations,
-    ResourceDef,
-    SelfTestResult,
-    ServerRes,
-    SlotState,
-    SoftwareRes,
-    UpdateResult,
-    UpdateState,
-    kind_of,
-    ml,
-    software,
-)
+from .ml_object import ML_CAPABILITY, MlRes, SelfTestResult, SlotState, ml
+from .model import ObjectDef, Operations, ResourceDef
+from .objects import OBJECTS, kind_of
+from .software_object import SoftwareRes, UpdateResult, UpdateState, software
 from .values import CodecError, Kind, Limits, ObjLink, Path, TypeLookup, Value, Values, instances, multiple, single
 
 __all__ = [
@@ -34,7 +19,11 @@ __all__ = [
     "ML_CAPABILITY",
     "OBJECTS",
     "CodecError",
+    "ConnectivityRes",
     "DeviceRes",
+    "FirmwareRes",
+    "FirmwareResult",
+    "FirmwareState",
     "Format",
     "IpsoRes",
     "Kind",
@@ -46,6 +35,8 @@ __all__ = [
     "Operations",
     "Path",
     "ResourceDef",
+    "SecurityMode",
+    "SecurityRes",
     "SelfTestResult",
     "ServerRes",
     "SlotState",
@@ -57,6 +48,7 @@ __all__ = [
     "Values",
     "decode",
     "encode",
+    "firmware",
     "format_arguments",
     "format_registration",
     "instances",

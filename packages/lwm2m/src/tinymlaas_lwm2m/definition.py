@@ -1,29 +1,29 @@
-"""Object definitions in the OMA schema for LwM2M objects (version 1.0.2 of LWM2M.xsd), as written and as read."""
+"""Object definitions in the OMA schema for LwM2M objects (LWM2M-v1_1.xsd), as written and as read."""
 
 from __future__ import annotations
 
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
-from .objects import ObjectDef, Operations, ResourceDef
+from .model import ObjectDef, Operations, ResourceDef
 from .values import CodecError, Kind
 
 MAX_BYTES = 1_000_000
 
 
-def to_xml(definition: ObjectDef, *, description: str, urn: str, version: str = "1.0") -> str:
+def to_xml(definition: ObjectDef, *, description: str, urn: str) -> str:
     """The definition as the text of an OMA XML file; the same text for the same definition."""
     lines = [
         '<?xml version="1.0" encoding="UTF-8"?>',
         '<LWM2M xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" '
-        'xsi:noNamespaceSchemaLocation="http://openmobilealliance.org/tech/profiles/LWM2M.xsd">',
+        'xsi:noNamespaceSchemaLocation="http://openmobilealliance.org/tech/profiles/LWM2M-v1_1.xsd">',
         '  <Object ObjectType="MODefinition">',
         f"    <Name>{escape(definition.name)}</Name>",
         f"    <Description1><![CDATA[{description}]]></Description1>",
         f"    <ObjectID>{definition.id}</ObjectID>",
         f"    <ObjectURN>{escape(urn)}</ObjectURN>",
         "    <LWM2MVersion>1.1</LWM2MVersion>",
-        f"    <ObjectVersion>{version}</ObjectVersion>",
+        f"    <ObjectVersion>{definition.version}</ObjectVersion>",
         f"    <MultipleInstances>{'Multiple' if definition.multiple else 'Single'}</MultipleInstances>",
         "    <Mandatory>Optional</Mandatory>",
         "    <Resources>",
@@ -63,6 +63,7 @@ def _object(element: ElementTree.Element) -> ObjectDef:
         name=element.findtext("Name", "").strip(),
         multiple=element.findtext("MultipleInstances", "").strip() == "Multiple",
         resources={resource.id: resource for resource in resources},
+        version=element.findtext("ObjectVersion", "").strip() or "1.0",
     )
 
 
