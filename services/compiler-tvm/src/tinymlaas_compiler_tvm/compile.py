@@ -93,7 +93,11 @@ def check_file(onnx_bytes: bytes, check: Callable[[bytes], None] | None = None) 
 
 def settings_for(options: Options) -> Settings:
     """What checked options mean for lowering."""
-    return Settings(unroll=_UNROLL[options.objective], scratch_free_dense=options.objective == "ram")
+    return Settings(
+        unroll=_UNROLL[options.objective],
+        scratch_free_dense=options.objective == "ram",
+        rounding=options.rounding,
+    )
 
 
 def compile_graph(graph: Graph, machine: Machine, target: TargetSpec, options: Options) -> CompiledParts:

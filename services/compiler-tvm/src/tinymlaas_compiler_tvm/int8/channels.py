@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tinymlaas_compiler_tvm import arithmetic, requant
+from tinymlaas_compiler_tvm import arithmetic, float_arithmetic, requant
 from tinymlaas_compiler_tvm.errors import CompilerFault
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, activation_of, quantized, unsupported
 from tinymlaas_modelkit.graph import DType, Op, OpKind
@@ -30,6 +30,11 @@ class Layer:
     def signed(self) -> bool:
         """Whether negative accumulators need an offset of their own."""
         return self.fitted.negatives is not None
+
+    @property
+    def biased(self) -> bool:
+        """Whether accumulators start at a bias that the requantization's offset does not hold."""
+        return bool(np.any(self.biases))
 
     @property
     def parameter_words(self) -> int:
@@ -69,13 +74,16 @@ class Layer:
 def _reference(
     state: Lowering, op: Op, channels: int, low: int, high: int
 ) -> tuple[Callable[[Int64s], Int64s], npt.NDArray[np.float64]]:
-    """The map from accumulators to outputs that TFLite's reference kernels compute, and its slope a channel."""
+    """The map from accumulators to outputs that the reference computes, and its slope a channel."""
     _, in_scale, _ = quantized(state, op, op.inputs[0])
     _, out_scale, zero_point = quantized(state, op, op.outputs[0])
     quantization = state.tensor(op.inputs[1]).quantization
     if quantization is None:
         raise unsupported(op, "weights have no quantization")
     scales = np.broadcast_to(quantization.scales.reshape(-1), (channels,)).astype(np.float32)
+    if state.settings.rounding == "onnx":
+        units = float(in_scale) * scales.astype(np.float64)
+        return float_arithmetic.requantization(units, out_scale, zero_point, low, high), units / out_scale
     if op.kind is OpKind.FULLY_CONNECTED and quantization.scales.size == 1:
         # The reference multiplies these two scales in float32.
         product = float(np.float32(in_scale) * scales[0])
@@ -90,6 +98,25 @@ def _reference(
         return arithmetic.requantize(acc, multipliers, shifts, zero_point, low, high)
 
     return in_fixed_point, multipliers[:, 0] * 2.0 ** (shifts[:, 0] - 31)
+
+
+def _without_biases(
+    function: Callable[[Int64s], Int64s],
+    slope: npt.NDArray[np.float64],
+    biases: Int64s,
+    sums: tuple[Int64s, Int64s],
+    clamp: tuple[int, int],
+) -> requant.Fit | None:
+    """Parameters whose offsets hold the biases too, proven over the sums of products; None where there are none.
+
+    Only where negative accumulators need no offset of their own, whose sign is that of the accumulator with its bias.
+    """
+    steps = requant.find_steps(lambda acc: function(acc + biases[:, None]), slope, *sums, *clamp)
+    for shifts in requant.shifts_to_try(steps):
+        fitted = requant.fit(steps, *sums, shifts, signed=False)
+        if fitted is not None:
+            return fitted
+    return None
 
 
 def make_layer(state: Lowering, op: Op, weights: Int64s) -> Layer:
@@ -110,11 +137,15 @@ def make_layer(state: Lowering, op: Op, weights: Int64s) -> Layer:
         biases = data.astype(np.int64).reshape(-1)
     biases = biases - in_zero * weights.sum(axis=1)
     activation = activation_of(op)
-    low, high = arithmetic.activation_range(activation, out_scale, out_zero)
+    low, high = state.activation_range(activation, out_scale, out_zero)
     function, slope = _reference(state, op, channels, low, high)
     extremes = np.stack([weights * -128, weights * 127])
     sum_low, sum_high = extremes.min(axis=0).sum(axis=1), extremes.max(axis=0).sum(axis=1)
     limit = 1 << (31 - requant.PRE_SHIFT)
+    if sum_low.min() > -limit and sum_high.max() < limit:
+        without = _without_biases(function, slope, biases, (sum_low, sum_high), (low, high))
+        if without is not None:
+            return Layer(weights, np.zeros_like(biases), without, low, high)
     # A huge bias (a dead channel's, mostly) is taken out of the accumulator; the requantization's offset makes up for it.
     outside = (biases + sum_low <= -limit) | (biases + sum_high >= limit)
     centre = np.where(outside, biases + (sum_low + sum_high) // 2, 0)

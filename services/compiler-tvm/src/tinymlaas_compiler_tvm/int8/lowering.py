@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tinymlaas_compiler_tvm import arithmetic, float_arithmetic
 from tinymlaas_compiler_tvm.errors import OpUnsupported
 from tinymlaas_compiler_tvm.int8.c_kernels import COPY_BYTES, COPY_FAST, KERNELS
 from tinymlaas_compiler_tvm.native.program import Access, Buffer, BufferKind, CKernel, Program, Step
@@ -24,11 +25,12 @@ ELEMENTWISE = frozenset(
 @dataclass(frozen=True)
 class Settings:
     """What the options mean for lowering: how far loops unroll, whether operators may work in place,
-    whether fully connected layers do without a widened copy of their input."""
+    whether fully connected layers do without a widened copy of their input, and whose rounding the kernels follow."""
 
     unroll: int = 8
     in_place: bool = True
     scratch_free_dense: bool = False
+    rounding: str = "tflite"
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,11 @@ class Lowering:
             if other != name
         )
         return not shared and size <= buffer.size
+
+    def activation_range(self, activation: Activation, scale: float, zero_point: int) -> tuple[int, int]:
+        """The int8 clamp of a fused activation."""
+        rules = float_arithmetic if self.settings.rounding == "onnx" else arithmetic
+        return rules.activation_range(activation, scale, zero_point)
 
     def constant(self, data: bytes, alignment: int = 4) -> int:
         """Offset of a constant."""
