@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tinymlaas_simulator import Cpu, cpu_named
+from tinymlaas_simulator import QEMU_CPUS, Cpu, cpu_named
 
 LINKER_SCRIPT = """
 ENTRY(entry)
@@ -26,7 +26,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Builder:
     """Give a function that turns C or assembly source into a flat image with `entry` at offset 0."""
 
     def make(cpu_name: str, source: str, *, assembly: bool = False, options: tuple[str, ...] = ()) -> bytes:
-        cpu: Cpu = cpu_named(cpu_name)
+        cpu: Cpu = QEMU_CPUS.get(cpu_name) or cpu_named(cpu_name)
         folder = tmp_path_factory.mktemp("program")
         text = Path(folder, "program.S" if assembly else "program.c")
         text.write_text(source)

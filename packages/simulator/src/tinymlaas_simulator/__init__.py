@@ -14,12 +14,16 @@ from tinymlaas_simulator.machine import (
     Window,
 )
 from tinymlaas_simulator.native import FLASH_BASE, RAM_BASE, NativeRun, Traffic, run_native, standard_machine
+from tinymlaas_simulator.qemu import PROGRAM as QEMU_PROGRAM
+from tinymlaas_simulator.qemu import QEMU_CPUS, find_qemu, qemu_missing, run_native_in_qemu
 
 __all__ = [
     "CPUS",
     "CYCLE_ASSUMPTIONS",
     "DEFAULT_INSTRUCTION_LIMIT",
     "FLASH_BASE",
+    "QEMU_CPUS",
+    "QEMU_PROGRAM",
     "RAM_BASE",
     "Arch",
     "CallResult",
@@ -38,6 +42,9 @@ __all__ = [
     "cache_dir",
     "cpu_named",
     "estimate_cycles",
+    "find_qemu",
+    "qemu_missing",
     "run_native",
+    "run_native_in_qemu",
     "standard_machine",
 ]

@@ -123,18 +123,27 @@ def load() -> ctypes.CDLL:
 
     Raises SimulatorError (HOOK_BUILD_FAILED) with the compiler's last lines when it cannot be built.
     """
-    source = resources.files("tinymlaas_simulator").joinpath("hook.c").read_bytes()
-    command = host_compiler()
-    identity = f"{_compiler_identity(command)}|{_FLAGS}|{platform.machine()}|{platform.libc_ver()}"
-    digest = hashlib.sha256(source + identity.encode()).hexdigest()[:24]
-    target = cache_dir() / f"simulator-hook-{digest}.so"
-    if not target.exists():
-        _build(command, source, target)
+    target = shared_library("hook.c", "simulator-hook")
     library = ctypes.CDLL(str(target))
     library.sim_state_bytes.restype = ctypes.c_uint64
     if library.sim_state_bytes() != ctypes.sizeof(State):
         raise SimulatorError("HOOK_BUILD_FAILED", "the native observers disagree with their Python layout")
     return library
+
+
+def shared_library(source_name: str, prefix: str, options: tuple[str, ...] = ()) -> Path:
+    """Give the shared library of a C file of this package, compiled on first use.
+
+    Raises SimulatorError (HOOK_BUILD_FAILED) with the compiler's last lines when it cannot be built.
+    """
+    source = resources.files("tinymlaas_simulator").joinpath(source_name).read_bytes()
+    command = (*host_compiler(), *options)
+    identity = f"{_compiler_identity(command)}|{_FLAGS}|{platform.machine()}|{platform.libc_ver()}"
+    digest = hashlib.sha256(source + identity.encode()).hexdigest()[:24]
+    target = cache_dir() / f"{prefix}-{digest}.so"
+    if not target.exists():
+        _build(command, source, target)
+    return target
 
 
 def _build(command: tuple[str, ...], source: bytes, target: Path) -> None:

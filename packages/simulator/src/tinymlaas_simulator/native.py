@@ -115,7 +115,7 @@ def run_native(
     faster; memory outside arena and stack is still compared afterwards, but stack and arena use are given as 0.
     """
     described = cpu_named(cpu)
-    _check_arguments(len(payload), entry_offset, arena_bytes, stack_limit, inputs, outputs)
+    check_arguments(len(payload), entry_offset, arena_bytes, stack_limit, inputs, outputs)
     stack_bytes = -(-stack_limit // _ALIGN) * _ALIGN
     arena_span = -(-arena_bytes // _ALIGN) * _ALIGN
     if len(payload) > flash_bytes:
@@ -162,7 +162,7 @@ def run_native(
     return run
 
 
-def _check_arguments(
+def check_arguments(
     payload_size: int,
     entry_offset: int,
     arena_bytes: int,
@@ -170,6 +170,7 @@ def _check_arguments(
     inputs: Mapping[int, bytes],
     outputs: Sequence[tuple[int, int]],
 ) -> None:
+    """Raise SimulatorError (ARGUMENT_INVALID) unless entry and tensors lie in payload and arena."""
     if payload_size == 0 or not 0 <= entry_offset < payload_size or entry_offset % 2:
         raise SimulatorError(
             "ARGUMENT_INVALID",
@@ -206,8 +207,8 @@ def _run_once(
     regions = [Region("flash", layout.flash_base, flash_bytes, "rx"), Region("ram", RAM_BASE, ram_bytes, "rw")]
     with Machine(cpu, regions, check_accesses=check_accesses, count_traffic=check_accesses) as machine:
         machine.load(layout.payload, payload)
-        background = _background(ram_bytes, layout.fill)
-        machine.load(RAM_BASE, background)
+        before = background(ram_bytes, layout.fill)
+        machine.load(RAM_BASE, before)
         for offset, data in inputs.items():
             machine.load(layout.arena + offset, data)
         result = machine.call(
@@ -218,7 +219,7 @@ def _run_once(
             windows=[Window(layout.payload, len(payload), "r"), Window(layout.arena, arena_bytes, "rw")],
             instruction_limit=instruction_limit,
         )
-        _check_untouched(machine, background, layout, arena_bytes, stack_bytes, payload)
+        _check_untouched(machine, before, layout, arena_bytes, stack_bytes, payload)
         base = (layout.payload - layout.flash_base) // 2
         halves = (len(payload) + 1) // 2
         executed = machine.histogram("flash")[base : base + halves]
@@ -240,21 +241,21 @@ def _run_once(
         )
 
 
-def _background(size: int, seed: int) -> bytes:
+def background(size: int, seed: int) -> bytes:
     """Bytes that RAM holds before a run: they vary with position, so that no constant fill can hide among them."""
     return ((np.arange(size, dtype=np.uint32) * 167 + seed) & 0xFF).astype(np.uint8).tobytes()
 
 
 def _check_untouched(
-    machine: Machine, background: bytes, layout: _Layout, arena_bytes: int, stack_bytes: int, payload: bytes
+    machine: Machine, before: bytes, layout: _Layout, arena_bytes: int, stack_bytes: int, payload: bytes
 ) -> None:
     """Compare memory outside arena and stack with what was there: a second witness beside the access check."""
-    now = machine.read(RAM_BASE, len(background))
+    now = machine.read(RAM_BASE, len(before))
     spans = sorted([(layout.arena, layout.arena + arena_bytes), (layout.stack_top - stack_bytes, layout.stack_top)])
     position = RAM_BASE
-    for begin, end in [*spans, (RAM_BASE + len(background), 0)]:
+    for begin, end in [*spans, (RAM_BASE + len(before), 0)]:
         low, high = position - RAM_BASE, begin - RAM_BASE
-        if now[low:high] != background[low:high]:
+        if now[low:high] != before[low:high]:
             raise Fault(FaultKind.WRITE_OUT_OF_BOUNDS, "memory outside arena and stack changed", address=position)
         position = end
     if machine.read(layout.payload, len(payload)) != payload:
