@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiocoap import Code, Message
 from fault_board import SPEC, FaultBoard
 from lwm2m_rig import Artifacts, Relay, Rig, digest_of, eventually, image_of, run_install, within
 
 from tinymlaas_device.board import BoardReason, SlotState
+from tinymlaas_device.lwm2m import LwM2mDevice
 from tinymlaas_lwm2m import Path as LwPath
 from tinymlaas_lwm2m import SoftwareRes, UpdateResult, software
 from tinymlaas_lwm2m_bridge import (
@@ -167,6 +170,100 @@ async def test_a_bridge_restarted_in_the_middle_goes_on_from_the_devices_state(r
     assert board.slot(0).state is SlotState.TESTED
     if transfer is Transfer.PULL:
         assert board.written == len(IMAGE)
+    await device.close()
+    await bridge.close()
+
+
+class _HeldArtifacts(Artifacts):
+    """A store that answers when the gate opens."""
+
+    def __init__(self, *images: bytes) -> None:
+        super().__init__(*images)
+        self.gate = asyncio.Event()
+
+    async def read(self, digest: str) -> bytes:
+        await self.gate.wait()
+        return await super().read(digest)
+
+
+@pytest.mark.parametrize("transfer", [Transfer.PULL, Transfer.AUTO])
+async def test_a_device_that_asks_a_bridge_which_has_not_read_the_image_again_asks_later(
+    rig: Rig, transfer: Transfer
+) -> None:
+    """DO-INST-017."""
+    bridge = await rig.bridge()
+    board = FaultBoard()
+    device = await rig.device(board)
+    await within(device.registered.wait())
+    request = InstallRequest("i-1", "node-1", DIGEST, transfer=transfer)
+    events = bridge.install(request)
+    await until(events, Step.DOWNLOADING)
+    await eventually(lambda: board.written > 5_000, "some bytes are in flash")
+    board.hold["write"] = threading.Event()
+    await bridge.close()
+    rig.artifacts = _HeldArtifacts(IMAGE)
+    bridge = await rig.bridge()
+    written = board.written
+    board.hold.pop("write").set()
+    path = software(0, SoftwareRes.UPDATE_RESULT)
+    await eventually(lambda: board.written > written or _shown(device, path) != UpdateResult.DOWNLOADING, "it went on")
+    await eventually(lambda: _shown(device, path) == UpdateResult.CONNECTION_LOST, "the device gives up for now")
+    rig.artifacts.gate.set()
+    again = await run_install(bridge, request)
+    assert again[-1].step is Step.READY
+    assert board.written == len(IMAGE)
+    await device.close()
+    await bridge.close()
+
+
+def _shown(device: LwM2mDevice, path: LwPath) -> object:
+    return (device.read(path) or {}).get(path)
+
+
+@pytest.mark.parametrize("transfer", [Transfer.PULL, Transfer.AUTO])
+async def test_a_uri_that_has_brought_bytes_is_written_again_after_a_refusal(
+    rig: Rig, transfer: Transfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DO-INST-018."""
+    bridge = await rig.bridge()
+    board = FaultBoard()
+    device = await rig.device(board)
+    await within(device.registered.wait())
+    packages, refusals = bridge.endpoint.packages, [10, 20, 30]
+    serve = packages.render_get
+
+    async def refuse_some(message: Message) -> Message:
+        block = message.opt.block2
+        if refusals and block is not None and block.block_number == refusals[0]:
+            refusals.pop(0)
+            return Message(code=Code.NOT_FOUND)
+        return await serve(message)
+
+    monkeypatch.setattr(packages, "render_get", refuse_some)
+    events = await run_install(bridge, InstallRequest("i-1", "node-1", DIGEST, transfer=transfer))
+    assert events[-1].step is Step.READY
+    assert not refusals
+    assert board.written == len(IMAGE)
+    await device.close()
+    await bridge.close()
+
+
+async def test_a_uri_that_is_refused_for_good_ends_the_install(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DO-INST-018: the attempts are bounded."""
+    bridge = await rig.bridge()
+    board = FaultBoard()
+    device = await rig.device(board)
+    await within(device.registered.wait())
+    packages = bridge.endpoint.packages
+    serve = packages.render_get
+
+    async def refuse_the_rest(message: Message) -> Message:
+        block = message.opt.block2
+        return Message(code=Code.NOT_FOUND) if block is not None and block.block_number >= 10 else await serve(message)
+
+    monkeypatch.setattr(packages, "render_get", refuse_the_rest)
+    assert failure(await run_install(bridge, REQUEST)) == (Step.FAILED, "URI_INVALID")
+    assert board.written == 10 * 1024
     await device.close()
     await bridge.close()
 

@@ -105,6 +105,7 @@ class Bridge:
             self._settings.install,
         )
         resumed = self._installer.resume()
+        self.endpoint.serve()
         self._expiry = asyncio.create_task(self._expire(), name="expiry of registrations")
         log.info("bridge started", devices=len(self.directory), installs_resumed=resumed)
 
@@ -114,6 +115,7 @@ class Bridge:
             self._expiry.cancel()
             with suppress(asyncio.CancelledError):
                 await self._expiry
+        self.endpoint.refuse()
         await self._installer.close()
         await self.endpoint.close()
         self._store.close()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 from dataclasses import dataclass
+from typing import Any
 
 import aiocoap
 import structlog
@@ -27,10 +29,23 @@ class CoapSettings:
     public_address: str = ""
 
 
+class ServerContext(aiocoap.Context):  # type: ignore[misc]  # aiocoap is not typed
+    """Answers everything with 5.03 unless it is `serving`: a device takes 4.04 as final (DO-INST-017)."""
+
+    serving = False
+
+    def render_to_pipe(self, pipe: Any) -> None:
+        """See aiocoap."""
+        if self.serving:
+            super().render_to_pipe(pipe)
+        else:
+            pipe.add_response(aiocoap.Message(code=aiocoap.SERVICE_UNAVAILABLE, max_age=1), is_last=True)
+
+
 class CoapEndpoint:
     """Server and client of the bridge on one socket, as LwM2M over UDP needs (Transport TS 1.1, clause 6.2)."""
 
-    def __init__(self, context: aiocoap.Context, link: CoapLink, packages: PackageResource, address: str) -> None:
+    def __init__(self, context: ServerContext, link: CoapLink, packages: PackageResource, address: str) -> None:
         self._context = context
         self.link = link
         self.packages = packages
@@ -40,10 +55,13 @@ class CoapEndpoint:
     async def start(
         directory: Directory, settings: CoapSettings, link_settings: LinkSettings | None = None
     ) -> CoapEndpoint:
-        """Bind and serve. PLAIN_COAP_REFUSED beyond loopback without the flag; ARGUMENT_INVALID for a port in use."""
+        """Bind; devices are answered 5.03 until `serve` is called.
+
+        PLAIN_COAP_REFUSED beyond loopback without the flag; ARGUMENT_INVALID for a port in use.
+        """
         _refuse_open_address(settings)
         port = _free_port(settings.host, settings.port)
-        context = await aiocoap.Context.create_server_context(None, bind=(settings.host, port), transports=["udp6"])
+        context = await ServerContext.create_server_context(None, bind=(settings.host, port), transports=["udp6"])
         link = CoapLink(context, link_settings or LinkSettings())
         packages = PackageResource()
         packages.announce(settings.public_address or None)
@@ -53,8 +71,18 @@ class CoapEndpoint:
         log.info("CoAP is served", address=address)
         return CoapEndpoint(context, link, packages, address)
 
+    def serve(self) -> None:
+        """Begin to serve devices."""
+        self._context.serving = True
+
+    def refuse(self) -> None:
+        """Answer 5.03 from now on; requests to devices still go out."""
+        self._context.serving = False
+
     async def close(self) -> None:
         """Stop serving and free the socket."""
+        self.refuse()
+        await asyncio.sleep(0)  # what came in just now begins: aiocoap loses a request that ends before it began
         await self._context.shutdown()
 
 

@@ -224,7 +224,8 @@ class CoapLink:
     @staticmethod
     async def _await(response: asyncio.Future[Message], limit: float, path: Path) -> Message:
         try:
-            return await asyncio.wait_for(response, limit)
+            async with asyncio.timeout(limit):
+                return await response
         except TimeoutError as error:
             raise BridgeError(Reason.DEVICE_UNREACHABLE, f"no answer in {limit:g} s", path=str(path)) from error
         except (aiocoap.error.Error, OSError) as error:

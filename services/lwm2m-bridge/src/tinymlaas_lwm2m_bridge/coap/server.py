@@ -129,8 +129,12 @@ class PackageResource(resource.Resource, resource.PathCapable):  # type: ignore[
         self._public: str | None = None
         self.bytes_served: Counter[str] = Counter()
 
+    def expect(self, digest: str) -> None:
+        """Answer 5.03, not 4.04, for an image that will be offered; counts as an offer."""
+        self._offers[digest] += 1
+
     def offer(self, digest: str, image: bytes) -> None:
-        """Serve an image until it is withdrawn as often as it was offered."""
+        """Serve an image until it is withdrawn as often as it was offered and expected."""
         self._images[digest] = image
         self._offers[digest] += 1
 
@@ -139,7 +143,7 @@ class PackageResource(resource.Resource, resource.PathCapable):  # type: ignore[
         self._offers[digest] -= 1
         if self._offers[digest] <= 0:
             del self._offers[digest]
-            del self._images[digest]
+            self._images.pop(digest, None)
 
     def announce(self, address: str | None) -> None:
         """Address (`coap://host:port`) that devices reach this server at; None: the one each device registered at."""
@@ -157,6 +161,9 @@ class PackageResource(resource.Resource, resource.PathCapable):  # type: ignore[
         """One block of an image."""
         path = request.opt.uri_path
         image = self._images.get(path[0]) if len(path) == 1 else None
+        if image is None and len(path) == 1 and path[0] in self._offers:
+            # A device takes 4.04 as final, and asks again after 5.03 (DO-INST-017).
+            return Message(code=Code.SERVICE_UNAVAILABLE, max_age=1)
         if image is None:
             raise NotFound
         etag = bytes.fromhex(path[0][:16])

@@ -151,11 +151,15 @@ class Installer:
         install_id = record.request.install_id
         self._changed.setdefault(install_id, asyncio.Event())
         self._cancels[install_id] = asyncio.Event()
+        # A device that pulls goes on while a bridge starts again, perhaps before the bridge has read the image.
+        self._packages.expect(record.request.digest)
         task = asyncio.create_task(self._guard(record), name=f"install {install_id}")
         self._tasks[install_id] = task
-        task.add_done_callback(lambda _: self._ended(install_id))
+        task.add_done_callback(lambda _: self._ended(record.request))
 
-    def _ended(self, install_id: str) -> None:
+    def _ended(self, request: InstallRequest) -> None:
+        install_id = request.install_id
+        self._packages.withdraw(request.digest)
         self._tasks.pop(install_id, None)
         self._cancels.pop(install_id, None)
         changed = self._changed.pop(install_id, None)
@@ -282,7 +286,7 @@ class _Run:
         try:
             action = next_action(self._record, slot, self._digest)
         except BridgeError as error:
-            if not self._retry(error):
+            if not self._retry(error, slot):
                 raise
             action = Action.TRANSFER
         if action in (Action.CLEAR, Action.TRANSFER):
@@ -291,8 +295,11 @@ class _Run:
         await self._act(action, device, slot)
         return action is Action.READY
 
-    def _retry(self, error: BridgeError) -> bool:
+    def _retry(self, error: BridgeError, slot: SlotView) -> bool:
         """True where another attempt may do better: a lost link, or push where pull is not possible."""
+        if error.reason == Reason.URI_INVALID and slot.digest == self._digest and slot.received:
+            # The URI has worked before: whoever answered 4.xx meanwhile was not this bridge in good order.
+            return self._record.attempts < self._in._settings.attempts
         if error.reason == Reason.URI_INVALID and self._request.transfer is Transfer.AUTO and not self._record.pushing:
             self._save(pushing=True)
             return True
@@ -407,7 +414,8 @@ class _Run:
     async def _pause(self) -> None:
         """Give the device time, but hear a cancel at once."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._cancel.wait(), self._in._settings.poll_s)
+            async with asyncio.timeout(self._in._settings.poll_s):
+                await self._cancel.wait()
 
     async def _wait_online(self, seen: Registration | None, error: BridgeError) -> None:
         """Wait until the device registers or updates, at most `offline_s`; look from time to time all the same."""

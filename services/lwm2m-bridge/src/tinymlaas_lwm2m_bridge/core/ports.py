@@ -54,6 +54,10 @@ class DeviceLink(Protocol):
 class PackageServer(Protocol):
     """Serves images to devices that pull."""
 
+    def expect(self, digest: str) -> None:
+        """Tell devices to ask later for an image that will be offered; counted, each needs its own `withdraw`."""
+        ...
+
     def offer(self, digest: str, image: bytes) -> None:
         """Start to serve an image under its digest. Repeatable; counted, each needs its own `withdraw`."""
         ...
