@@ -11,7 +11,11 @@ import pytest
 from tinymlaas.plugin.v1 import compiler_pb2
 from tinymlaas.type.v1 import measurement_pb2, target_pb2, tensor_pb2
 from tinymlaas_profiler import Limits, ProfilerError, profile_native
-from tinymlaas_simulator import CPUS
+from tinymlaas_profiler.native import supported_target
+from tinymlaas_simulator import CPUS as BUILT_IN
+from tinymlaas_simulator import QEMU_CPUS, QEMU_PROGRAM, find_qemu
+
+CPUS = {**QEMU_CPUS, **BUILT_IN}
 
 SOURCE = """
 typedef signed char i8;
@@ -186,3 +190,26 @@ def test_a_run_that_exceeds_its_cpu_time_is_ended(tmp_path: Path) -> None:
             described(payload, "cortex-m4"), payload, a_target("cortex-m4"), SAMPLES, limits=Limits(cpu_seconds=2)
         )
     assert caught.value.reason == "DEADLINE_EXCEEDED"
+
+
+@pytest.mark.skipif(find_qemu() is None, reason=f"{QEMU_PROGRAM} is not installed")
+def test_a_cpu_that_only_qemu_has_is_measured_without_estimated_cycles(tmp_path: Path) -> None:
+    payload = compiled(tmp_path, "cortex-m55", "0")
+    profile = profile_native(described(payload, "cortex-m55"), payload, a_target("cortex-m55"), SAMPLES)
+    assert profile.outputs[0][0] == struct.pack("16b", *(int(v / 2) for v in struct.unpack("16b", SAMPLES[0][0])))
+    figures = {m.metric: m for m in profile.measurements}
+    instructions = figures[measurement_pb2.METRIC_INSTRUCTIONS]
+    assert instructions.method == measurement_pb2.METHOD_SIMULATED
+    assert instructions.conditions["emulator"].startswith("qemu ")
+    assert profile.operators[0].instructions == instructions.value > 0
+    assert measurement_pb2.METRIC_CYCLES not in figures
+    assert measurement_pb2.METRIC_LATENCY_SECONDS not in figures
+
+
+def test_without_qemu_the_refusal_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert not supported_target(a_target("cortex-m55"))
+    error = refused(b"\x00\x20\x70\x47", "cortex-m55")
+    assert error.reason == "TARGET_UNSUPPORTED"
+    assert error.metadata == {"constraint": "emulator", "value": QEMU_PROGRAM}
+    assert QEMU_PROGRAM in error.help

@@ -15,7 +15,7 @@ from tinymlaas_simulator.machine import (
 )
 from tinymlaas_simulator.native import FLASH_BASE, RAM_BASE, NativeRun, Traffic, run_native, standard_machine
 from tinymlaas_simulator.qemu import PROGRAM as QEMU_PROGRAM
-from tinymlaas_simulator.qemu import QEMU_CPUS, find_qemu, qemu_missing, run_native_in_qemu
+from tinymlaas_simulator.qemu import QEMU_CPUS, find_qemu, qemu_missing, qemu_release, run_native_in_qemu
 
 __all__ = [
     "CPUS",
@@ -44,6 +44,7 @@ __all__ = [
     "estimate_cycles",
     "find_qemu",
     "qemu_missing",
+    "qemu_release",
     "run_native",
     "run_native_in_qemu",
     "standard_machine",

@@ -109,6 +109,14 @@ def qemu_version(path: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def qemu_release() -> str:
+    """Give the version of the QEMU that is installed as text; SimulatorError (EMULATOR_MISSING) where there is none."""
+    path = find_qemu()
+    if path is None:
+        raise qemu_missing()
+    return ".".join(map(str, qemu_version(path)))
+
+
 @dataclass(frozen=True)
 class _Job:
     """One start of QEMU: board, payload and where things lie; `fill` seeds what memory holds before."""

@@ -11,7 +11,7 @@ from tinymlaas_profiler.errors import ProfilerError
 from tinymlaas_profiler.measurements import measure, sha256
 from tinymlaas_profiler.tensors import Sample, check_samples, grouped, tensor_bytes
 from tinymlaas_profiler.worker import JobResult, Limits, run_job
-from tinymlaas_simulator import CPUS, CYCLE_ASSUMPTIONS
+from tinymlaas_simulator import CPUS, CYCLE_ASSUMPTIONS, QEMU_CPUS, Cpu, find_qemu, qemu_missing
 
 MAX_SAMPLES = 1024
 INSTRUCTION_LIMIT = 4_000_000_000
@@ -27,9 +27,15 @@ class Profile:
     outputs: tuple[tuple[bytes, ...], ...]
 
 
+def simulated_cpus() -> Mapping[str, Cpu]:
+    """Give the CPUs that can be run here: the built-in ones and, where QEMU is installed, those that only it has."""
+    return {**QEMU_CPUS, **CPUS} if find_qemu() is not None else CPUS
+
+
 def supported_target(target: target_pb2.Target) -> bool:
     """Tell whether payloads for this target can be run."""
-    return target.cpu in CPUS and CPUS[target.cpu].isa == target.isa
+    cpu = simulated_cpus().get(target.cpu)
+    return cpu is not None and cpu.isa == target.isa
 
 
 def profile_native(
@@ -82,6 +88,9 @@ def memory_bytes(target: target_pb2.Target, kind: "target_pb2.MemoryRegion.Kind.
 def _check(
     parts: compiler_pb2.CompileResult, payload: bytes, target: target_pb2.Target, samples: Sequence[Sample]
 ) -> None:
+    if target.cpu in QEMU_CPUS and target.cpu not in simulated_cpus():
+        missing = qemu_missing()
+        raise ProfilerError("TARGET_UNSUPPORTED", str(missing), metadata=missing.metadata, help=missing.help)
     if not supported_target(target):
         raise ProfilerError(
             "TARGET_UNSUPPORTED",
@@ -138,12 +147,15 @@ def _profile(
     inputs_digest = sha256(b"".join(tensor for sample in samples for tensor in sample))
     subjects = [sha256(payload), inputs_digest]
     conditions = {"cpu": target.cpu, "samples": str(len(samples)), "aggregate": "max"}
+    conditions |= {"emulator": str(result.report["emulator"])}
     simulated, estimated = measurement_pb2.METHOD_SIMULATED, measurement_pb2.METHOD_ESTIMATED
 
     def worst(name: str) -> int:
         return max(int(figure[name]) for figure in figures)
 
-    assumed = {**conditions, "assumption": CYCLE_ASSUMPTIONS[target.cpu]}
+    # Where no costs of instructions are documented, no cycles are told.
+    assumption = CYCLE_ASSUMPTIONS.get(target.cpu)
+    assumed = {**conditions, "assumption": assumption or ""}
     measurements = [
         measure(
             measurement_pb2.METRIC_INSTRUCTIONS,
@@ -151,9 +163,6 @@ def _profile(
             simulated,
             subjects=subjects,
             conditions=conditions,
-        ),
-        measure(
-            measurement_pb2.METRIC_CYCLES, worst("estimated_cycles"), estimated, subjects=subjects, conditions=assumed
         ),
         measure(
             measurement_pb2.METRIC_STACK_BYTES,
@@ -177,7 +186,12 @@ def _profile(
             conditions={"part": "payload"},
         ),
     ]
-    if target.clock_hz:
+    if assumption is not None:
+        cycles = worst("estimated_cycles")
+        measurements.insert(
+            1, measure(measurement_pb2.METRIC_CYCLES, cycles, estimated, subjects=subjects, conditions=assumed)
+        )
+    if target.clock_hz and assumption is not None:
         seconds = worst("estimated_cycles") / target.clock_hz
         measurements.append(
             measure(

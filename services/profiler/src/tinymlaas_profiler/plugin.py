@@ -17,10 +17,9 @@ from tinymlaas_pluginkit import (
     ReferenceOutput,
     Reporter,
 )
-from tinymlaas_profiler.native import Profile, profile_native
+from tinymlaas_profiler.native import Profile, profile_native, simulated_cpus
 from tinymlaas_profiler.reference import profile_tflite, reference
 from tinymlaas_profiler.tensors import Sample
-from tinymlaas_simulator import CPUS
 
 
 def profile(job: ProfileJob, report: Reporter) -> ProfileOutput:
@@ -47,7 +46,7 @@ def run_reference(job: ReferenceJob, report: Reporter) -> ReferenceOutput:
 
 def targets() -> list[target_pb2.TargetConstraint]:
     """What can be run: native payloads for each simulated instruction set, and TFLite payloads for any target."""
-    isas = sorted({cpu.isa for cpu in CPUS.values()})
+    isas = sorted({cpu.isa for cpu in simulated_cpus().values()})
     native = [
         target_pb2.TargetConstraint(isas=[isa], payload_kind=target_pb2.PAYLOAD_KIND_NATIVE, loader_abi=1)
         for isa in isas

@@ -1,12 +1,22 @@
 """Job: run a native payload on the simulated CPU for each sample."""
 
 from dataclasses import asdict
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
 from tinymlaas_profiler.errors import ProfilerError
-from tinymlaas_simulator import DoesNotFit, Fault, NativeRun, SimulatorError, run_native
+from tinymlaas_simulator import (
+    CPUS,
+    DoesNotFit,
+    Fault,
+    NativeRun,
+    SimulatorError,
+    qemu_release,
+    run_native,
+    run_native_in_qemu,
+)
 
 
 def run(request: dict[str, Any], blobs: list[bytes]) -> tuple[dict[str, Any], list[bytes]]:
@@ -52,7 +62,9 @@ def run(request: dict[str, Any], blobs: list[bytes]) -> tuple[dict[str, Any], li
         {"instructions": int(executed), "estimated_cycles": int(spent), "traffic": moves}
         for executed, spent, moves in zip(instructions, cycles, traffic, strict=True)
     ]
-    return {"samples": figures, "symbols": counts}, outputs
+    built_in = str(request["cpu"]) in CPUS
+    emulator = f"unicorn {version('unicorn')}" if built_in else f"qemu {qemu_release()}"
+    return {"samples": figures, "symbols": counts, "emulator": emulator}, outputs
 
 
 def _run_sample(
@@ -61,20 +73,21 @@ def _run_sample(
     stack_claim = int(request["stack_bytes"])
 
     def attempt(stack_limit: int) -> NativeRun:
-        return run_native(
-            payload,
-            cpu=str(request["cpu"]),
-            entry_offset=int(request["entry_offset"]),
-            arena_bytes=int(request["arena_bytes"]),
-            stack_limit=stack_limit,
-            inputs=inputs,
-            outputs=spans,
-            ram_bytes=int(request["ram_bytes"]),
-            flash_bytes=int(request["flash_bytes"]),
-            instruction_limit=int(request["instruction_limit"]),
-            check_relocation=index == 0,
-            check_accesses=index == 0,
-        )
+        settings: dict[str, Any] = {
+            "cpu": str(request["cpu"]),
+            "entry_offset": int(request["entry_offset"]),
+            "arena_bytes": int(request["arena_bytes"]),
+            "stack_limit": stack_limit,
+            "inputs": inputs,
+            "outputs": spans,
+            "ram_bytes": int(request["ram_bytes"]),
+            "flash_bytes": int(request["flash_bytes"]),
+            "instruction_limit": int(request["instruction_limit"]),
+            "check_relocation": index == 0,
+        }
+        if settings["cpu"] not in CPUS:
+            return run_native_in_qemu(payload, **settings)
+        return run_native(payload, **settings, check_accesses=index == 0)
 
     try:
         return attempt(stack_claim)
@@ -85,8 +98,10 @@ def _run_sample(
             raise _stack_claim_refuted(request, stack_claim, attempt) from fault
         raise ProfilerError("PAYLOAD_FAULT", str(fault), metadata={**fault.metadata, "sample": str(index)}) from fault
     except SimulatorError as error:
-        reason = error.reason if error.reason == "TARGET_UNSUPPORTED" else "PAYLOAD_INVALID"
-        raise ProfilerError(reason, str(error), metadata=error.metadata) from error
+        kept = ("TARGET_UNSUPPORTED", "DEADLINE_EXCEEDED")
+        reason = {"EMULATOR_MISSING": "TARGET_UNSUPPORTED", "EMULATOR_FAILED": "WORKER_CRASH"}.get(error.reason)
+        reason = reason or (error.reason if error.reason in kept else "PAYLOAD_INVALID")
+        raise ProfilerError(reason, str(error), metadata=error.metadata, help=error.help) from error
 
 
 def _stack_claim_refuted(request: dict[str, Any], claimed: int, attempt: Any) -> ProfilerError:
