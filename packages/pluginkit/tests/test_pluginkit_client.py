@@ -28,6 +28,8 @@ from tinymlaas.plugin.v1 import (
 )
 from tinymlaas.type.v1 import target_pb2, tensor_pb2
 from tinymlaas_pluginkit import ClientLimits, LogEvent, PluginClient, ProgressEvent, parse_schema, request_digest
+from tinymlaas_pluginkit._rpcs import RPCS
+from tinymlaas_pluginkit.client import PluginCall
 from tinymlaas_pluginkit.errors import PluginProtocol
 from tinymlaas_servicekit import ServiceError
 
@@ -262,7 +264,8 @@ async def test_a_silent_plugin_is_cut_off_and_sees_it() -> None:
         with pytest.raises(ServiceError) as caught:
             await client.compile(header(), b"model").finish()
         assert (caught.value.reason, caught.value.metadata["clause"]) == ("PLUGIN_TIMEOUT", "CP-STREAM-008")
-        await asyncio.wait_for(servicer.cancelled.wait(), 30)
+        async with asyncio.timeout(30):
+            await servicer.cancelled.wait()
 
 
 async def test_a_plugin_that_only_sends_heartbeats_meets_its_deadline() -> None:
@@ -277,6 +280,30 @@ async def test_a_plugin_that_only_sends_heartbeats_meets_its_deadline() -> None:
     assert (caught.value.code, caught.value.metadata["clause"]) == ("DEADLINE_EXCEEDED", "CP-LIMIT-004")
 
 
+async def test_a_cancel_in_the_moment_in_which_a_message_comes_is_not_lost() -> None:
+    """What asyncio.wait_for of Python 3.11 does: a result that is there already wins over the cancellation."""
+    consumer: asyncio.Task[Any] | None = None
+
+    class Call:
+        async def read(self) -> Any:
+            await asyncio.sleep(0)
+            assert consumer is not None
+            consumer.cancel()
+            return progress(0.1)
+
+        def cancel(self) -> None:
+            self.cancelled = True
+
+    call = Call()
+    seen: list[Any] = []
+    work: PluginCall[Any] = PluginCall(RPCS["compile"], lambda seconds: call, LIMITS, 5.0, lambda result, blobs: None)
+    consumer = asyncio.create_task(work.finish(seen.append))
+    with pytest.raises(asyncio.CancelledError):
+        await consumer
+    assert len(seen) <= 1
+    assert call.cancelled
+
+
 async def test_leaving_the_events_cancels_the_call() -> None:
     async def script(context: Any) -> AsyncIterator[Any]:
         yield progress(0.1)
@@ -285,7 +312,8 @@ async def test_leaving_the_events_cancels_the_call() -> None:
     async with plugin(script) as (client, servicer):
         async with contextlib.aclosing(client.compile(header(), b"model").__aiter__()) as events:
             assert await anext(events) == ProgressEvent("s", 0.1)
-        await asyncio.wait_for(servicer.cancelled.wait(), 30)
+        async with asyncio.timeout(30):
+            await servicer.cancelled.wait()
 
 
 async def test_bytes_that_are_no_message_are_a_breach() -> None:

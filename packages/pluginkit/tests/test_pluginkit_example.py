@@ -43,7 +43,8 @@ async def test_the_example_of_the_guide_compiles_a_model_of_the_zoo(tmp_path: Pa
             assert caught.value.reason == "MODEL_INVALID"
     finally:
         process.terminate()
-        await asyncio.wait_for(process.wait(), 60)
+        async with asyncio.timeout(60):
+            await process.wait()
 
 
 def test_the_example_is_about_fifty_lines_of_code() -> None:

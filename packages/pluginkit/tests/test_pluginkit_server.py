@@ -67,7 +67,8 @@ async def _running(folder: Path, ready: bool = True, **environment: str) -> Asyn
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
-        await asyncio.wait_for(process.wait(), WAIT)
+        async with asyncio.timeout(WAIT):
+            await process.wait()
 
 
 def _header(**options: object) -> compiler_pb2.CompileHeader:

@@ -243,7 +243,8 @@ async def test_a_cancelled_stream_ends_its_handler() -> None:
         )
         await call.read()
         call.cancel()
-        await asyncio.wait_for(artifacts.ended.wait(), 10)
+        async with asyncio.timeout(10):
+            await artifacts.ended.wait()
 
 
 async def test_a_message_over_the_limit_is_refused() -> None:

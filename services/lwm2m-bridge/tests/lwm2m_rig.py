@@ -125,7 +125,8 @@ async def eventually(condition: Callable[[], bool], what: str) -> None:
 
 async def within(work: Awaitable[T]) -> T:
     """Await with the deadline of all tests."""
-    return await asyncio.wait_for(work, DEADLINE_S)
+    async with asyncio.timeout(DEADLINE_S):
+        return await work
 
 
 async def run_install(bridge: Bridge, request: InstallRequest) -> list[InstallEvent]:

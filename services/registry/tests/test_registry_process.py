@@ -45,7 +45,8 @@ async def process(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Proces
     finally:
         with contextlib.suppress(ProcessLookupError):
             child.terminate()
-        await asyncio.wait_for(child.wait(), WAIT)
+        async with asyncio.timeout(WAIT):
+            await child.wait()
 
 
 def artifact(data: bytes) -> list[artifacts_pb2.WriteArtifactRequest]:
@@ -74,7 +75,8 @@ async def test_what_was_acknowledged_survives_a_kill_and_what_was_not_leaves_not
         sha256 = (await stub.WriteArtifact(iter(artifact(kept)))).sha256
         arrived = asyncio.Event()
         call = asyncio.ensure_future(stub.WriteArtifact(unfinished(arrived)))
-        await asyncio.wait_for(arrived.wait(), WAIT)
+        async with asyncio.timeout(WAIT):
+            await arrived.wait()
         child.kill()
         with pytest.raises(grpc.RpcError):
             await call

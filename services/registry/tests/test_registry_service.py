@@ -299,7 +299,8 @@ async def test_a_second_upload_of_one_request_id_is_aborted_while_the_first_runs
     check = GatedCheck()
     async with running(tmp_path, check) as client:
         first = asyncio.ensure_future(client.upload(onnx_model(), request_id="r1"))
-        await asyncio.wait_for(check.started.wait(), 30)
+        async with asyncio.timeout(30):
+            await check.started.wait()
         error = await error_of(client.upload(onnx_model(), request_id="r1"))
         assert (error.code, error.reason) == ("ABORTED", "UPLOAD_IN_PROGRESS")
         check.go.set()
@@ -314,7 +315,8 @@ async def test_uploads_beyond_the_limit_are_refused_at_once(tmp_path: Path) -> N
     check = GatedCheck()
     async with running(tmp_path, check, max_uploads=1) as client:
         first = asyncio.ensure_future(client.upload(onnx_model()))
-        await asyncio.wait_for(check.started.wait(), 30)
+        async with asyncio.timeout(30):
+            await check.started.wait()
         error = await error_of(client.upload(onnx_model(1)))
         assert (error.code, error.metadata["limit"]) == ("RESOURCE_EXHAUSTED", "uploads")
         check.go.set()
@@ -325,7 +327,8 @@ async def test_a_cancelled_upload_leaves_nothing_and_frees_its_id(tmp_path: Path
     check = GatedCheck()
     async with running(tmp_path, check) as client:
         call = client.models.ImportModel(requests(onnx_model(), request_id="r1"))
-        await asyncio.wait_for(check.started.wait(), 30)
+        async with asyncio.timeout(30):
+            await check.started.wait()
         call.cancel()
         check.go.set()
         async with asyncio.timeout(30):

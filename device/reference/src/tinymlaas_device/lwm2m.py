@@ -106,7 +106,8 @@ class LwM2mDevice:
         if self._location is not None:
             message = self._to_server(Code.DELETE, self._location)
             with suppress(aiocoap.error.Error, OSError, TimeoutError):
-                await asyncio.wait_for(self._context.request(message, handle_blockwise=False).response, 2.0)
+                async with asyncio.timeout(2.0):
+                    await self._context.request(message, handle_blockwise=False).response
         await self.vanish()
 
     async def vanish(self) -> None:
@@ -285,7 +286,8 @@ class LwM2mDevice:
             with suppress(TimeoutError):
                 # Early enough for all retransmissions of a lost update (RFC 7252: 93 s) where the lifetime leaves room.
                 pause = max(self._memory.lifetime_s * 0.5, self._memory.lifetime_s - 100)
-                await asyncio.wait_for(self._update_now.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._update_now.wait()
 
     async def _register(self) -> None:
         message = self._to_server(Code.POST, ("rd",))

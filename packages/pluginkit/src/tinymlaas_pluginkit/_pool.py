@@ -72,7 +72,8 @@ class Worker:
         if self.broken:
             self.kill_group()
         try:
-            status = await asyncio.wait_for(self.process.wait(), _EXIT_SECONDS)
+            async with asyncio.timeout(_EXIT_SECONDS):
+                status = await self.process.wait()
         except TimeoutError:  # its socket is closed and it lives on
             self.kill_group()
             status = await self.process.wait()

@@ -7,8 +7,8 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +62,20 @@ class RoleCalls:
                 _rpcs.header_path(folder).write_bytes(header.SerializeToString())
                 _rpcs.options_path(folder).write_text(json.dumps(options), encoding="utf-8")
                 result: Message | None = None
-                async for part in self._run(rpc, folder):
-                    if isinstance(part, rpc.result):
-                        result = part
-                    else:
-                        yield part
+                # Closed by name: left to the garbage collector, the worker's place would become free some time.
+                async with aclosing(self._run(rpc, folder)) as parts:
+                    async for part in parts:
+                        if isinstance(part, rpc.result):
+                            result = part
+                        else:
+                            yield part
                 assert result is not None
                 async for part in _download(rpc, folder, result, self._limits):
                     yield part
         finally:
             self.active -= 1
 
-    async def _run(self, rpc: _rpcs.Rpc, folder: Path) -> AsyncIterator[Message]:
+    async def _run(self, rpc: _rpcs.Rpc, folder: Path) -> AsyncGenerator[Message, None]:
         """Progress and log messages while the worker runs the job, then its result."""
         acquiring = asyncio.ensure_future(self._pool.acquire())
         try:
@@ -88,18 +90,19 @@ class RoleCalls:
         reusable = False
         try:
             await worker.send_job(rpc.kind, folder)
-            async for part in self._follow(rpc, worker):
-                if isinstance(part, ServiceError):
-                    reusable = True
-                    raise part
-                if isinstance(part, rpc.result):
-                    reusable = True
-                yield part
+            async with aclosing(self._follow(rpc, worker)) as parts:
+                async for part in parts:
+                    if isinstance(part, ServiceError):
+                        reusable = True
+                        raise part
+                    if isinstance(part, rpc.result):
+                        reusable = True
+                    yield part
         finally:
             # Also on cancellation: a worker in the middle of a job is killed, not waited for.
             await asyncio.shield(self._pool.release(worker, reusable=reusable))
 
-    async def _follow(self, rpc: _rpcs.Rpc, worker: Worker) -> AsyncIterator[Any]:
+    async def _follow(self, rpc: _rpcs.Rpc, worker: Worker) -> AsyncGenerator[Any, None]:
         """What the worker says until its job ends; the last item is the result or a ServiceError."""
         last = stream_pb2.Progress(step="start", fraction=-1.0)
         lines = 0

@@ -129,7 +129,8 @@ class PluginCall(Generic[R]):
         silence = self._limits.silence_seconds
         while True:
             try:
-                message = await asyncio.wait_for(call.read(), silence)
+                async with asyncio.timeout(silence):
+                    message = await call.read()
             except TimeoutError as error:
                 raise PluginTimeout("CP-STREAM-008", f"no sign of life for {silence:g} s", silence) from error
             if message is grpc.aio.EOF:

@@ -110,7 +110,8 @@ async def check_model_isolated_async(data: bytes, format: Format, limits: Limits
     except OSError as error:
         raise CheckerUnavailable(f"the checking process could not be started: {error.strerror}") from error
     try:
-        output, _ = await asyncio.wait_for(child.communicate(request), limits.deadline_s)
+        async with asyncio.timeout(limits.deadline_s):
+            output, _ = await child.communicate(request)
     except TimeoutError as error:
         raise _too_slow(limits) from error
     finally:

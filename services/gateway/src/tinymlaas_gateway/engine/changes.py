@@ -62,7 +62,8 @@ class Changes(Generic[Body]):
                 if record.ended:
                     return
                 try:
-                    await asyncio.wait_for(event.wait(), LOOK_ANEW_SECONDS)
+                    async with asyncio.timeout(LOOK_ANEW_SECONDS):
+                        await event.wait()
                 except TimeoutError:
                     continue
 

@@ -142,7 +142,8 @@ class Imports:
         self, requests: AsyncIterator[models_pb2.ImportModelRequest]
     ) -> models_pb2.ImportModelRequest | None:
         try:
-            return await asyncio.wait_for(anext(requests, None), self._limits.stall_seconds)
+            async with asyncio.timeout(self._limits.stall_seconds):
+                return await anext(requests, None)
         except TimeoutError as error:
             seconds = f"{self._limits.stall_seconds:g}"
             raise DeadlineExceeded(f"nothing came for {seconds} s", "UPLOAD_STALLED", {"seconds": seconds}) from error

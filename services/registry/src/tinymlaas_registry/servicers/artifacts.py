@@ -91,7 +91,8 @@ class ArtifactsServicer(artifacts_pb2_grpc.ArtifactsServicer):
         self, requests: AsyncIterator[artifacts_pb2.WriteArtifactRequest]
     ) -> artifacts_pb2.WriteArtifactRequest | None:
         try:
-            return await asyncio.wait_for(anext(requests, None), self._stall_seconds)
+            async with asyncio.timeout(self._stall_seconds):
+                return await anext(requests, None)
         except TimeoutError as error:
             raise DeadlineExceeded(f"nothing came for {self._stall_seconds:g} s", "UPLOAD_STALLED") from error
 
