@@ -107,3 +107,21 @@ def test_quantizing_without_samples_is_refused_before_anything_is_asked(
     done = tinymlaas(tmp_path, *command, "kws", "--quantize")
     assert done.returncode == 2
     assert "--quantize needs --samples" in done.stderr
+
+
+def test_compilers_are_compared_as_table_json_and_page(running: RunningSuite, tmp_path: Path) -> None:
+    state = running.suite.state
+    assert tinymlaas(state, "models", "import", str(ZOO / "kws" / "kws_int8.tflite"), "--name", "kws").returncode == 0
+    one = ("compare", "kws", "--target", "cortex-m4", "--objective", "balanced")
+    done = tinymlaas(state, *one, "--output", str(tmp_path), "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found == json.loads((tmp_path / "compare.json").read_text())
+    entries = {entry["compiler"]: entry for entry in found["entries"]}
+    assert set(entries) == {"compiler-tvm", "compiler-tflm"}
+    assert entries["compiler-tvm"]["ratios"]["instructions"] < 1
+    assert {figure["method"] for entry in entries.values() for figure in entry["figures"].values()} <= {
+        "estimated", "linked", "simulated"
+    }  # fmt: skip
+    assert "compiler-tvm" in (tmp_path / "compare.html").read_text()
+    assert "◆" in tinymlaas(state, *one).stdout

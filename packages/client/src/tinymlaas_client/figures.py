@@ -12,6 +12,10 @@ METHOD_LABELS = {
     measurement_pb2.METHOD_SIMULATED: "sim",
     measurement_pb2.METHOD_HARDWARE: "hw",
 }
+METHOD_NAMES = {
+    measurement_pb2.Method.Name(method).removeprefix("METHOD_").lower(): label
+    for method, label in METHOD_LABELS.items()
+}
 
 
 def find(

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from tinymlaas_client.cli import (
     build_commands,
+    compare_commands,
     demo,
     deploy_commands,
     device_commands,
@@ -40,6 +41,7 @@ app.add_typer(module_commands.app, name="modules")
 app.add_typer(deploy_commands.app, name="deploy")
 suite_commands.register(app)
 build_commands.register(app)
+app.command("compare")(compare_commands.compare_)
 app.command("demo")(demo.demo)
 
 
