@@ -14,7 +14,7 @@ from tinymlaas_compiler_tvm.target import machine_for
 from tinymlaas_modelkit.graph import Activation, Op, OpKind
 
 CPUS = ("cortex-m4", "cortex-m3", "cortex-m0plus", "rv32imc")
-DSP_AND_PORTABLE = ("cortex-m4", "cortex-m0plus")
+DSP_AND_PORTABLE = ("cortex-m4", "cortex-m3", "cortex-m0plus")
 
 
 def assert_exact(case: Case, cpu: str, inputs: tuple[str, ...], outputs: tuple[str, ...], **options: str) -> None:

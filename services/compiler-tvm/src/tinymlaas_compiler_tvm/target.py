@@ -34,6 +34,11 @@ class Machine:
     hard_float: bool = False
     long_multiply: bool = True
 
+    @property
+    def mainline(self) -> bool:
+        """Whether it is an Arm core with Thumb-2 and 64-bit multiply-accumulate (all but Armv6-M)."""
+        return self.arm and self.isa != "armv6-m"
+
 
 def _arm(cpu: str, isa: str, triple: str, *, dsp: bool, fpu: bool, long_multiply: bool = True) -> Machine:
     # The calling convention stays soft: arguments in integer registers whatever the FPU.

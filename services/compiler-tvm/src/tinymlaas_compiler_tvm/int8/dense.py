@@ -1,13 +1,13 @@
-"""FULLY_CONNECTED: one widened row by four channels on DSP cores, a plain loop elsewhere."""
+"""FULLY_CONNECTED: one row by four channels in assembly (the row widened on DSP cores), a plain loop elsewhere."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from tinymlaas_compiler_tvm.int8 import dsp_asm
+from tinymlaas_compiler_tvm.int8 import dsp_asm, long_asm, long_streams
 from tinymlaas_compiler_tvm.int8.channels import Layer, make_layer
-from tinymlaas_compiler_tvm.int8.conv import epilogue_of, pack_halfwords
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, pointer, quantized, unsupported, words
+from tinymlaas_compiler_tvm.int8.matrix import Family, epilogue_of, family_of, pack_halfwords
 from tinymlaas_compiler_tvm.int8.simple import as_planar
 from tinymlaas_modelkit.graph import Op
 
@@ -42,13 +42,19 @@ def lower_dense(state: Lowering, op: Op) -> None:
         raise unsupported(op, "input is no multiple of the weights' depth")
     source = state.place(in_name)
     macs = rows * channels * k
-    if not state.machine.dsp or not layer.packable or state.settings.scratch_free_dense:
+    family = family_of(state, layer)
+    if family is Family.DSP and state.settings.scratch_free_dense:
+        family = Family.LONG if long_streams.fits_fields(layer) else Family.PORTABLE
+    if family is Family.PORTABLE:
         _portable(state, op, in_name, layer, rows, macs)
+        return
+    if family is Family.LONG:
+        _long(state, op, in_name, layer, rows, macs)
         return
     padded = -(-k // 8) * 8
     eights = padded // 8
     unroll = max(u for u in range(1, state.settings.unroll + 1) if eights % u == 0)
-    kernel = dsp_asm.dense(unroll, epilogue_of(layer))
+    kernel = dsp_asm.dense(unroll, epilogue_of(layer, family))
     state.program.asm_kernels[kernel.name] = kernel
     widen = dsp_asm.gather_run(8)
     state.program.asm_kernels[widen.name] = widen
@@ -86,6 +92,24 @@ def _stream(layer: Layer, padded: int) -> bytes:
         for channel in range(c, c + 4):
             parts.append(words(layer.parameters(channel if channel < channels else -1)))
     return b"".join(parts)
+
+
+def _long(state: Lowering, op: Op, in_name: str, layer: Layer, rows: int, macs: int) -> None:
+    """Two products a 64-bit multiply-accumulate, straight from the int8 row: no scratch memory."""
+    channels, k = layer.weights.shape
+    kernel = long_asm.dense(k, state.settings.unroll, epilogue_of(layer, Family.LONG))
+    state.program.asm_kernels[kernel.name] = kernel
+    data = long_streams.dense_stream(layer)
+    stream = state.constant(data)
+    # Four outputs are stored at a time: a row's last ones may pass its end, into what comes after it.
+    source, target = state.place(in_name), state.output(op.outputs[0])
+    prototype = f"void {kernel.name}(const int8_t *, const uint8_t *, int8_t *, const uint8_t *);"
+    body = (
+        f"{prototype}\n  for (int32_t i = 0; i < {rows}; ++i)\n"
+        f"    {kernel.name}({pointer(source.buffer)} + i * {k}, W({stream}), {pointer(target.buffer)} + i * {channels}, "
+        f"W({stream + len(data)}));"
+    )
+    state.step("dense", op, body, [in_name], [op.outputs[0]], [], len(data), macs)
 
 
 def _portable(state: Lowering, op: Op, in_name: str, layer: Layer, rows: int, macs: int) -> None:

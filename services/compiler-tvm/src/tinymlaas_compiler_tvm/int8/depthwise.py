@@ -8,8 +8,8 @@ import numpy as np
 
 from tinymlaas_compiler_tvm.int8 import dsp_asm
 from tinymlaas_compiler_tvm.int8.channels import Layer, make_layer
-from tinymlaas_compiler_tvm.int8.conv import braces, epilogue_of
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, image, pointer, quantized, unsupported, words
+from tinymlaas_compiler_tvm.int8.matrix import Family, braces, epilogue_of
 from tinymlaas_compiler_tvm.int8.simple import as_planar
 from tinymlaas_compiler_tvm.requant import PRE_SHIFT
 from tinymlaas_modelkit.graph import Op
@@ -90,7 +90,7 @@ def _lower_fast(state: Lowering, op: Op, in_name: str, layer: Layer, stride: int
     scratch_lines = max((shape.lines - 1) * stride + 3, shape.pad_line + shape.in_lines)
     # Reading the second element of the last pair may pass the last line by a word.
     scratch = state.program.workspace((scratch_lines * shape.pitch + 4) * 2)
-    epilogue = epilogue_of(layer)
+    epilogue = epilogue_of(layer, Family.DSP)
     kernel = dsp_asm.depthwise(shape, epilogue, 4 if state.settings.unroll >= 8 else 1)
     state.program.asm_kernels[kernel.name] = kernel
     state.use("fill16")

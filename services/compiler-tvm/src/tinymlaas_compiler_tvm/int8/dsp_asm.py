@@ -9,36 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tinymlaas_compiler_tvm.int8.asm_text import Epilogue, add_constant, clamp_lines, function
 from tinymlaas_compiler_tvm.native.program import AsmKernel
-
-
-@dataclass(frozen=True)
-class Epilogue:
-    """How accumulators become int8: `shift` of SSAT (-1: a channel's own), `signed` offsets, a `clamp` narrower than int8's."""
-
-    shift: int
-    signed: bool
-    clamp: tuple[int, int] | None = None
-
-    @property
-    def variable(self) -> bool:
-        """Whether each channel has its own shift."""
-        return self.shift < 0
-
-    @property
-    def tag(self) -> str:
-        """Part of the kernel's name."""
-        clamp = "" if self.clamp is None else f"_c{self.clamp[0] + 128}_{self.clamp[1] + 128}"
-        return f"q{'v' if self.variable else self.shift}{'s' if self.signed else ''}{clamp}"
-
-
-def _function(name: str, lines: list[str], stack_bytes: int) -> AsmKernel:
-    body = "\n".join(line if line.endswith(":") else f"\t{line}" for line in lines)
-    text = (
-        f'\t.section .text.{name},"ax",%progbits\n\t.p2align 2\n\t.global {name}\n\t.hidden {name}\n'
-        f"\t.type {name},%function\n\t.thumb_func\n{name}:\n{body}\n\t.size {name}, . - {name}\n"
-    )
-    return AsmKernel(name, text, stack_bytes)
 
 
 def _mac_eight(weights_ready: bool = False) -> list[str]:
@@ -78,12 +50,7 @@ def _requantize(
         lines += [f"asr {value}, {value}, {shift}", f"ssat {value}, #8, {value}"]
     else:
         lines.append(f"ssat {value}, #8, {value}, asr #{epilogue.shift}")
-    if epilogue.clamp is not None:
-        low, high = epilogue.clamp
-        if low > -128:
-            lines += [f"cmp {value}, #{low}", "it lt", f"movlt {value}, #{low}"]
-        if high < 127:
-            lines += [f"cmp {value}, #{high}", "it gt", f"movgt {value}, #{high}"]
+    lines += clamp_lines(value, epilogue)
     return lines
 
 
@@ -161,7 +128,7 @@ def two_by_two(unroll: int, single: bool, tail: bool, epilogue: Epilogue) -> Asm
         "add sp, #28",
         "pop {r4, r5, r6, r7, r8, r9, r10, r11, pc}",
     ]
-    return _function(name, lines, 36 + 28)
+    return function(name, lines, 36 + 28)
 
 
 def _dense_half(first: str, second: str, weights: str) -> list[str]:
@@ -216,7 +183,7 @@ def dense(unroll: int, epilogue: Epilogue) -> AsmKernel:
         "add sp, #20",
         "pop {r4, r5, r6, r7, r8, r9, r10, r11, pc}",
     ]
-    return _function(name, lines, 36 + 20)
+    return function(name, lines, 36 + 20)
 
 
 @dataclass(frozen=True)
@@ -291,12 +258,6 @@ def _depthwise_outputs(shape: DepthwiseShape, epilogue: Epilogue, both: bool) ->
     return lines
 
 
-def _add_constant(register: str, value: int) -> list[str]:
-    if value == 0:
-        return []
-    return [f"{'add' if value > 0 else 'sub'}w {register}, {register}, #{abs(value)}"]
-
-
 def depthwise(shape: DepthwiseShape, epilogue: Epilogue, unroll_limit: int = 4) -> AsmKernel:
     """`void f(const int8_t *in, int8_t *out, const void *stream, int16_t *scratch, const void *stream_end)`.
 
@@ -343,8 +304,8 @@ def depthwise(shape: DepthwiseShape, epilogue: Epilogue, unroll_limit: int = 4) 
             lines += ["ldr r10, [sp, #8]", "cmp r0, r10", "bne 4b"]
     if odd:
         lines += _depthwise_outputs(shape, epilogue, both=False)
-    lines += _add_constant("r0", row * shape.stride - 4 * shape.stride * (pairs + odd))
-    lines += _add_constant("r1", shape.out_line - shape.out_step * shape.length)
+    lines += add_constant("r0", row * shape.stride - 4 * shape.stride * (pairs + odd))
+    lines += add_constant("r1", shape.out_line - shape.out_step * shape.length)
     lines += ["ldr r10, [sp, #12]", "cmp r0, r10", "bne 3b"]
     in_plane, out_plane = shape.in_lines * shape.in_length, shape.lines * shape.length
     lines += [
@@ -361,7 +322,7 @@ def depthwise(shape: DepthwiseShape, epilogue: Epilogue, unroll_limit: int = 4) 
         "add sp, #36",
         "pop {r4, r5, r6, r7, r8, r9, r10, r11, pc}",
     ]
-    return _function(f"tim_dw_{shape.tag}_{epilogue.tag}", lines, 36 + 36)
+    return function(f"tim_dw_{shape.tag}_{epilogue.tag}", lines, 36 + 36)
 
 
 def _widen(shape: DepthwiseShape) -> list[str]:
@@ -370,7 +331,7 @@ def _widen(shape: DepthwiseShape) -> list[str]:
     unroll = max((u for u in range(1, 7) if pairs % u == 0), default=1) if pairs else 0
     lines = [
         "ldr r0, [sp, #16]",
-        *_add_constant("r3", 2 * (shape.pad_line * shape.pitch + shape.pad_element)),
+        *add_constant("r3", 2 * (shape.pad_line * shape.pitch + shape.pad_element)),
         f"mov r4, #{shape.in_lines}",
         "5:",
     ]
@@ -388,8 +349,8 @@ def _widen(shape: DepthwiseShape) -> list[str]:
             lines += ["subs r5, #1", "bne 6b"]
     if odd:
         lines += [f"ldrsb r6, [r0], #{shape.in_step}", "strh r6, [r3], #2"]
-    lines += _add_constant("r0", shape.in_line - shape.in_step * shape.in_length)
-    lines += _add_constant("r3", 2 * (shape.pitch - shape.in_length))
+    lines += add_constant("r0", shape.in_line - shape.in_step * shape.in_length)
+    lines += add_constant("r3", 2 * (shape.pitch - shape.in_length))
     lines += ["subs r4, #1", "bne 5b"]
     return lines
 
@@ -417,7 +378,7 @@ def gather_planar() -> AsmKernel:
         "bne 1b",
         "pop {r4, r5, r6, r7, r8, r9, r10, pc}",
     ]
-    return _function("tim_gather_planar", lines, 32)
+    return function("tim_gather_planar", lines, 32)
 
 
 def gather_run(stride: int) -> AsmKernel:
@@ -451,4 +412,4 @@ def gather_run(stride: int) -> AsmKernel:
         "mov r0, r1",
         "pop {r4, r5, r6, pc}",
     ]
-    return _function(f"tim_gather_run{stride}", lines, 16)
+    return function(f"tim_gather_run{stride}", lines, 16)

@@ -1,0 +1,148 @@
+"""Matrix kernels: all output channels of a few pixels, in the family of kernels that a core and a layer allow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from tinymlaas_compiler_tvm.int8 import dsp_asm, long_asm, long_streams
+from tinymlaas_compiler_tvm.int8.asm_text import Epilogue
+from tinymlaas_compiler_tvm.int8.channels import Layer
+from tinymlaas_compiler_tvm.int8.lowering import Lowering, words
+
+_REORDER = (0, 2, 1, 3)
+
+
+def widened_order(k: int) -> list[int]:
+    """Positions in a widened patch of `k` values (a multiple of 4): SXTB16 makes (k0, k2), (k1, k3) of four bytes."""
+    return [group + i for group in range(0, k, 4) for i in _REORDER]
+
+
+def pack_halfwords(first: np.ndarray, second: np.ndarray) -> bytes:
+    """Two channels' weights [K] as halfwords 256 * first + second in widened order, K padded to a multiple of 4."""
+    k = -(-first.size // 4) * 4
+    halves = np.zeros(k, np.int64)
+    halves[: first.size] = 256 * first + second
+    return halves[widened_order(k)].astype(np.int16).tobytes()
+
+
+def pair_stream(layer: Layer, first: int, second: int) -> bytes:
+    """Stream of one channel pair for `dsp_asm.two_by_two`; a channel of -1 is one of zeros."""
+    zeros = np.zeros(layer.weights.shape[1], np.int64)
+    a = zeros if first < 0 else layer.weights[first]
+    b = layer.weights[second]
+    bias_a = 0 if first < 0 else int(layer.biases[first])
+    bias_b = int(layer.biases[second])
+    parts = [words([256 * bias_a + bias_b, bias_b]), pack_halfwords(a, b)]
+    for channel in (first, second):
+        parts.append(words(layer.parameters(channel)))
+    return b"".join(parts)
+
+
+def portable_pair_stream(layer: Layer, first: int, second: int) -> bytes:
+    """Stream of one channel pair for the portable `tim_mm`."""
+    zeros = np.zeros(layer.weights.shape[1], np.int64)
+    a = zeros if first < 0 else layer.weights[first]
+    interleaved = np.stack([a, layer.weights[second]], axis=1).astype(np.int8).tobytes()
+    bias_a = 0 if first < 0 else int(layer.biases[first])
+    parts = [words([bias_a, int(layer.biases[second])]), interleaved + b"\0" * (-len(interleaved) % 8)]
+    for channel in (first, second):
+        parts.append(words(layer.portable_parameters(channel)))
+    return b"".join(parts)
+
+
+class Family(StrEnum):
+    """Kernels by what they need: DSP instructions, 64-bit multiply-accumulate on Thumb-2, or nothing but C."""
+
+    DSP = "dsp"
+    LONG = "long"
+    PORTABLE = "portable"
+
+
+def family_of(state: Lowering, layer: Layer) -> Family:
+    """The fastest family that computes the layer exactly."""
+    if state.machine.dsp and layer.packable:
+        return Family.DSP
+    if state.machine.mainline and long_streams.fits_fields(layer):
+        return Family.LONG
+    return Family.PORTABLE
+
+
+def epilogue_of(layer: Layer, family: Family) -> Epilogue:
+    """The epilogue of a layer's assembly kernels; those of the DSP family start sums at the bias."""
+    clamp = None if (layer.low, layer.high) == (-128, 127) else (layer.low, layer.high)
+    return Epilogue(layer.fitted.shift, layer.signed, clamp, layer.biased and family is Family.LONG)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One call of a driver: the channels from `first_channel` on, their stream and the C of the kernel's arguments."""
+
+    first_channel: int
+    stream: int
+    arguments: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Kernels chosen for a layer (`small` for a rest of one or two pixels, if there is one), and the calls they need."""
+
+    family: Family
+    kernel: str
+    small: str
+    parts: tuple[Part, ...]
+    bytes: int
+
+
+def _unroll(eights: int, limit: int) -> int:
+    return max((u for u in range(1, limit + 1) if eights % u == 0), default=0) if eights else 0
+
+
+def make_matrix(state: Lowering, layer: Layer, pixel_stride: int, channel_stride: int) -> Matrix:
+    """Kernels, streams and arguments of a layer whose outputs lie at these strides."""
+    family = family_of(state, layer)
+    channels, k = layer.weights.shape
+    pack = {
+        Family.DSP: pair_stream,
+        Family.LONG: long_streams.pair_stream,
+        Family.PORTABLE: portable_pair_stream,
+    }[family]
+    even = channels - channels % 2
+    streams = [(0, b"".join(pack(layer, c, c + 1) for c in range(0, even, 2)), channel_stride)] if even else []
+    if channels % 2:
+        # The missing partner is a channel of zeros, whose outputs the last channel's overwrite.
+        streams.append((channels - 1, pack(layer, -1, channels - 1), 0))
+    epilogue = epilogue_of(layer, family)
+    unroll = state.settings.unroll
+    small = ""
+    if family is Family.DSP:
+        eights, tail = divmod(-(-k // 4), 2)
+        repeated = _unroll(eights, unroll)
+        kernels = [dsp_asm.two_by_two(repeated, eights == repeated, bool(tail), epilogue)]
+    elif family is Family.LONG:
+        kernels = [long_asm.two_by_four(k, unroll, epilogue), long_asm.two_by_two(k, min(unroll, 8), epilogue)]
+        small = kernels[1].name
+    else:
+        state.use("portable_mm")
+        kernels = []
+    for kernel in kernels:
+        state.program.asm_kernels[kernel.name] = kernel
+    parts = []
+    for first, data, distance in streams:
+        if family is Family.DSP:
+            arguments: tuple[int, ...] = (pixel_stride, distance, len(data), 64 // 2 * (-(-k // 4) // 2))
+        elif family is Family.LONG:
+            arguments = (pixel_stride, 2 * pixel_stride, 3 * pixel_stride, distance, len(data))
+        else:
+            pairs = even // 2 if distance else 1
+            arguments = (pixel_stride, distance, pairs, -(-k // 4) * 4, layer.low, layer.high)
+        parts.append(Part(first, state.constant(data), arguments))
+    name = kernels[0].name if kernels else "tim_mm"
+    return Matrix(family, name, small, tuple(parts), sum(len(data) for _, data, _ in streams))
+
+
+def braces(values: tuple[int, ...]) -> str:
+    """A C initializer."""
+    return "{" + ", ".join(str(value) for value in values) + "}"
