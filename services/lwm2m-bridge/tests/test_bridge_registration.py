@@ -136,7 +136,7 @@ def test_any_history_leaves_exactly_the_devices_that_are_alive(history: list[tup
             directory.update(known[0], UpdateQuery(amount, None), None, "coap://h", "coap://l")
             alive[endpoint] = (known[0], clock.now + amount)
         elif action == "d" and known:
-            directory.deregister(known[0])
+            directory.deregister(known[0], "coap://127.0.0.1:1")
             del alive[endpoint]
         else:
             clock.now += amount
@@ -293,7 +293,7 @@ async def test_a_device_whose_registration_was_forgotten_registers_anew(tmp_path
     device = await rig.device(lifetime_s=1)
     await within(device.registered.wait())
     first = bridge.registration("node-1")
-    bridge.directory.deregister(first.id)
+    bridge.directory.deregister(first.id, first.address)
     await eventually(lambda: len(bridge.directory) == 1, "the device comes back")
     assert bridge.registration("node-1").id != first.id
     await device.close()

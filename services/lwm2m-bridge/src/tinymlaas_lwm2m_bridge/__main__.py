@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from pathlib import Path
 
 import grpc.aio
 import structlog
 
-from tinymlaas.bridge.v1 import bridge_pb2, bridge_pb2_grpc
+from tinymlaas.bridge.v1 import bridge_pb2, bridge_pb2_grpc, security_pb2, security_pb2_grpc
 from tinymlaas_servicekit import GrpcServer, configure_logging, configure_tracing, connect, serve_until_signal
 
 from .artifacts import RegistryArtifacts
 from .bridge import Bridge
 from .core.catalogue import Catalogue
+from .core.device_keys import DeviceKeys
 from .core.errors import BridgeError
+from .core.sessions import SessionTable
 from .images import SignedImages
+from .key_store import SqlKeyStore
+from .security_servicer import DeviceKeysServicer, Fronts, SecureSessionsServicer
 from .servicer import BridgeServicer
 from .settings import LwM2mBridgeSettings
 from .store import SqlStore
@@ -28,18 +33,28 @@ async def serve(settings: LwM2mBridgeSettings) -> None:
     """Serve CoAP and gRPC until SIGTERM or SIGINT."""
     channel = connect(settings.registry_address, settings.resolve_token())
     extra: list[Path] = [] if settings.board_catalogue is None else [settings.board_catalogue]
+    store = SqlStore(settings.resolve_database_url())
+    keys = DeviceKeys(SqlKeyStore(store.engine, settings.resolve_master_key()), time.time)
+    sessions = SessionTable(keys.has, required=settings.coap_require_dtls)
     bridge = Bridge(
-        SqlStore(settings.resolve_database_url()),
+        store,
         RegistryArtifacts(channel, settings.project, max_bytes=settings.max_image_bytes),
         SignedImages(settings.trusted_keys, settings.trusted_keys_file),
         settings.bridge(),
         catalogue=Catalogue.builtin(*extra),
+        admit=sessions.admit,
     )
+    fronts = Fronts(keys, sessions)
 
     def register(server: grpc.aio.Server) -> list[str]:
         servicer = BridgeServicer(bridge, settings.project, lambda: grpc_server.address)
         bridge_pb2_grpc.add_BridgeServicer_to_server(servicer, server)
-        return [bridge_pb2.DESCRIPTOR.services_by_name["Bridge"].full_name]
+        security_pb2_grpc.add_DeviceKeysServicer_to_server(DeviceKeysServicer(keys, fronts, settings.project), server)
+        security_pb2_grpc.add_SecureSessionsServicer_to_server(SecureSessionsServicer(keys, fronts), server)
+        return [
+            bridge_pb2.DESCRIPTOR.services_by_name["Bridge"].full_name,
+            *(service.full_name for service in security_pb2.DESCRIPTOR.services_by_name.values()),
+        ]
 
     grpc_server = GrpcServer(settings, register)
     await bridge.start()

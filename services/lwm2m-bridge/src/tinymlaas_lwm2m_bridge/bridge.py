@@ -16,7 +16,7 @@ from tinymlaas_lwm2m import MlRes, Path, SelfTestResult, SoftwareRes, UpdateStat
 from .coap.endpoint import CoapEndpoint, CoapSettings
 from .coap.link import LinkSettings
 from .core.catalogue import Catalogue
-from .core.directory import Clock, Directory
+from .core.directory import Admission, Clock, Directory, admit_anyone
 from .core.errors import BridgeError, Reason
 from .core.install_plan import DeviceView
 from .core.install_record import InstallEvent, InstallRequest
@@ -76,6 +76,7 @@ class Bridge:
         *,
         catalogue: Catalogue | None = None,
         clock: Clock = time.time,
+        admit: Admission = admit_anyone,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
@@ -85,7 +86,7 @@ class Bridge:
         self._clock = clock
         self._shapes = TensorShapes(artifacts)
         self._expiry: asyncio.Task[None] | None = None
-        self.directory = Directory(store, clock, max_devices=self._settings.max_devices)
+        self.directory = Directory(store, clock, admit=admit, max_devices=self._settings.max_devices)
 
     async def start(self) -> None:
         """Serve CoAP and take up open installs."""

@@ -12,6 +12,7 @@ from .bridge import BridgeSettings
 from .coap.endpoint import CoapSettings
 from .coap.link import LinkSettings
 from .core.installer import InstallSettings
+from .key_store import master_key
 
 
 class LwM2mBridgeSettings(ServiceSettings):
@@ -32,6 +33,11 @@ class LwM2mBridgeSettings(ServiceSettings):
     trusted_keys_file: Path | None = Field(
         None, description="file with such keys, one a line; read before each install"
     )
+    master_key_file: Path | None = Field(
+        None,
+        description="file with the key (64 hexadecimal digits) that encrypts device keys; none: made in the state folder",
+    )
+    coap_require_dtls: bool = Field(False, description="serve only devices that come through a DTLS front")
     board_catalogue: Path | None = Field(None, description="YAML file with boards beside the built-in ones")
     max_devices: int = Field(20_000, ge=1)
     max_image_bytes: int = Field(16 * 1024 * 1024, ge=1024)
@@ -70,6 +76,12 @@ class LwM2mBridgeSettings(ServiceSettings):
             ),
             max_devices=self.max_devices,
         )
+
+    def resolve_master_key(self) -> bytes:
+        """The master key of device keys; made in the state folder where no file is set."""
+        if self.master_key_file is not None:
+            return master_key(self.master_key_file, make=False)
+        return master_key(self.state_dir / "device-keys.master", make=True)
 
     def resolve_database_url(self) -> str:
         """The URL, or that of a SQLite file in the state folder, which is made."""

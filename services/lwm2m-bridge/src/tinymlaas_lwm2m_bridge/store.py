@@ -39,13 +39,22 @@ _events = sa.Table(
     sa.Column("install_id", sa.String(128), nullable=False, index=True),
     sa.Column("body", sa.Text, nullable=False),
 )
+device_keys = sa.Table(
+    "device_keys",
+    _metadata,
+    sa.Column("identity", sa.String(160), primary_key=True),
+    sa.Column("endpoint", sa.String(128), nullable=False, index=True),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("used_at", sa.Float),
+    sa.Column("secret", sa.LargeBinary, nullable=False),
+)
 
 
 class SqlStore:
     """Implements `RegistrationStore` and `InstallStore` on one database."""
 
     def __init__(self, url: str) -> None:
-        self._engine = sa.create_engine(url)
+        self.engine = self._engine = sa.create_engine(url)
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _tune_sqlite)
         _metadata.create_all(self._engine)

@@ -27,6 +27,8 @@ def _refusal(error: BridgeError) -> Message:
         Reason.DEVICE_UNKNOWN: Code.NOT_FOUND,
         Reason.VERSION_UNSUPPORTED: Code.PRECONDITION_FAILED,
         Reason.LIMIT_EXCEEDED: Code.SERVICE_UNAVAILABLE,
+        Reason.SESSION_REQUIRED: Code.FORBIDDEN,
+        Reason.IDENTITY_MISMATCH: Code.FORBIDDEN,
     }
     code = codes.get(Reason(error.reason), Code.BAD_REQUEST)
     return Message(code=code, payload=error.detail.encode()[:200])
@@ -58,8 +60,8 @@ class RegisterResource(_Bounded):
             query = parse_register(request.opt.uri_query)
             objects = parse_objects(request.payload)
             address, local = _addresses(request)
-            self._remember(query.endpoint, address, request.remote)
             registration = self._directory.register(query, objects, address, local)
+            self._remember(query.endpoint, address, request.remote)
         except BridgeError as error:
             return _refusal(error)
         answer = Message(code=Code.CREATED)
@@ -93,7 +95,7 @@ class RegistrationResource(_Bounded, resource.PathCapable):  # type: ignore[misc
     async def render_delete(self, request: Message) -> Message:
         """Forget the device."""
         try:
-            self._directory.deregister(_one(request))
+            self._directory.deregister(_one(request), _addresses(request)[0])
         except BridgeError as error:
             return _refusal(error)
         return Message(code=Code.DELETED)

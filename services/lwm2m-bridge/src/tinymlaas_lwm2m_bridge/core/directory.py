@@ -18,6 +18,13 @@ from .registration import DeviceChange, RegisterQuery, Registration, UpdateQuery
 Clock = Callable[[], float]
 """Seconds since the epoch; tests bring their own."""
 
+Admission = Callable[[str, str], None]
+"""(endpoint, address) → nothing, or a `BridgeError` where whoever speaks from the address may not be the endpoint."""
+
+
+def admit_anyone(endpoint: str, address: str) -> None:
+    """The admission of a bridge whose network is trusted: every address may be every endpoint."""
+
 
 class RegistrationStore(Protocol):
     """Where registrations outlive the process."""
@@ -51,10 +58,17 @@ class Directory:
     """
 
     def __init__(
-        self, store: RegistrationStore, clock: Clock, *, max_devices: int = 20_000, watcher_backlog: int = 10_000
+        self,
+        store: RegistrationStore,
+        clock: Clock,
+        *,
+        admit: Admission = admit_anyone,
+        max_devices: int = 20_000,
+        watcher_backlog: int = 10_000,
     ) -> None:
         self._store = store
         self._clock = clock
+        self._admit = admit
         self._max_devices = max_devices
         self._watcher_backlog = watcher_backlog
         self._by_endpoint: dict[str, Registration] = {}
@@ -71,6 +85,7 @@ class Directory:
         self, query: RegisterQuery, objects: tuple[ObjectLink, ...], address: str, local_address: str
     ) -> Registration:
         """Take a device in and return its registration with a new id; LIMIT_EXCEEDED when the directory is full."""
+        self._admit(query.endpoint, address)
         before = self._by_endpoint.get(query.endpoint)
         if before is None and len(self._by_endpoint) >= self._max_devices:
             raise BridgeError(Reason.LIMIT_EXCEEDED, "too many devices", limit="max_devices", value=self._max_devices)
@@ -105,6 +120,7 @@ class Directory:
     ) -> Registration:
         """Extend a registration, with changes; DEVICE_UNKNOWN makes the device register anew (clause 6.2.2)."""
         before = self._of_id(registration_id)
+        self._admit(before.endpoint, address)
         registration = replace(
             before,
             lifetime_s=query.lifetime_s or before.lifetime_s,
@@ -119,9 +135,10 @@ class Directory:
         self._tell(DeviceChange.UPDATED, registration)
         return registration
 
-    def deregister(self, registration_id: str) -> Registration:
-        """Forget a device at its own wish."""
+    def deregister(self, registration_id: str, address: str) -> Registration:
+        """Forget a device at its own wish, told from `address`."""
         registration = self._of_id(registration_id)
+        self._admit(registration.endpoint, address)
         self._forget(registration)
         return registration
 

@@ -50,6 +50,9 @@ class Reason(StrEnum):
     ACTIVATION_FAILED = "ACTIVATION_FAILED"
     INFERENCE_FAILED = "INFERENCE_FAILED"
     PLAIN_COAP_REFUSED = "PLAIN_COAP_REFUSED"
+    SESSION_REQUIRED = "SESSION_REQUIRED"
+    IDENTITY_MISMATCH = "IDENTITY_MISMATCH"
+    IDENTITY_UNKNOWN = "IDENTITY_UNKNOWN"
     KEYS_MISSING = "KEYS_MISSING"
     WATCHER_TOO_SLOW = "WATCHER_TOO_SLOW"
 
@@ -151,9 +154,18 @@ _TABLE: dict[Reason, tuple[str, str]] = {
         "FAILED_PRECONDITION",
         "Bind to a loopback address, or allow plain CoAP explicitly and know the risk.",
     ),
+    Reason.SESSION_REQUIRED: (
+        "PERMISSION_DENIED",
+        "Give the device its pre-shared key and let it register over DTLS (coaps://).",
+    ),
+    Reason.IDENTITY_MISMATCH: (
+        "PERMISSION_DENIED",
+        "Register under the endpoint name that the key was made for, or make a key for this one.",
+    ),
+    Reason.IDENTITY_UNKNOWN: ("NOT_FOUND", "Make a key for the device, or give it the identity of one that exists."),
     Reason.KEYS_MISSING: (
         "FAILED_PRECONDITION",
-        "Set TINYMLAAS_TRUSTED_KEYS or its file to the public key that seals modules.",
+        "Set TINYMLAAS_TRUSTED_KEYS (or its file) to the key that seals modules, TINYMLAAS_MASTER_KEY_FILE for device keys.",
     ),
     Reason.WATCHER_TOO_SLOW: ("RESOURCE_EXHAUSTED", "Read the stream faster; watch again to get every device afresh."),
 }

@@ -69,12 +69,17 @@ class DeviceChange(StrEnum):
     LOST = "LOST"
 
 
+def check_endpoint(endpoint: str) -> str:
+    """The endpoint name; REGISTRATION_INVALID where it has not the form that is taken here."""
+    if not _ENDPOINT.fullmatch(endpoint):
+        raise _invalid("ep", "must be 1 to 128 letters, digits, or one of . _ : ~ -")
+    return endpoint
+
+
 def parse_register(queries: Iterable[str]) -> RegisterQuery:
     """Check the Uri-Query options of Register; `BridgeError` names the first that is wrong."""
     found = _queries(queries, {"ep", "lt", "lwm2m", "b", "Q", "sms", "pid"})
-    endpoint = found.get("ep", "")
-    if not _ENDPOINT.fullmatch(endpoint):
-        raise _invalid("ep", "must be 1 to 128 letters, digits, or one of . _ : ~ -")
+    endpoint = check_endpoint(found.get("ep", ""))
     version = found.get("lwm2m", "1.0")
     if version not in _VERSIONS:
         raise BridgeError(Reason.VERSION_UNSUPPORTED, f"LwM2M {version[:10]!r} is not supported", version=version[:10])

@@ -1,0 +1,127 @@
+"""Pre-shared keys of devices: made, handed to DTLS fronts, replaced by a newer one at its first use (RFC 4279)."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from .errors import BridgeError, Reason
+from .registration import check_endpoint
+
+SECRET_BYTES = 16
+"""Length of the keys that are made here: AES-128, as TLS_PSK_WITH_AES_128_CCM_8 uses."""
+SHORTEST_SECRET, LONGEST_SECRET = 16, 64
+_IDENTITY = re.compile(r"[\x21-\x7e]{1,160}")
+
+
+@dataclass(frozen=True)
+class DeviceKey:
+    """A key without its secret; times are seconds since the epoch, `used_at` None before its first handshake."""
+
+    identity: str
+    endpoint: str
+    created_at: float
+    used_at: float | None = None
+
+
+class KeyStore(Protocol):
+    """Where keys outlive the process; secrets are encrypted there."""
+
+    def endpoints(self) -> set[str]:
+        """Endpoints that have a key."""
+        ...
+
+    def put(self, key: DeviceKey, secret: bytes) -> None:
+        """Store a new key."""
+        ...
+
+    def get(self, identity: str) -> tuple[DeviceKey, bytes] | None:
+        """A key with its secret."""
+        ...
+
+    def used(self, identity: str, time: float) -> None:
+        """Note a handshake."""
+        ...
+
+    def delete(self, identity: str) -> None:
+        """Remove a key. Repeatable."""
+        ...
+
+    def of_endpoint(self, endpoint: str) -> list[DeviceKey]:
+        """An endpoint's keys, newest first."""
+        ...
+
+    def page(self, after: str, count: int) -> list[DeviceKey]:
+        """At most `count` keys whose identities come after `after`, by identity."""
+        ...
+
+
+class DeviceKeys:
+    """The keys of this bridge's devices."""
+
+    def __init__(self, store: KeyStore, clock: Callable[[], float], *, max_keys_each: int = 4) -> None:
+        self._store = store
+        self._clock = clock
+        self._max_each = max_keys_each
+        self._endpoints = store.endpoints()
+
+    def has(self, endpoint: str) -> bool:
+        """Whether an endpoint has a key; answered from memory."""
+        return endpoint in self._endpoints
+
+    def create(self, endpoint: str, secret: bytes = b"") -> tuple[DeviceKey, bytes]:
+        """A new key beside the endpoint's others. ARGUMENT_INVALID, or LIMIT_EXCEEDED where it has too many."""
+        check_endpoint(endpoint)
+        if secret and not SHORTEST_SECRET <= len(secret) <= LONGEST_SECRET:
+            raise BridgeError(
+                Reason.ARGUMENT_INVALID,
+                f"a key has {SHORTEST_SECRET} to {LONGEST_SECRET} bytes, not {len(secret)}",
+                field="secret",
+            )
+        if len(self._store.of_endpoint(endpoint)) >= self._max_each:
+            raise BridgeError(
+                Reason.LIMIT_EXCEEDED, f"{endpoint} has {self._max_each} keys", limit="keys", value=self._max_each
+            )
+        key = DeviceKey(f"{endpoint}.{secrets.token_hex(4)}", endpoint, self._clock())
+        secret = secret or secrets.token_bytes(SECRET_BYTES)
+        self._store.put(key, secret)
+        self._endpoints.add(endpoint)
+        return key, secret
+
+    def resolve(self, identity: bytes) -> tuple[DeviceKey, bytes]:
+        """A key with its secret; IDENTITY_UNKNOWN where there is none."""
+        name = identity.decode("ascii", errors="replace")
+        found = self._store.get(name) if _IDENTITY.fullmatch(name) else None
+        if found is None:
+            raise BridgeError(Reason.IDENTITY_UNKNOWN, "no key has that identity", identity=name[:64])
+        return found
+
+    def used(self, identity: bytes) -> tuple[DeviceKey, list[str]]:
+        """Note a handshake: the key, and the identities of the endpoint's older keys, which are retired by it."""
+        key, _ = self.resolve(identity)
+        self._store.used(key.identity, self._clock())
+        retired = [old.identity for old in self._store.of_endpoint(key.endpoint) if old.created_at < key.created_at]
+        for old in retired:
+            self._store.delete(old)
+        return key, retired
+
+    def delete(self, identity: str) -> None:
+        """Take a key back. Repeatable."""
+        found = self._store.get(identity)
+        if found is None:
+            return
+        self._store.delete(identity)
+        endpoint = found[0].endpoint
+        if not self._store.of_endpoint(endpoint):
+            self._endpoints.discard(endpoint)
+
+    def of_endpoint(self, endpoint: str) -> list[DeviceKey]:
+        """An endpoint's keys, newest first."""
+        return self._store.of_endpoint(endpoint)
+
+    def page(self, after: str, count: int) -> list[DeviceKey]:
+        """At most `count` keys after an identity, by identity."""
+        return self._store.page(after, count)
