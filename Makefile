@@ -4,7 +4,7 @@ STATE  ?= build/state
 BIN    := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint contracts proto-check bench lock clean
+.PHONY: help setup demo test test-fast test-interop lint contracts proto-check bench lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -20,6 +20,9 @@ test: setup ## run every test: unit, contract over loopback, end to end with vir
 
 test-fast: setup ## the same without the slow ones
 	@$(BIN)/python scripts/run_tests.py --fast
+
+test-interop: setup ## LwM2M against Eclipse Leshan, both ways (needs a JDK 17 and Maven; says so where they are missing)
+	@TINYMLAAS_INTEROP=1 $(BIN)/python -m pytest tests/interop -rs
 
 lint: setup ## style, types, and whether generated code is up to date
 	@$(BIN)/ruff check .

@@ -94,7 +94,7 @@ async def test_a_device_that_sends_blocks_for_ever_is_cut_off() -> None:
     ("answer", "detail"),
     [
         (content(b"\xc1"), "cut off"),
-        (content(b"x", 60), "not supported"),
+        (content(b"x", 61), "not supported"),
         (content(b"x", Format.TEXT), "one resource"),
         (content(b"\x00" * 1024, block2=block(5, True)), "out of order"),
         (content(b"\x00" * 7, block2=block(0, True)), "wrong size"),

@@ -19,6 +19,7 @@ from aiocoap.util import hostportjoin
 
 from tinymlaas_lwm2m import (
     ML_CAPABILITY,
+    OBJECTS,
     DeviceRes,
     Format,
     MlRes,
@@ -27,6 +28,7 @@ from tinymlaas_lwm2m import (
     SoftwareRes,
     Value,
     Values,
+    format_discovery,
     format_registration,
 )
 from tinymlaas_lwm2m.objects import DEVICE, SERVER, SOFTWARE
@@ -150,6 +152,12 @@ class LwM2mDevice:
         """All objects in link format."""
         return format_registration(self._tree.links())
 
+    def discover(self, path: Path) -> bytes | None:
+        """What lies at or under a path, in link format."""
+        paths = self._tree.discover(path)
+        versions = {definition.id: definition.version for definition in OBJECTS.values()}
+        return None if paths is None else format_discovery(paths, versions)
+
     def takes_blocks(self, path: Path) -> bool:
         """True for a pushed package and for the input of a module."""
         package = path.object_id == SOFTWARE and path.resource_id == SoftwareRes.PACKAGE
@@ -174,6 +182,7 @@ class LwM2mDevice:
             self._memory.lifetime_s = self._tree.lifetime_s = value
             self._memory.save()
             self._update_now.set()
+            self._changed()
         elif path.object_id == SOFTWARE and path.resource_id == SoftwareRes.PACKAGE_URI and isinstance(value, str):
             self._slot(path).write_uri(value)
         elif path.object_id == ML_CAPABILITY and path.resource_id == MlRes.EXPECTED_DIGEST:

@@ -8,10 +8,12 @@ from tinymlaas_lwm2m import (
     IPSO_FIRST,
     IPSO_LAST,
     ML_CAPABILITY,
+    OBJECTS,
     DeviceRes,
     IpsoRes,
     MlRes,
     ObjectLink,
+    Operations,
     Path,
     ServerRes,
     SoftwareRes,
@@ -73,6 +75,23 @@ class ObjectTree:
                 values[Path(object_id, instance, IpsoRes.APPLICATION_TYPE)] = kind
         found = {at: value for at, value in values.items() if path.covers(at)}
         return found or None
+
+    def discover(self, path: Path) -> list[Path] | None:
+        """All paths at or under a path, also of what can only be written or executed; None where there is nothing."""
+        found = {Path(link.object_id) for link in self.links()}
+        found |= {Path(link.object_id, link.instance_id) for link in self.links()}
+        for at in list(found):
+            if at.instance_id is None:
+                found |= set(self.read(at) or {})
+                continue
+            definition = OBJECTS.get(at.object_id)
+            for resource in definition.resources.values() if definition else ():
+                if resource.operations in (Operations.EXECUTE, Operations.WRITE):
+                    found.add(at.child(resource.id))
+        found |= {Path(at.object_id, at.instance_id, at.resource_id) for at in found if at.depth == 4}
+        if path not in found:
+            return None
+        return [at for at in found if path.covers(at)]
 
     def _server(self) -> Values:
         def at(resource: ServerRes) -> Path:

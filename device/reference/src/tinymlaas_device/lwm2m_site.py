@@ -1,4 +1,6 @@
-"""The device's CoAP server: Read, Write, Execute, Observe of its objects (LwM2M Core TS 1.1, clause 6.3)."""
+"""The device's CoAP server: Read, Write, Execute, Discover, Observe of its objects, also of several at once
+(LwM2M Core TS 1.1, clause 6.3; Transport TS 1.1, clause 6.4).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ from tinymlaas_lwm2m import (
     Value,
     Values,
     decode,
+    decode_composite,
+    decode_paths,
     encode,
+    encode_composite,
     kind_of,
     parse_arguments,
 )
@@ -30,7 +35,8 @@ log = structlog.get_logger("tinymlaas.device.coap")
 
 _SZX = 6
 _MAX_WRITE = 4096
-_READABLE = (Format.TLV, Format.SENML_CBOR, Format.SENML_JSON)
+_READABLE = (Format.TLV, Format.SENML_CBOR, Format.SENML_JSON, Format.LWM2M_CBOR)
+_MAX_PATHS = 64
 _CODES = {code.dotted: code for code in Code if code.is_response()}
 
 
@@ -61,6 +67,10 @@ class Operations(Protocol):
         """All objects in link format."""
         ...
 
+    def discover(self, path: Path) -> bytes | None:
+        """What lies at or under a path in link format, or None."""
+        ...
+
 
 class DeviceSite(resource.ObservableResource):  # type: ignore[misc]  # aiocoap is not typed
     """Root of the device's server. Only the LwM2M server may ask; others get 4.01."""
@@ -69,7 +79,7 @@ class DeviceSite(resource.ObservableResource):  # type: ignore[misc]  # aiocoap 
         super().__init__()
         self._operations = operations
         self._trusted = trusted
-        self._watches: dict[Any, Path] = {}
+        self._watches: dict[Any, tuple[Path, ...]] = {}
         self._last: dict[Any, Values | None] = {}
 
     async def needs_blockwise_assembly(self, request: Message) -> bool:
@@ -79,13 +89,13 @@ class DeviceSite(resource.ObservableResource):  # type: ignore[misc]  # aiocoap 
     async def add_observation(self, request: Message, serverobservation: Any) -> None:
         """Accept an observation of anything that can be read."""
         try:
-            path = Path.of(request.opt.uri_path)
+            paths = _composite_paths(request) if request.code is Code.FETCH else (Path.of(request.opt.uri_path),)
         except CodecError:
             return
-        if not self._trusted(request.remote) or self._operations.read(path) is None:
+        if not self._trusted(request.remote) or self._read(paths) is None:
             return
-        self._watches[serverobservation] = path
-        self._last[serverobservation] = self._operations.read(path)
+        self._watches[serverobservation] = paths
+        self._last[serverobservation] = self._read(paths)
 
         def forget() -> None:
             self._watches.pop(serverobservation, None)
@@ -95,35 +105,73 @@ class DeviceSite(resource.ObservableResource):  # type: ignore[misc]  # aiocoap 
 
     def notify(self) -> None:
         """Tell each observer whose values are not what it was told last."""
-        for observation, path in list(self._watches.items()):
-            values = self._operations.read(path)
+        for observation, paths in list(self._watches.items()):
+            values = self._read(paths)
             if values != self._last[observation]:
                 self._last[observation] = values
                 observation.trigger()
+
+    def _read(self, paths: tuple[Path, ...]) -> Values | None:
+        """Values of all paths; what is not there is left out, and None says that nothing is."""
+        found: Values = {}
+        for path in paths:
+            found |= self._operations.read(path) or {}
+        return found or None
 
     async def render(self, request: Message) -> Message:
         """Answer one request."""
         if not self._trusted(request.remote):
             return Message(code=Code.UNAUTHORIZED)
         try:
-            if request.code is Code.GET:
-                return self._get(request)
-            path = Path.of(request.opt.uri_path)
-            if request.code is Code.PUT or (request.code is Code.POST and path.depth != 3):
-                return await self._write(request, path)
-            if request.code is Code.POST:
-                await self._operations.execute(path, parse_arguments(request.payload))
-                return Message(code=Code.CHANGED)
+            return await self._answer(request)
         except CodecError as error:
             return Message(code=Code.BAD_REQUEST, payload=str(error).encode()[:200])
         except RefusedError as error:
             return Message(code=_CODES.get(error.code, Code.BAD_REQUEST), payload=error.detail.encode()[:200])
+
+    async def _answer(self, request: Message) -> Message:
+        if request.code is Code.GET:
+            return self._get(request)
+        if request.code is Code.FETCH:
+            return self._read_composite(request)
+        if request.code is Code.iPATCH:
+            return await self._write_composite(request)
+        path = Path.of(request.opt.uri_path)
+        # A POST that brings a representation is a partial Write; one that brings text arguments, or nothing, an Execute.
+        partial = request.code is Code.POST and request.opt.content_format in _READABLE
+        if path.depth > 1 and (request.code is Code.PUT or partial):
+            return await self._write(request, path)
+        if request.code is Code.POST and path.depth == 3:
+            await self._operations.execute(path, parse_arguments(request.payload))
+            return Message(code=Code.CHANGED)
+        # Create and Delete: no object of this device has instances that come and go.
         return Message(code=Code.METHOD_NOT_ALLOWED)
 
+    def _read_composite(self, request: Message) -> Message:
+        values = self._read(_composite_paths(request))
+        accept = request.opt.accept
+        chosen = Format.SENML_CBOR if accept is None else Format(accept) if accept in _READABLE else None
+        if chosen is None or chosen is Format.TLV:
+            return Message(code=Code.NOT_ACCEPTABLE)
+        if values is None:
+            return Message(code=Code.NOT_FOUND)
+        return _slice(request, encode_composite(chosen, values), chosen)
+
+    async def _write_composite(self, request: Message) -> Message:
+        if request.opt.block1 is not None or len(request.payload) > _MAX_WRITE:
+            return Message(code=Code.REQUEST_ENTITY_TOO_LARGE)
+        values = decode_composite(_format_of(request), request.payload, limits=Limits(_MAX_WRITE, 64))
+        for path, value in values.items():
+            await self._operations.write(path, value)
+        return Message(code=Code.CHANGED)
+
     def _get(self, request: Message) -> Message:
-        if request.opt.uri_path == (".well-known", "core") or request.opt.accept == Format.LINK:
+        if request.opt.uri_path == (".well-known", "core"):
             return _slice(request, self._operations.links(), Format.LINK)
         path = Path.of(request.opt.uri_path)
+        if request.opt.accept == Format.LINK:
+            found = self._operations.discover(path)
+            return Message(code=Code.NOT_FOUND) if found is None else _slice(request, found, Format.LINK)
         values = self._operations.read(path)
         if values is None:
             return Message(code=Code.NOT_FOUND)
@@ -141,14 +189,14 @@ class DeviceSite(resource.ObservableResource):  # type: ignore[misc]  # aiocoap 
         if wanted in _READABLE:
             return Format(wanted)
         single = len(values) == 1 and path in values
-        if single and wanted == Format.TEXT:
-            return Format.TEXT
+        if single and wanted in (Format.TEXT, Format.CBOR):
+            return Format(wanted)
         if single and wanted == Format.OPAQUE and isinstance(values[path], bytes):
             return Format.OPAQUE
         return None
 
     async def _write(self, request: Message, path: Path) -> Message:
-        content_format = None if request.opt.content_format is None else int(request.opt.content_format)
+        content_format = _format_of(request)
         block = request.opt.block1
         if self._operations.takes_blocks(path):
             if content_format not in (None, Format.OPAQUE):
@@ -167,6 +215,14 @@ class DeviceSite(resource.ObservableResource):  # type: ignore[misc]  # aiocoap 
         for at, value in values.items():
             await self._operations.write(at, value)
         return Message(code=Code.CHANGED)
+
+
+def _format_of(request: Message) -> int | None:
+    return None if request.opt.content_format is None else int(request.opt.content_format)
+
+
+def _composite_paths(request: Message) -> tuple[Path, ...]:
+    return decode_paths(_format_of(request), request.payload, limits=Limits(_MAX_WRITE, _MAX_PATHS))
 
 
 def _slice(request: Message, payload: bytes, content_format: Format) -> Message:

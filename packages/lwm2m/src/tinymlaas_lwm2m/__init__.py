@@ -1,11 +1,11 @@
 """LwM2M vocabulary that server and device share: object ids, resource types, content formats, link format."""
 
-from .codec import Format, decode, encode
+from .codec import COMPOSITE, Format, decode, decode_composite, decode_paths, encode, encode_composite, encode_paths
 from .core_objects import ConnectivityRes, DeviceRes, SecurityMode, SecurityRes, ServerRes
 from .execute import format_arguments, parse_arguments
 from .firmware_object import FirmwareRes, FirmwareResult, FirmwareState, firmware
 from .ipso import IPSO_FIRST, IPSO_LAST, IPSO_SENSORS, IpsoRes
-from .linkformat import ObjectLink, format_registration, parse_registration
+from .linkformat import ObjectLink, format_discovery, format_registration, parse_registration
 from .ml_object import ML_CAPABILITY, MlRes, SelfTestResult, SlotState, ml
 from .model import ObjectDef, Operations, ResourceDef
 from .objects import OBJECTS, kind_of
@@ -13,6 +13,7 @@ from .software_object import SoftwareRes, UpdateResult, UpdateState, software
 from .values import CodecError, Kind, Limits, ObjLink, Path, TypeLookup, Value, Values, instances, multiple, single
 
 __all__ = [
+    "COMPOSITE",
     "IPSO_FIRST",
     "IPSO_LAST",
     "IPSO_SENSORS",
@@ -47,9 +48,14 @@ __all__ = [
     "Value",
     "Values",
     "decode",
+    "decode_composite",
+    "decode_paths",
     "encode",
+    "encode_composite",
+    "encode_paths",
     "firmware",
     "format_arguments",
+    "format_discovery",
     "format_registration",
     "instances",
     "kind_of",

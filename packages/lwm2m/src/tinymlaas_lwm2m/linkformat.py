@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from .values import MAX_ID, CodecError
+from .values import MAX_ID, CodecError, Path
 
 MAX_BYTES = 16_384
 MAX_LINKS = 512
@@ -83,6 +83,23 @@ def _object_link(target: str, version: str) -> ObjectLink:
     return ObjectLink(object_id, instance_id, version)
 
 
+def format_discovery(paths: Iterable[Path], versions: Mapping[int, str]) -> bytes:
+    """Answer to Discover (Core TS 1.1, clause 6.3.2): objects, instances, resources; `dim` counts resource instances."""
+    instances: dict[Path, int] = {}
+    for path in paths:
+        if path.depth == 4:
+            parent = Path(path.object_id, path.instance_id, path.resource_id)
+            instances[parent] = instances.get(parent, 0) + 1
+        else:
+            instances.setdefault(path, 0)
+    lines = []
+    for path, count in sorted(instances.items(), key=lambda item: tuple(int(part) for part in item[0].segments)):
+        version = versions.get(path.object_id, "1.0") if path.depth == 1 else "1.0"
+        attributes = (f";dim={count}" if count else "") + (f";ver={version}" if version != "1.0" else "")
+        lines.append(f"<{path}>{attributes}")
+    return ",".join(lines).encode()
+
+
 def format_registration(links: Iterable[ObjectLink]) -> bytes:
     """Registration payload of a device with these objects; the root link says that TLV and SenML are understood."""
-    return ",".join(['</>;rt="oma.lwm2m";ct="110 112 11542"', *(str(link) for link in links)]).encode()
+    return ",".join(['</>;rt="oma.lwm2m";ct="60 110 112 11542 11544"', *(str(link) for link in links)]).encode()

@@ -11,7 +11,7 @@ import binascii
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import cbor2
@@ -36,23 +36,53 @@ _NUMBERS = {name: number for number, name in _LABELS.items()}
 _VALUE_LABELS = ("v", "vs", "vb", "vd", "vlo")
 
 
-def decode_json(payload: bytes, base: Path, types: TypeLookup, limits: Limits) -> Values:
-    """Values in a SenML-JSON pack, all at or under `base`; `CodecError` otherwise."""
+def decode_json(payload: bytes, base: Path | None, types: TypeLookup, limits: Limits) -> Values:
+    """Values in a SenML-JSON pack, all at or under `base` (None: the root, as composite operations do); `CodecError` otherwise."""
     if len(payload) > limits.max_bytes:
         raise CodecError("senml", f"{len(payload)} bytes, more than {limits.max_bytes}")
+    return _decode(_load_json(payload), base, types, limits, binary=False)
+
+
+def decode_cbor(payload: bytes, base: Path | None, types: TypeLookup, limits: Limits) -> Values:
+    """Values in a SenML-CBOR pack, all at or under `base`; `CodecError` otherwise."""
+    if len(payload) > limits.max_bytes:
+        raise CodecError("senml", f"{len(payload)} bytes, more than {limits.max_bytes}")
+    return _decode(_load_cbor(payload), base, types, limits, binary=True)
+
+
+def decode_paths(payload: bytes, limits: Limits, *, binary: bool) -> tuple[Path, ...]:
+    """Paths that a Read-Composite asks for (Core TS 1.1, 6.3.8): a pack of names without values; none twice."""
+    if len(payload) > limits.max_bytes:
+        raise CodecError("senml", f"{len(payload)} bytes, more than {limits.max_bytes}")
+    paths: dict[Path, None] = {}
+    for name, named in _records_of(_load_cbor(payload) if binary else _load_json(payload), limits, binary):
+        if any(label in named for label in _VALUE_LABELS):
+            raise CodecError(name[:40], "has a value where a path is asked for")
+        path = Path.parse(name.rstrip("/") if len(name) > 1 else name)
+        if path in paths:
+            raise CodecError(name[:40], "occurs twice")
+        paths[path] = None
+    return tuple(paths)
+
+
+def encode_paths(paths: Iterable[Path], *, binary: bool) -> bytes:
+    """The pack that asks for these paths."""
+    if binary:
+        encoded: bytes = cbor2.dumps([{_NUMBERS["n"]: str(path)} for path in paths])
+        return encoded
+    return json.dumps([{"n": str(path)} for path in paths], separators=(",", ":")).encode()
+
+
+def _load_json(payload: bytes) -> Any:
     try:
-        pack = json.loads(payload.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        return json.loads(payload.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except CodecError:
         raise
     except (ValueError, RecursionError) as error:
         raise CodecError("senml", "is not JSON") from error
-    return _decode(pack, base, types, limits, binary=False)
 
 
-def decode_cbor(payload: bytes, base: Path, types: TypeLookup, limits: Limits) -> Values:
-    """Values in a SenML-CBOR pack, all at or under `base`; `CodecError` otherwise."""
-    if len(payload) > limits.max_bytes:
-        raise CodecError("senml", f"{len(payload)} bytes, more than {limits.max_bytes}")
+def _load_cbor(payload: bytes) -> Any:
     stream = io.BytesIO(payload)
     try:
         pack = cbor2.load(stream)
@@ -60,7 +90,7 @@ def decode_cbor(payload: bytes, base: Path, types: TypeLookup, limits: Limits) -
         raise CodecError("senml", "is not CBOR") from error
     if stream.tell() != len(payload):
         raise CodecError("senml", "bytes follow the pack")
-    return _decode(pack, base, types, limits, binary=True)
+    return pack
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -74,25 +104,15 @@ def _no_constant(text: str) -> Any:
     raise CodecError("senml", f"{text} is not a number in JSON")
 
 
-def _decode(pack: Any, base: Path, types: TypeLookup, limits: Limits, *, binary: bool) -> Values:
-    if not isinstance(pack, list):
-        raise CodecError("senml", "the pack is not an array")
-    if len(pack) > limits.max_values:
-        raise CodecError("senml", f"more than {limits.max_values} records")
+def _decode(pack: Any, base: Path | None, types: TypeLookup, limits: Limits, *, binary: bool) -> Values:
     values: Values = {}
-    base_name = ""
-    for record in pack:
-        if not isinstance(record, dict):
-            raise CodecError("senml", "a record is not a map")
-        named = _named(record, binary)
-        base_name = _text(named.get("bn", base_name), "bn")
-        name = base_name + _text(named.get("n", ""), "n")
+    for name, named in _records_of(pack, limits, binary):
         carried = [label for label in _VALUE_LABELS if label in named]
         if not carried and "bn" in named:
             continue
         path = Path.parse(name)
-        if path.depth < 3 or not base.covers(path):
-            raise CodecError(name[:40], f"is no value under {base}")
+        if path.depth < 3 or (base is not None and not base.covers(path)):
+            raise CodecError(name[:40], f"is no value under {base or '/'}")
         if path in values:
             raise CodecError(name, "occurs twice")
         if len(carried) != 1:
@@ -100,6 +120,21 @@ def _decode(pack: Any, base: Path, types: TypeLookup, limits: Limits, *, binary:
         assert path.resource_id is not None
         values[path] = _value(carried[0], named[carried[0]], types(path.object_id, path.resource_id), name, binary)
     return values
+
+
+def _records_of(pack: Any, limits: Limits, binary: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(full name, labels) of each record."""
+    if not isinstance(pack, list):
+        raise CodecError("senml", "the pack is not an array")
+    if len(pack) > limits.max_values:
+        raise CodecError("senml", f"more than {limits.max_values} records")
+    base_name = ""
+    for record in pack:
+        if not isinstance(record, dict):
+            raise CodecError("senml", "a record is not a map")
+        named = _named(record, binary)
+        base_name = _text(named.get("bn", base_name), "bn")
+        yield base_name + _text(named.get("n", ""), "n"), named
 
 
 def _named(record: dict[Any, Any], binary: bool) -> dict[str, Any]:
@@ -173,12 +208,12 @@ def _data(value: Any, where: str, binary: bool) -> bytes:
         raise CodecError(where, "vd is not Base64url") from error
 
 
-def encode_json(values: Mapping[Path, Value], base: Path) -> bytes:
+def encode_json(values: Mapping[Path, Value], base: Path | None) -> bytes:
     """SenML-JSON pack of `values`, which lie at or under `base`."""
     return json.dumps(_records(values, base, binary=False), separators=(",", ":")).encode()
 
 
-def encode_cbor(values: Mapping[Path, Value], base: Path) -> bytes:
+def encode_cbor(values: Mapping[Path, Value], base: Path | None) -> bytes:
     """SenML-CBOR pack of `values`, which lie at or under `base`."""
     records = [
         {_NUMBERS.get(label, label): value for label, value in record.items()}
@@ -188,11 +223,11 @@ def encode_cbor(values: Mapping[Path, Value], base: Path) -> bytes:
     return encoded
 
 
-def _records(values: Mapping[Path, Value], base: Path, *, binary: bool) -> list[dict[str, Any]]:
+def _records(values: Mapping[Path, Value], base: Path | None, *, binary: bool) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     for path, value in sorted(values.items()):
-        if not base.covers(path) or path.depth < 3:
-            raise CodecError(str(path), f"is no value under {base}")
+        if path.depth < 3 or (base is not None and not base.covers(path)):
+            raise CodecError(str(path), f"is no value under {base or '/'}")
         record: dict[str, Any] = {"n": str(path)}
         if isinstance(value, bool):
             record["vb"] = value

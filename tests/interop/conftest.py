@@ -1,0 +1,44 @@
+"""Real LwM2M peers for the tests of this folder, which `make test-interop` runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "services/lwm2m-bridge/tests"))
+sys.path.insert(0, str(Path(__file__).parent))
+
+from leshan_peer import Leshan, Peers, build_leshan, write_definitions  # noqa: E402
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave these tests out of runs of the whole tree: they need Java, Maven and, the first time, a network."""
+    if os.environ.get("TINYMLAAS_INTEROP") == "1":
+        return
+    skip = pytest.mark.skip(reason="run by `make test-interop`")
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def leshan_build() -> Leshan:
+    """The Java programs, built; a skip that says what is missing where that is not possible."""
+    return build_leshan(ROOT)
+
+
+@pytest.fixture
+async def peers(leshan_build: Leshan, tmp_path: Path) -> AsyncIterator[Peers]:
+    """Starts Leshan clients and servers, and ends them."""
+    models = tmp_path / "models"
+    write_definitions(models)
+    started = Peers(leshan_build, models)
+    try:
+        yield started
+    finally:
+        await started.close()
