@@ -97,7 +97,7 @@ def elementwise(
     return case
 
 
-@pytest.mark.parametrize("scale", [0.02, 0.11])
+@pytest.mark.parametrize("scale", [0.004, 0.02, 0.11])
 @pytest.mark.parametrize(
     ("kind", "attributes", "out"),
     [
@@ -105,6 +105,9 @@ def elementwise(
         (OpKind.RELU, {}, (0.05, -128)),
         (OpKind.LEAKY_RELU, {"alpha": 0.1}, (0.06, -20)),
         (OpKind.SOFTMAX, {"beta": 1.0}, (1 / 256, -128)),
+        (OpKind.LOGISTIC, {}, (1 / 256, -128)),
+        (OpKind.TANH, {}, (1 / 128, 0)),
+        (OpKind.HARD_SWISH, {}, (0.06, -100)),
     ],
 )
 def test_elementwise_operators_equal_tflite_micro(

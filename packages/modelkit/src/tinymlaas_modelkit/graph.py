@@ -40,19 +40,27 @@ class OpKind(StrEnum):
 
     ADD = "ADD"
     AVERAGE_POOL_2D = "AVERAGE_POOL_2D"
+    BATCH_MATMUL = "BATCH_MATMUL"
     CONCATENATION = "CONCATENATION"
     CONV_2D = "CONV_2D"
     DEPTHWISE_CONV_2D = "DEPTHWISE_CONV_2D"
     DEQUANTIZE = "DEQUANTIZE"
+    DIV = "DIV"
     FULLY_CONNECTED = "FULLY_CONNECTED"
+    GATHER = "GATHER"
     HARD_SWISH = "HARD_SWISH"
     LEAKY_RELU = "LEAKY_RELU"
     LOGISTIC = "LOGISTIC"
+    MAXIMUM = "MAXIMUM"
     MAX_POOL_2D = "MAX_POOL_2D"
     MEAN = "MEAN"
+    MINIMUM = "MINIMUM"
     MUL = "MUL"
     PAD = "PAD"
+    PRELU = "PRELU"
     QUANTIZE = "QUANTIZE"
+    REDUCE_MAX = "REDUCE_MAX"
+    REDUCE_MIN = "REDUCE_MIN"
     RELU = "RELU"
     RELU6 = "RELU6"
     RESHAPE = "RESHAPE"
@@ -65,6 +73,11 @@ class OpKind(StrEnum):
     SUB = "SUB"
     TANH = "TANH"
     TRANSPOSE = "TRANSPOSE"
+    TRANSPOSE_CONV = "TRANSPOSE_CONV"
+
+    # Not of TFLite: a function of one int8 tensor as a table, and an ONNX node that nothing above can express.
+    TABLE = "TABLE"
+    FOREIGN = "FOREIGN"
 
 
 class Activation(StrEnum):
@@ -86,7 +99,8 @@ ATTRIBUTES: Mapping[OpKind, tuple[str, ...]] = {
     OpKind.CONV_2D: ("strides", "dilations", "pads", "activation"),
     OpKind.DEPTHWISE_CONV_2D: ("strides", "dilations", "pads", "activation", "depth_multiplier"),
     OpKind.FULLY_CONNECTED: ("activation", "keep_num_dims"),
-    # kernel: (h, w). Average excludes padding from the count (TFLite).
+    # kernel: (h, w). Average excludes padding from the count (TFLite). Of averages and of MEAN the optional attribute
+    # `order` says in which order ONNX Runtime adds: "sequence", "columns" (each column first), "lanes" (every fourth first).
     OpKind.AVERAGE_POOL_2D: ("kernel", "strides", "pads", "activation"),
     OpKind.MAX_POOL_2D: ("kernel", "strides", "pads", "activation"),
     OpKind.CONCATENATION: ("axis", "activation"),
@@ -102,6 +116,20 @@ ATTRIBUTES: Mapping[OpKind, tuple[str, ...]] = {
     OpKind.SLICE: ("begin", "size"),
     OpKind.STRIDED_SLICE: ("begin", "end", "strides"),
     OpKind.SPLIT: ("axis", "sizes"),
+    OpKind.DIV: ("activation",),
+    # adj_x, adj_y: whether the last two axes of an operand are read transposed.
+    OpKind.BATCH_MATMUL: ("adj_x", "adj_y"),
+    # indices: a tuple of positions along `axis`, of the shape `indices_shape`, which stands for that axis in the result.
+    OpKind.GATHER: ("axis", "indices", "indices_shape"),
+    OpKind.REDUCE_MAX: ("axes", "keep_dims"),
+    OpKind.REDUCE_MIN: ("axes", "keep_dims"),
+    # (activation, filter [O, kh, kw, I], bias or None); pads as for CONV_2D, cut off the full result.
+    OpKind.TRANSPOSE_CONV: ("strides", "pads", "activation"),
+    # table: bytes, the int8 results of -128 to 127.
+    OpKind.TABLE: ("table",),
+    # node: the NodeProto, serialized, without names of values; opset: the version that it is of. Reads and gives values in
+    # ONNX's layout and element types.
+    OpKind.FOREIGN: ("node", "opset"),
     OpKind.RESIZE_BILINEAR: ("size", "align_corners", "half_pixel_centers"),
     OpKind.RESIZE_NEAREST_NEIGHBOR: ("size", "align_corners", "half_pixel_centers"),
 }

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 from tinymlaas_compiler_tvm.compile import check_file, check_shapes, is_int8, settings_for
 from tinymlaas_compiler_tvm.errors import ModelInvalid, OpUnsupported
+from tinymlaas_compiler_tvm.int8.dead_channels import thinned
 from tinymlaas_compiler_tvm.int8.lowering import try_lower
 from tinymlaas_compiler_tvm.int8.operators import INT8_OPERATORS
 from tinymlaas_compiler_tvm.native.planner import ALIGNMENT, Request, plan_arena
 from tinymlaas_compiler_tvm.native.program import Program
 from tinymlaas_compiler_tvm.options import Options
 from tinymlaas_compiler_tvm.parts import Estimates, ModelCheck, NodeCheck
+from tinymlaas_compiler_tvm.prepare import prepare
 from tinymlaas_compiler_tvm.target import Machine, TargetSpec, machine_for
 from tinymlaas_modelkit.errors import MalformedModel, UnsupportedOperator
 from tinymlaas_modelkit.graph import Graph, OpKind
@@ -54,7 +57,10 @@ def _macs(graph: Graph) -> int:
 
 
 def _check_int8(graph: Graph, machine: Machine, options: Options) -> ModelCheck:
-    program, refusals = try_lower(graph, machine, settings_for(options), INT8_OPERATORS)
+    graph, rounding = prepare(graph, options.rounding)
+    options = dataclasses.replace(options, rounding=rounding)
+    settings = settings_for(options)
+    program, refusals = try_lower(thinned(graph, machine, settings), machine, settings, INT8_OPERATORS)
     refused = {id(refusal.op): refusal.error for refusal in refusals}
     nodes = tuple(
         NodeCheck(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 from tinymlaas_compiler_tvm.errors import CompilerFault, ModelInvalid, ModelRefused
+from tinymlaas_compiler_tvm.int8.dead_channels import thinned
 from tinymlaas_compiler_tvm.int8.lowering import Settings, lower_graph
 from tinymlaas_compiler_tvm.int8.operators import INT8_OPERATORS
 from tinymlaas_compiler_tvm.native.assemble import Interface, assemble
 from tinymlaas_compiler_tvm.native.program import Buffer
 from tinymlaas_compiler_tvm.options import Options
 from tinymlaas_compiler_tvm.parts import CompiledParts, Numerics, NumericsClass
+from tinymlaas_compiler_tvm.prepare import numerics_of, prepare
 from tinymlaas_compiler_tvm.target import Machine, TargetSpec, machine_for
 from tinymlaas_modelkit.check import CheckerUnavailable, Limits, ModelRejected, check_structure
 from tinymlaas_modelkit.check import check_model as check_onnx
@@ -102,12 +105,14 @@ def settings_for(options: Options) -> Settings:
 
 def compile_graph(graph: Graph, machine: Machine, target: TargetSpec, options: Options) -> CompiledParts:
     """A native module for an int8 graph."""
-    program = lower_graph(graph, machine, settings_for(options), INT8_OPERATORS)
+    prepared, rounding = prepare(graph, options.rounding)
+    options = dataclasses.replace(options, rounding=rounding)
+    settings = settings_for(options)
+    program = lower_graph(thinned(prepared, machine, settings), machine, settings, INT8_OPERATORS)
     optimize = "-O2" if options.objective == "latency" else "-Os"
     inputs = [_interface(graph, name, buffer) for name, buffer in zip(graph.inputs, program.inputs, strict=True)]
     outputs = [_interface(graph, name, buffer) for name, buffer in zip(graph.outputs, program.outputs, strict=True)]
-    numerics = NumericsClass(Numerics.BIT_EXACT, options.rounding)
-    return assemble(program, machine, target, inputs, outputs, numerics, optimize)
+    return assemble(program, machine, target, inputs, outputs, numerics_of(graph, rounding), optimize)
 
 
 def _interface(graph: Graph, name: str, buffer: Buffer) -> Interface:

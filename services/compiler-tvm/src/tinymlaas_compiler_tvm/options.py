@@ -15,9 +15,12 @@ OPTION_SCHEMA: Mapping[str, object] = {
     "properties": {
         "rounding": {
             "type": "string",
-            "enum": ["tflite"],
+            "enum": ["tflite", "onnx"],
             "default": "tflite",
-            "description": "Reference that int8 outputs equal bit by bit: TFLite Micro's reference kernels (fixed point).",
+            "description": (
+                "Reference that int8 layers follow: TFLite Micro's reference kernels (fixed point, bit by bit), "
+                "or ONNX Runtime on the QDQ graph (to nearest even)."
+            ),
         },
         "objective": {
             "type": "string",

@@ -50,11 +50,26 @@ def average_pool(context: Context, node: Node) -> None:
     image, sequence = to_image(context, x)
     attributes, shape = _window(context, node, image, sequence)
     attributes["activation"] = target.activation
+    attributes["order"] = _order(context, image, attributes)
     tensor = context.emit(
         OpKind.AVERAGE_POOL_2D, (image.tensor,), target.name, shape, target.quantization, attributes, node.name
     )
     result = from_image(context, tensor, sequence)
     context.finish(target, result.tensor, result.perm)
+
+
+def _order(context: Context, image: Act, attributes: dict[str, object]) -> str:
+    """The order in which ONNX Runtime adds a window: its MLAS kernels serve AveragePool before version 19 only."""
+    _, h, w, _ = context.tensors[image.tensor].shape
+    strides = attributes["strides"]
+    assert isinstance(strides, tuple)
+    if context.source.opset >= 19:
+        return "sequence"
+    if strides[1] > 2:
+        return "sequence"
+    if attributes["kernel"] == (h, w) and strides == (1, 1) and not any(attributes["pads"]):  # type: ignore[call-overload]
+        return "lanes"
+    return "columns"
 
 
 def max_pool(context: Context, node: Node) -> None:
@@ -99,7 +114,7 @@ def _preserving_pool(
     context.values[node.outputs[0]] = Act(result.tensor, result.perm, image.view)
 
 
-def _mean(context: Context, node: Node, axes: tuple[int, ...], keep_dims: bool) -> None:
+def _mean(context: Context, node: Node, axes: tuple[int, ...], keep_dims: bool, order: str = "") -> None:
     x = context.act(node)
     rank = len(x.perm)
     stored_axes = tuple(sorted({x.perm[a % rank] for a in axes}))
@@ -109,9 +124,10 @@ def _mean(context: Context, node: Node, axes: tuple[int, ...], keep_dims: bool) 
         x = context.real(x)
     shape = tuple(1 if a in stored_axes else d for a, d in enumerate(context.tensors[x.tensor].shape))
     quantization: Quantization | None = target.quantization
-    tensor = context.emit(
-        OpKind.MEAN, (x.tensor,), target.name, shape, quantization, {"axes": stored_axes, "keep_dims": True}, node.name
-    )
+    attributes: dict[str, object] = {"axes": stored_axes, "keep_dims": True}
+    if order:
+        attributes["order"] = order
+    tensor = context.emit(OpKind.MEAN, (x.tensor,), target.name, shape, quantization, attributes, node.name)
     result = Act(tensor, x.perm)
     if not keep_dims:
         squeezed = tuple(d for a, d in enumerate(kept) if a not in {b % rank for b in axes})
@@ -124,7 +140,7 @@ def global_average_pool(context: Context, node: Node) -> None:
     rank = len(context.act(node).perm)
     if rank < 3:
         raise NotExpressible(f"input of rank {rank}")
-    _mean(context, node, tuple(range(2, rank)), True)
+    _mean(context, node, tuple(range(2, rank)), True, "lanes")
 
 
 def reduce_mean(context: Context, node: Node) -> None:

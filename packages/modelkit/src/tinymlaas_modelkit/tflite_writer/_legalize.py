@@ -25,8 +25,12 @@ SHARED_SCALE = frozenset(
     {
         OpKind.AVERAGE_POOL_2D,
         OpKind.MAX_POOL_2D,
+        OpKind.RELU6,
         OpKind.RESHAPE,
         OpKind.TRANSPOSE,
+        OpKind.GATHER,
+        OpKind.REDUCE_MAX,
+        OpKind.REDUCE_MIN,
         OpKind.PAD,
         OpKind.SLICE,
         OpKind.STRIDED_SLICE,
@@ -35,14 +39,20 @@ SHARED_SCALE = frozenset(
         OpKind.RESIZE_NEAREST_NEIGHBOR,
     }
 )
-"""Operators whose int8 kernels copy or average integers: input and output have one quantization."""
+"""Operators whose int8 kernels copy, clamp or average integers: input and output have one quantization."""
+
+SHARED_OPERANDS = frozenset({OpKind.CONCATENATION, OpKind.MAXIMUM, OpKind.MINIMUM})
+"""Operators whose operands take the quantization of the result."""
+
+NOT_TFLITE = frozenset({OpKind.TABLE, OpKind.FOREIGN})
 
 WINDOWED = frozenset({OpKind.CONV_2D, OpKind.DEPTHWISE_CONV_2D, OpKind.AVERAGE_POOL_2D, OpKind.MAX_POOL_2D})
 
 
 class _Rewriter:
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, windows: bool) -> None:
         self.graph = graph
+        self.windows = windows
         self.tensors = dict(graph.tensors)
         self.ops: list[Op] = []
         self.offending: list[OffendingOperator] = []
@@ -119,7 +129,10 @@ class _Rewriter:
 
     def add(self, op: Op) -> None:
         """Add an operator, rewritten where TFLite asks for it."""
-        if op.kind in WINDOWED:
+        if op.kind in NOT_TFLITE:
+            self.refuse(op, "TFLite has no such operator")
+            return
+        if op.kind in WINDOWED and self.windows:
             op = self.padding(op)
         source = op.inputs[0]
         assert source is not None
@@ -129,7 +142,7 @@ class _Rewriter:
             return
         if op.kind in FIXED_OUTPUT:
             self.scaled_after(op, FIXED_OUTPUT[op.kind])
-        elif op.kind is OpKind.CONCATENATION:
+        elif op.kind in SHARED_OPERANDS:
             inputs = tuple(None if i is None else self.requantized(i, out.quantization, op.origin) for i in op.inputs)
             self.ops.append(dataclasses.replace(op, inputs=inputs))
         elif op.kind in SHARED_SCALE:
@@ -203,9 +216,12 @@ def trimmed_pads(op: Op, shape: tuple[int, ...], out: tuple[int, ...], graph: Gr
     return top, left, min(bottom, max(used_bottom, 0)), min(right, max(used_right, 0))
 
 
-def legalize(graph: Graph) -> Graph:
-    """The same graph in operators that TFLite has; UnsupportedOperator lists what cannot be said in TFLite."""
-    rewriter = _Rewriter(graph)
+def legalize(graph: Graph, *, windows: bool = True) -> Graph:
+    """The same graph in operators that TFLite has; UnsupportedOperator lists what cannot be said in TFLite.
+
+    Without `windows` the paddings stay as they are, for kernels that take any.
+    """
+    rewriter = _Rewriter(graph, windows)
     for op in graph.ops:
         rewriter.add(op)
     if rewriter.offending:

@@ -9,15 +9,20 @@ import numpy as np
 
 from tinymlaas_compiler_tvm import arithmetic, float_arithmetic
 from tinymlaas_compiler_tvm.errors import OpUnsupported
+from tinymlaas_compiler_tvm.int8 import c_real, c_strided
 from tinymlaas_compiler_tvm.int8.c_kernels import COPY_BYTES, COPY_FAST, KERNELS
 from tinymlaas_compiler_tvm.native.program import Access, Buffer, BufferKind, CKernel, Program, Step
 from tinymlaas_compiler_tvm.target import Machine
 from tinymlaas_modelkit.graph import Activation, DType, Graph, Op, OpKind, Tensor
 
+_KERNELS = KERNELS | {
+    made.name: made for module in (c_strided, c_real) for made in vars(module).values() if isinstance(made, CKernel)
+}
+
 ELEMENTWISE = frozenset(
     {
         OpKind.ADD, OpKind.SUB, OpKind.MUL, OpKind.QUANTIZE, OpKind.RELU, OpKind.RELU6, OpKind.LEAKY_RELU, OpKind.LOGISTIC,
-        OpKind.TANH, OpKind.HARD_SWISH,
+        OpKind.TANH, OpKind.HARD_SWISH, OpKind.DIV, OpKind.MINIMUM, OpKind.MAXIMUM, OpKind.PRELU, OpKind.TABLE,
     }
 )  # fmt: skip
 
@@ -76,6 +81,11 @@ class Lowering:
         height, width, channels = image(self.tensor(name))
         return (1, height * width) if self.places[name].planar else (channels, 1)
 
+    def lies_as(self, name: str, out_name: str) -> bool:
+        """Whether a tensor lies in the order of memory that an output of its shape will have."""
+        height, width, channels = image(self.tensor(name))
+        return self.places[name].planar == (out_name in self.planar) or channels == 1 or height * width == 1
+
     def output(self, name: str, over: str | None = None) -> Place:
         """A place for an operator's output: over the bytes of input `over` where that input ends here, else a new buffer."""
         tensor = self.tensor(name)
@@ -106,8 +116,9 @@ class Lowering:
 
     def activation_range(self, activation: Activation, scale: float, zero_point: int) -> tuple[int, int]:
         """The int8 clamp of a fused activation."""
-        rules = float_arithmetic if self.settings.rounding == "onnx" else arithmetic
-        return rules.activation_range(activation, scale, zero_point)
+        if self.settings.rounding == "onnx":
+            return float_arithmetic.activation_range(activation, scale, zero_point)
+        return arithmetic.activation_range(activation, scale, zero_point)
 
     def constant(self, data: bytes, alignment: int = 4) -> int:
         """Offset of a constant."""
@@ -116,7 +127,7 @@ class Lowering:
     def use(self, *names: str) -> None:
         """Take C kernels, and what they need, into the program."""
         for name in names:
-            kernel = KERNELS[name] if name in KERNELS else self._copy_kernel()
+            kernel = _KERNELS[name] if name in _KERNELS else self._copy_kernel()
             if kernel.name in self.program.c_kernels:
                 continue
             if kernel.name == "conv_common":
@@ -177,9 +188,13 @@ def choose_layouts(graph: Graph) -> set[str]:
 
     wanted: set[str] = set()
     fixed = set(graph.inputs) | set(graph.outputs)
-    free = {OpKind.CONV_2D, OpKind.DEPTHWISE_CONV_2D, OpKind.AVERAGE_POOL_2D, OpKind.MAX_POOL_2D, *ELEMENTWISE}
+    free = {
+        OpKind.CONV_2D, OpKind.DEPTHWISE_CONV_2D, OpKind.AVERAGE_POOL_2D, OpKind.MAX_POOL_2D, OpKind.MEAN, *ELEMENTWISE,
+    }  # fmt: skip
     for op in graph.ops:
         names = [n for n in (*op.inputs, *op.outputs) if n is not None and not graph.tensor(n).is_constant]
+        if any(graph.tensor(name).dtype is not DType.INT8 for name in names):
+            fixed.update(names)
         if op.kind in ELEMENTWISE:
             for name in names[1:]:
                 parent[find(name)] = find(names[0])
@@ -198,7 +213,8 @@ def choose_layouts(graph: Graph) -> set[str]:
             and find(op.outputs[0]) not in fixed_roots
         ):
             wanted_roots.add(find(op.outputs[0]))
-    return {name for name in graph.tensors if find(name) in wanted_roots and len(graph.tensor(name).shape) == 4}
+    shapes = {name: graph.tensor(name).shape for name in graph.tensors}
+    return {name for name, shape in shapes.items() if find(name) in wanted_roots and len(shape) == 4 and shape[0] == 1}
 
 
 @dataclass(frozen=True)
@@ -264,6 +280,22 @@ def quantized(state: Lowering, op: Op, name: str | None) -> tuple[Tensor, float,
             "operand is not int8 with one scale", op=op.kind, node=op.origin, dtype=tensor.dtype, count=1
         )
     return tensor, quantization.scale, quantization.zero_point
+
+
+def memory_strides(state: Lowering, tensor: Tensor) -> list[int]:
+    """Elements between neighbours along each axis of a tensor where it lies."""
+    if state.place(tensor.name).planar:
+        height, width, channels = image(tensor)
+        return [channels * height * width, width, 1, height * width]
+    return row_major(tensor.shape)
+
+
+def row_major(shape: tuple[int, ...]) -> list[int]:
+    """Elements between neighbours along each axis, the last axis without gaps."""
+    strides = [1] * len(shape)
+    for i in range(len(shape) - 2, -1, -1):
+        strides[i] = strides[i + 1] * shape[i + 1]
+    return strides
 
 
 def activation_of(op: Op) -> Activation:

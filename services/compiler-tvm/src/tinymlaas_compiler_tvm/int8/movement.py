@@ -5,19 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, cast
 
-from tinymlaas_compiler_tvm.int8.lowering import Lowering, pointer, quantized, unsupported
+from tinymlaas_compiler_tvm.int8.lowering import Lowering, pointer, quantized, row_major, unsupported
 from tinymlaas_compiler_tvm.int8.simple import as_planar
 from tinymlaas_compiler_tvm.native.program import Buffer
 from tinymlaas_modelkit.graph import Op, Tensor
 
 _RANK = 4
-
-
-def _row_major(shape: tuple[int, ...]) -> list[int]:
-    strides = [1] * len(shape)
-    for i in range(len(shape) - 2, -1, -1):
-        strides[i] = strides[i + 1] * shape[i + 1]
-    return strides
 
 
 def _integers(op: Op, name: str) -> list[int]:
@@ -55,12 +48,12 @@ def lower_transpose(state: Lowering, op: Op) -> None:
     """TRANSPOSE by `permutation`."""
     name, tensor = _taken(state, op)
     _same_quantization(state, op, (name, op.outputs[0]))
-    strides = _row_major(tensor.shape)
+    strides = row_major(tensor.shape)
     permutation = _integers(op, "permutation")
     out = state.tensor(op.outputs[0])
     source, target = state.place(name).buffer, state.output(op.outputs[0]).buffer
     state.use("relayout")
-    body = _copy(op, 0, source, target, out.shape, [strides[p] for p in permutation], _row_major(out.shape), 0, 0)
+    body = _copy(op, 0, source, target, out.shape, [strides[p] for p in permutation], row_major(out.shape), 0, 0)
     state.step("transpose", op, body, [name], [op.outputs[0]])
 
 
@@ -70,12 +63,12 @@ def lower_pad(state: Lowering, op: Op) -> None:
     _same_quantization(state, op, (name, op.outputs[0]))
     out, _, zero = quantized(state, op, op.outputs[0])
     before = [int(pair[0]) for pair in cast("Iterable[Any]", op.attributes["paddings"])]
-    outs = _row_major(out.shape)
+    outs = row_major(out.shape)
     source, target = state.place(name).buffer, state.output(op.outputs[0]).buffer
     state.use("relayout", "fill")
     offset = sum(count * stride for count, stride in zip(before, outs, strict=True))
     body = f"tim_fill_bytes({pointer(target)}, {zero}, {out.elements});\n  " + _copy(
-        op, 0, source, target, tensor.shape, _row_major(tensor.shape), outs, 0, offset
+        op, 0, source, target, tensor.shape, row_major(tensor.shape), outs, 0, offset
     )
     state.step("pad", op, body, [name], [op.outputs[0]])
 
@@ -86,16 +79,14 @@ def lower_concatenation(state: Lowering, op: Op) -> None:
     _same_quantization(state, op, (*names, op.outputs[0]))
     out = state.tensor(op.outputs[0])
     axis = int(cast("int", op.attributes["axis"])) % len(out.shape)
-    outs = _row_major(out.shape)
+    outs = row_major(out.shape)
     target = state.output(op.outputs[0]).buffer
     state.use("relayout")
     parts, at = [], 0
     for number, name in enumerate(names):
         tensor = state.tensor(name)
         source = state.place(name).buffer
-        parts.append(
-            _copy(op, number, source, target, tensor.shape, _row_major(tensor.shape), outs, 0, at * outs[axis])
-        )
+        parts.append(_copy(op, number, source, target, tensor.shape, row_major(tensor.shape), outs, 0, at * outs[axis]))
         at += tensor.shape[axis]
     state.step("concatenation", op, "\n  ".join(parts), names, [op.outputs[0]])
 
@@ -109,12 +100,12 @@ def lower_slice(state: Lowering, op: Op) -> None:
     out = state.tensor(op.outputs[0])
     if len(out.shape) != len(tensor.shape) or min(steps) < 1 or min(begin) < 0:
         raise unsupported(op, "slice that drops or reverses a dimension")
-    strides = _row_major(tensor.shape)
+    strides = row_major(tensor.shape)
     source, target = state.place(name).buffer, state.output(op.outputs[0]).buffer
     state.use("relayout")
     ins = [stride * step for stride, step in zip(strides, steps, strict=True)]
     offset = sum(first * stride for first, stride in zip(begin, strides, strict=True))
-    body = _copy(op, 0, source, target, out.shape, ins, _row_major(out.shape), offset, 0)
+    body = _copy(op, 0, source, target, out.shape, ins, row_major(out.shape), offset, 0)
     state.step("slice", op, body, [name], [op.outputs[0]])
 
 
@@ -123,15 +114,13 @@ def lower_split(state: Lowering, op: Op) -> None:
     name, tensor = _taken(state, op)
     _same_quantization(state, op, (name, *op.outputs))
     axis = int(cast("int", op.attributes["axis"])) % len(tensor.shape)
-    strides = _row_major(tensor.shape)
+    strides = row_major(tensor.shape)
     source = state.place(name).buffer
     state.use("relayout")
     parts, at = [], 0
     for number, out_name in enumerate(op.outputs):
         out = state.tensor(out_name)
         target = state.output(out_name).buffer
-        parts.append(
-            _copy(op, number, source, target, out.shape, strides, _row_major(out.shape), at * strides[axis], 0)
-        )
+        parts.append(_copy(op, number, source, target, out.shape, strides, row_major(out.shape), at * strides[axis], 0))
         at += out.shape[axis]
     state.step("split", op, "\n  ".join(parts), [name], list(op.outputs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tinymlaas_compiler_tvm.int8.conv import lower_conv
 from tinymlaas_compiler_tvm.int8.dense import lower_dense
 from tinymlaas_compiler_tvm.int8.depthwise import lower_depthwise
+from tinymlaas_compiler_tvm.int8.elementwise import lower_binary, lower_table
 from tinymlaas_compiler_tvm.int8.lowering import Lower
 from tinymlaas_compiler_tvm.int8.movement import (
     lower_concatenation,
@@ -14,26 +15,29 @@ from tinymlaas_compiler_tvm.int8.movement import (
     lower_transpose,
 )
 from tinymlaas_compiler_tvm.int8.simple import (
-    lower_add,
-    lower_mul,
     lower_pool,
     lower_reshape,
     lower_softmax,
-    lower_table,
 )
 from tinymlaas_modelkit.graph import OpKind
 
 INT8_OPERATORS: dict[OpKind, Lower] = {
-    OpKind.ADD: lower_add,
+    OpKind.ADD: lower_binary,
     OpKind.AVERAGE_POOL_2D: lower_pool,
     OpKind.CONCATENATION: lower_concatenation,
     OpKind.CONV_2D: lower_conv,
     OpKind.DEPTHWISE_CONV_2D: lower_depthwise,
+    OpKind.DIV: lower_binary,
     OpKind.FULLY_CONNECTED: lower_dense,
+    OpKind.HARD_SWISH: lower_table,
     OpKind.LEAKY_RELU: lower_table,
+    OpKind.LOGISTIC: lower_table,
+    OpKind.MAXIMUM: lower_binary,
     OpKind.MAX_POOL_2D: lower_pool,
-    OpKind.MUL: lower_mul,
+    OpKind.MINIMUM: lower_binary,
+    OpKind.MUL: lower_binary,
     OpKind.PAD: lower_pad,
+    OpKind.PRELU: lower_binary,
     OpKind.QUANTIZE: lower_table,
     OpKind.RELU: lower_table,
     OpKind.RELU6: lower_table,
@@ -42,6 +46,8 @@ INT8_OPERATORS: dict[OpKind, Lower] = {
     OpKind.SOFTMAX: lower_softmax,
     OpKind.SPLIT: lower_split,
     OpKind.STRIDED_SLICE: lower_slice,
-    OpKind.SUB: lower_add,
+    OpKind.SUB: lower_binary,
+    OpKind.TABLE: lower_table,
+    OpKind.TANH: lower_table,
     OpKind.TRANSPOSE: lower_transpose,
 }

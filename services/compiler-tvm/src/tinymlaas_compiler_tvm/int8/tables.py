@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
-from tinymlaas_compiler_tvm import arithmetic
+from tinymlaas_compiler_tvm import arithmetic, fixed_point, float_arithmetic
 from tinymlaas_modelkit.graph import Op, OpKind
 
 Int64s = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
 _ALL = np.arange(-128, 128, dtype=np.int64)
 _MAX = (1 << 31) - 1
 
@@ -47,65 +49,85 @@ def linear_add(
     return None
 
 
-def _shift_left_saturating(value: Int64s, exponent: int) -> Int64s:
-    shifted: Int64s = np.clip(value << exponent, -_MAX - 1, _MAX)
-    return shifted
-
-
-def exp_of_negative(raw: Int64s) -> Int64s:
-    """gemmlowp's exp of a Q5.26 number at most 0, in Q0.31."""
-    quarter = 1 << 24
-    reduced = (raw & (quarter - 1)) - quarter
-    x = _shift_left_saturating(reduced, 5) + (1 << 28)
-    mul = arithmetic.doubling_high_multiply
-    x2 = mul(x, x)
-    x3 = mul(x2, x)
-    x4_over_4 = arithmetic.rounding_shift_right(mul(x2, x2), 2)
-    poly = arithmetic.rounding_shift_right(mul(x4_over_4 + x3, 715827883) + x2, 1)
-    result = 1895147668 + mul(x + poly, 1895147668)
-    remainder = reduced - raw
-    for exponent, factor in (
-        (-2, 1672461947), (-1, 1302514674), (0, 790015084), (1, 290630308), (2, 39332535), (3, 720401), (4, 242),
-    ):  # fmt: skip
-        result = np.where(remainder & (1 << (26 + exponent)), mul(result, factor), result)
-    exps: Int64s = np.where(raw == 0, _MAX, result)
-    return exps
-
-
 def softmax_exps(scale: float, beta: float) -> Int64s:
     """exp of the differences 0, -1, ... that TFLite's softmax does not drop, in Q0.31."""
     real = min(float(beta) * float(scale) * (1 << 26), float(_MAX))
     multiplier, shift = arithmetic.quantize_multiplier(real)
     radius = int(np.floor(31.0 * (1 << 26) / (1 << shift)))
     differences = -np.arange(0, min(radius, 255) + 1, dtype=np.int64)
-    return exp_of_negative(arithmetic.doubling_high_multiply(differences << shift, multiplier))
+    return fixed_point.exp_of_negative(arithmetic.doubling_high_multiply(differences << shift, multiplier), 5)
+
+
+def real_exps(scale: float, beta: float) -> Floats:
+    """exp of the differences 0 to -255 as reals."""
+    exps: Floats = np.exp(-np.arange(256) * float(np.float32(scale)) * beta).astype(np.float32)
+    return exps
+
+
+def _given(op: Op) -> Int64s:
+    return np.frombuffer(cast("bytes", op.attributes["table"]), np.int8).astype(np.int64)
+
+
+def _attribute(op: Op, name: str) -> float:
+    return float(np.float32(cast("float", op.attributes[name])))
 
 
 def unary_table(op: Op, in_scale: float, in_zero: int, out_scale: float, out_zero: int) -> Int64s | None:
-    """The int8 outputs for -128 .. 127; None where the reference's bits are not reproduced yet."""
-    if op.kind is OpKind.QUANTIZE:
-        multiplier, shift = arithmetic.quantize_multiplier(in_scale / out_scale)
-        return arithmetic.requantize(_ALL - in_zero, multiplier, shift, out_zero, -128, 127)
-    if op.kind is OpKind.RELU:
-        multiplier, shift = arithmetic.quantize_multiplier(float(np.float32(in_scale) / np.float32(out_scale)))
-        low = max(-128, arithmetic.quantize_value(0.0, out_scale, out_zero))
-        return arithmetic.requantize(_ALL - in_zero, multiplier, shift, out_zero, low, 127)
-    if op.kind is OpKind.RELU6 and (in_scale, in_zero) == (out_scale, out_zero):
-        # TFLite's kernel clamps and never rescales.
-        clamped: Int64s = np.clip(_ALL, max(-128, in_zero), min(127, arithmetic.quantize_value(6.0, in_scale, in_zero)))
-        return clamped
-    if op.kind is OpKind.LEAKY_RELU:
-        alpha = float(np.float32(cast("float", op.attributes["alpha"])))
-        m_alpha, s_alpha = arithmetic.quantize_multiplier(
-            float(np.float32(in_scale) * np.float32(alpha) / np.float32(out_scale))
-        )
-        m_one, s_one = arithmetic.quantize_multiplier(float(np.float32(in_scale) / np.float32(out_scale)))
-        x = _ALL - in_zero
-        scaled = np.where(
-            x >= 0,
-            arithmetic.multiply_by_quantized_multiplier(x, m_one, s_one),
-            arithmetic.multiply_by_quantized_multiplier(x, m_alpha, s_alpha),
-        )
-        leaky: Int64s = np.clip(scaled + out_zero, -128, 127)
-        return leaky
+    """The int8 outputs for -128 .. 127, bit by bit those of TFLite Micro; None where it has no such function."""
+    ratio = float(np.float32(in_scale) / np.float32(out_scale))
+    x = _ALL - in_zero
+    match op.kind:
+        case OpKind.TABLE:
+            return _given(op)
+        case OpKind.QUANTIZE:
+            multiplier, shift = arithmetic.quantize_multiplier(in_scale / out_scale)
+            return arithmetic.requantize(x, multiplier, shift, out_zero, -128, 127)
+        case OpKind.RELU:
+            multiplier, shift = arithmetic.quantize_multiplier(ratio)
+            low = max(-128, arithmetic.quantize_value(0.0, out_scale, out_zero))
+            return arithmetic.requantize(x, multiplier, shift, out_zero, low, 127)
+        case OpKind.RELU6 if (in_scale, in_zero) == (out_scale, out_zero):
+            # TFLite's kernel clamps and never rescales.
+            high = min(127, arithmetic.quantize_value(6.0, in_scale, in_zero))
+            clamped: Int64s = np.clip(_ALL, max(-128, in_zero), high)
+            return clamped
+        case OpKind.LEAKY_RELU:
+            slope = np.float32(in_scale) * np.float32(_attribute(op, "alpha")) / np.float32(out_scale)
+            below = arithmetic.multiply_by_quantized_multiplier(x, *arithmetic.quantize_multiplier(float(slope)))
+            above = arithmetic.multiply_by_quantized_multiplier(x, *arithmetic.quantize_multiplier(ratio))
+            leaky: Int64s = np.clip(np.where(x >= 0, above, below) + out_zero, -128, 127)
+            return leaky
+        case OpKind.LOGISTIC if (out_scale, out_zero) == (1 / 256, -128):
+            return fixed_point.logistic(x, in_scale)
+        case OpKind.TANH if (out_scale, out_zero) == (1 / 128, 0):
+            return fixed_point.tanh(x, in_scale)
+        case OpKind.HARD_SWISH:
+            return fixed_point.hard_swish(x, in_scale, out_scale, out_zero)
     return None
+
+
+def _hard_swish(x: Floats) -> Floats:
+    part = np.clip(x / np.float32(6.0) + np.float32(0.5), np.float32(0.0), np.float32(1.0))
+    return cast("Floats", x * part)
+
+
+_REAL: dict[OpKind, Callable[[Floats, Op], npt.ArrayLike]] = {
+    OpKind.QUANTIZE: lambda x, _: x,
+    OpKind.RELU: lambda x, _: np.maximum(x, 0),
+    OpKind.RELU6: lambda x, _: np.clip(x, 0, 6),
+    OpKind.LEAKY_RELU: lambda x, op: np.where(x >= 0, x, x * np.float32(_attribute(op, "alpha"))),
+    OpKind.LOGISTIC: lambda x, _: 1 / (1 + np.exp(-x.astype(np.float64))),
+    OpKind.TANH: lambda x, _: np.tanh(x.astype(np.float64)),
+    OpKind.HARD_SWISH: lambda x, _: _hard_swish(x),
+}
+
+
+def real_table(op: Op, in_scale: float, in_zero: int, out_scale: float, out_zero: int) -> Int64s | None:
+    """The int8 outputs for -128 .. 127 of the function on reals, quantized; None for a function that is not known."""
+    if op.kind is OpKind.TABLE:
+        return _given(op)
+    function = _REAL.get(op.kind)
+    if function is None:
+        return None
+    reals = float_arithmetic.dequantize(_ALL, in_scale, in_zero)
+    return float_arithmetic.quantize(np.asarray(function(reals, op), np.float32), out_scale, out_zero)
