@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from tinymlaas_compiler_tvm.compile import check_file, check_shapes, is_int8, settings_for
-from tinymlaas_compiler_tvm.errors import ModelInvalid, OpUnsupported
+from tinymlaas_compiler_tvm.compile import check_file, check_shapes, is_int8, read_graph, settings_for
+from tinymlaas_compiler_tvm.errors import OpUnsupported
 from tinymlaas_compiler_tvm.int8.dead_channels import thinned
 from tinymlaas_compiler_tvm.int8.lowering import try_lower
 from tinymlaas_compiler_tvm.int8.operators import INT8_OPERATORS
@@ -16,9 +16,7 @@ from tinymlaas_compiler_tvm.options import Options
 from tinymlaas_compiler_tvm.parts import Estimates, ModelCheck, NodeCheck
 from tinymlaas_compiler_tvm.prepare import prepare
 from tinymlaas_compiler_tvm.target import Machine, TargetSpec, machine_for
-from tinymlaas_modelkit.errors import MalformedModel, UnsupportedOperator
 from tinymlaas_modelkit.graph import Graph, OpKind
-from tinymlaas_modelkit.onnx_reader import read_onnx
 
 # Instructions a multiply-accumulate, seen on the zoo's models; rough, and said to be so.
 _PER_MAC = {"dsp": 1.0, "long_multiply": 5.0, "small": 11.5}
@@ -34,12 +32,8 @@ def check_model(onnx_bytes: bytes, target: TargetSpec, options: Mapping[str, obj
     """
     checked = Options.of(options or {})
     machine = machine_for(target)
-    check_file(onnx_bytes)
-    try:
-        graph = read_onnx(onnx_bytes)
-    except MalformedModel as error:
-        raise ModelInvalid(str(error), **error.metadata) from error
-    except UnsupportedOperator:
+    graph = read_graph(onnx_bytes)
+    if graph is None:
         return _check_float(onnx_bytes, machine, 0)
     if is_int8(graph):
         return _check_int8(graph, machine, checked)

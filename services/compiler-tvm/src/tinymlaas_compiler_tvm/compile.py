@@ -43,7 +43,7 @@ def compile_model(
     """
     checked = Options.of(options or {})
     machine = machine_for(target)
-    graph = _read(onnx_bytes)
+    graph = read_graph(onnx_bytes)
     if graph is not None and is_int8(graph):
         return compile_graph(graph, machine, target, checked)
     return compile_float(onnx_bytes, machine, target, checked, check)
@@ -70,15 +70,23 @@ def compile_float(
     return assemble(program, machine, target, inputs, outputs, numerics, "-O2")
 
 
-def _read(onnx_bytes: bytes) -> Graph | None:
-    """The model as a graph; None where the graph can't express an operator, which TVM may know."""
+def read_graph(onnx_bytes: bytes) -> Graph | None:
+    """The model as a graph; None where TVM takes the file itself: what the graph can't express, float models foremost."""
     check_file(onnx_bytes)
     try:
         return read_onnx(onnx_bytes)
     except UnsupportedOperator:
         return None
     except MalformedModel as error:
+        if not _is_quantized(onnx_bytes):
+            return None
         raise ModelInvalid(str(error), **error.metadata) from error
+
+
+def _is_quantized(onnx_bytes: bytes) -> bool:
+    import onnx
+
+    return any(node.op_type == "QuantizeLinear" for node in onnx.load_from_string(onnx_bytes).graph.node)
 
 
 def check_file(onnx_bytes: bytes, check: Callable[[bytes], None] | None = None) -> None:

@@ -33,7 +33,7 @@ class Layer:
 
     @property
     def biased(self) -> bool:
-        """Whether accumulators start at a bias that the requantization's offset does not hold."""
+        """Whether accumulators start at a bias."""
         return bool(np.any(self.biases))
 
     @property
@@ -71,7 +71,7 @@ class Layer:
         return bool(self.weights.min(initial=0) >= -127)
 
 
-def _reference(
+def reference(
     state: Lowering, op: Op, channels: int, low: int, high: int
 ) -> tuple[Callable[[Int64s], Int64s], npt.NDArray[np.float64]]:
     """The map from accumulators to outputs that the reference computes, and its slope a channel."""
@@ -100,25 +100,6 @@ def _reference(
     return in_fixed_point, multipliers[:, 0] * 2.0 ** (shifts[:, 0] - 31)
 
 
-def _without_biases(
-    function: Callable[[Int64s], Int64s],
-    slope: npt.NDArray[np.float64],
-    biases: Int64s,
-    sums: tuple[Int64s, Int64s],
-    clamp: tuple[int, int],
-) -> requant.Fit | None:
-    """Parameters whose offsets hold the biases too, proven over the sums of products; None where there are none.
-
-    Only where negative accumulators need no offset of their own, whose sign is that of the accumulator with its bias.
-    """
-    steps = requant.find_steps(lambda acc: function(acc + biases[:, None]), slope, *sums, *clamp)
-    for shifts in requant.shifts_to_try(steps):
-        fitted = requant.fit(steps, *sums, shifts, signed=False)
-        if fitted is not None:
-            return fitted
-    return None
-
-
 def make_layer(state: Lowering, op: Op, weights: Int64s) -> Layer:
     """The layer of an operator with `weights` [channels, K]; OpUnsupported for what the kernels can't hold."""
     filter_tensor = state.tensor(op.inputs[1])
@@ -138,14 +119,10 @@ def make_layer(state: Lowering, op: Op, weights: Int64s) -> Layer:
     biases = biases - in_zero * weights.sum(axis=1)
     activation = activation_of(op)
     low, high = state.activation_range(activation, out_scale, out_zero)
-    function, slope = _reference(state, op, channels, low, high)
+    function, slope = reference(state, op, channels, low, high)
     extremes = np.stack([weights * -128, weights * 127])
     sum_low, sum_high = extremes.min(axis=0).sum(axis=1), extremes.max(axis=0).sum(axis=1)
     limit = 1 << (31 - requant.PRE_SHIFT)
-    if sum_low.min() > -limit and sum_high.max() < limit:
-        without = _without_biases(function, slope, biases, (sum_low, sum_high), (low, high))
-        if without is not None:
-            return Layer(weights, np.zeros_like(biases), without, low, high)
     # A huge bias (a dead channel's, mostly) is taken out of the accumulator; the requantization's offset makes up for it.
     outside = (biases + sum_low <= -limit) | (biases + sum_high >= limit)
     centre = np.where(outside, biases + (sum_low + sum_high) // 2, 0)

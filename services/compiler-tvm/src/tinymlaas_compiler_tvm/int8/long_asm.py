@@ -5,7 +5,7 @@ the low 23 bits with their sign while |X0| < 2**22, and X1 the rest. (At 2**24 t
 Convolutions pack two pixels so (in scratch memory, so that weights stay int8 in flash), fully connected layers two weights (by
 a mask, after the load, 24 bits apart: the lower one is made positive first), depthwise layers two neighbours.
 Streams are what `long_streams` writes. The sums start
-at zero; a bias that no offset holds is added to them at the end.
+at zero; a bias is added to them at the end.
 """
 
 from __future__ import annotations
