@@ -5,7 +5,16 @@ from collections.abc import Callable
 
 import pytest
 
-from tinymlaas_simulator import CPUS, FLASH_BASE, RAM_BASE, SimulatorError, Traffic, run_native, standard_machine
+from tinymlaas_simulator import (
+    CPUS,
+    FLASH_BASE,
+    RAM_BASE,
+    CodeRange,
+    SimulatorError,
+    Traffic,
+    run_native,
+    standard_machine,
+)
 
 Builder = Callable[..., bytes]
 
@@ -210,6 +219,64 @@ def test_bytes_moved_are_booked_to_the_instruction_and_the_place(build: Builder,
         arena_read=8, arena_written=2, payload_read=4, stack_read=0, stack_written=0
     )
     assert run.cycles_in(0, 12) + run.cycles_in(12, len(image)) == run.estimated_cycles
+
+
+@pytest.mark.parametrize("cpu", ["cortex-m0plus", "cortex-m4"])
+def test_shared_code_is_charged_to_whoever_called_it(build: Builder, cpu: str) -> None:
+    source = """
+    .syntax unified
+    .thumb
+    .section .text.entry
+    .global entry
+    .thumb_func
+    entry:
+        push {r4, lr}
+        bl first
+        bl second
+        movs r0, #0
+        pop {r4, pc}
+    .thumb_func
+    first:
+        push {lr}
+        bl shared
+        pop {pc}
+    .thumb_func
+    second:
+        push {lr}
+        bl shared
+        bl shared
+        pop {pc}
+    .thumb_func
+    shared:
+        ldrb r1, [r0]
+        strb r1, [r0]
+        bx lr
+    """
+    image = build(cpu, source, assembly=True)
+    first, second, shared = 14, 22, 34
+    ranges = [CodeRange(first, second, 0), CodeRange(second, shared, 1), CodeRange(shared, shared + 6, None)]
+    run = run_native(
+        image, cpu=cpu, entry_offset=0, arena_bytes=4, stack_limit=32, inputs={}, outputs=[],
+        ram_bytes=1024, flash_bytes=4096, ranges=ranges,
+    )  # fmt: skip
+    assert [cost.instructions for cost in run.costs] == [3 + 3, 4 + 6, 5]
+    assert sum(cost.estimated_cycles for cost in run.costs) == run.estimated_cycles
+    moved = [cost.traffic for cost in run.costs]
+    assert [(item.arena_read, item.arena_written, item.stack_written) for item in moved if item] == [
+        (1, 1, 4),
+        (2, 2, 4),
+        (0, 0, 8),
+    ]
+
+
+def test_more_owners_of_code_than_can_be_counted_are_refused(build: Builder) -> None:
+    ranges = [CodeRange(0, 2, 70_000)]
+    with pytest.raises(SimulatorError) as caught:
+        run_native(
+            build("cortex-m4", SUM), cpu="cortex-m4", entry_offset=0, arena_bytes=68, stack_limit=128, inputs={},
+            outputs=[], ram_bytes=2048, flash_bytes=4096, ranges=ranges,
+        )  # fmt: skip
+    assert caught.value.reason == "LIMIT_EXCEEDED"
 
 
 def test_a_run_without_access_checks_saw_no_bytes_move(build: Builder) -> None:

@@ -20,6 +20,8 @@ from tinymlaas.gateway.v1 import (
     builds_pb2_grpc,
     deployments_pb2,
     deployments_pb2_grpc,
+    optimizations_pb2,
+    optimizations_pb2_grpc,
     routing_pb2,
     routing_pb2_grpc,
 )
@@ -73,6 +75,7 @@ class AsyncClient:
         self._devices = devices_pb2_grpc.DevicesStub(self._channel)
         self._plugins = plugins_pb2_grpc.PluginsStub(self._channel)
         self._routing = routing_pb2_grpc.RoutingStub(self._channel)
+        self._optimizations = optimizations_pb2_grpc.OptimizationsStub(self._channel)
         self._builds = builds_pb2_grpc.BuildsStub(self._channel)
         self._deployments = deployments_pb2_grpc.DeploymentsStub(self._channel)
 
@@ -260,6 +263,26 @@ class AsyncClient:
             routing_only=routing_only,
         )
         return await _call(self._routing.Explain(request))
+
+    # Optimizations
+
+    async def optimize_model(
+        self, model_version: str, samples_sha256: str, options: Mapping[str, Any] | None = None
+    ) -> AsyncIterator[optimizations_pb2.OptimizeModelResponse]:
+        """Progress, then one result: the derived version that the optimizer makes. Closing the iterator cancels."""
+        request = optimizations_pb2.OptimizeModelRequest(
+            model_version=self.version_name(model_version),
+            samples_sha256=samples_sha256,
+            options=options_struct(options or {}),
+        )
+        call = self._optimizations.OptimizeModel(request)
+        try:
+            async for answer in call:
+                yield answer
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()
 
     # Builds
 

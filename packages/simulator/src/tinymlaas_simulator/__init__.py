@@ -13,7 +13,16 @@ from tinymlaas_simulator.machine import (
     Touched,
     Window,
 )
-from tinymlaas_simulator.native import FLASH_BASE, RAM_BASE, NativeRun, Traffic, run_native, standard_machine
+from tinymlaas_simulator.native import (
+    FLASH_BASE,
+    RAM_BASE,
+    CodeRange,
+    Cost,
+    NativeRun,
+    Traffic,
+    run_native,
+    standard_machine,
+)
 from tinymlaas_simulator.qemu import PROGRAM as QEMU_PROGRAM
 from tinymlaas_simulator.qemu import QEMU_CPUS, find_qemu, qemu_missing, qemu_release, run_native_in_qemu
 
@@ -27,6 +36,8 @@ __all__ = [
     "RAM_BASE",
     "Arch",
     "CallResult",
+    "CodeRange",
+    "Cost",
     "Cpu",
     "Device",
     "DoesNotFit",

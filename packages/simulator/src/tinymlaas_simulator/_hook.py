@@ -57,6 +57,21 @@ class Segment(ctypes.Structure):
     ]
 
 
+class Owners(ctypes.Structure):
+    """Code whose cost is charged to owners; see `sim_owners` in `hook.c`."""
+
+    _fields_ = [
+        ("base", ctypes.c_uint64),
+        ("end", ctypes.c_uint64),
+        ("halves", ctypes.c_uint64),
+        ("map", ctypes.c_void_p),
+        ("executed", ctypes.c_void_p),
+        ("taken", ctypes.c_void_p),
+        ("moved", ctypes.c_void_p),
+        ("current", ctypes.c_uint64),
+    ]
+
+
 class State(ctypes.Structure):
     """What the native observers share with Python; see `sim_state` in `hook.c`."""
 
@@ -83,6 +98,7 @@ class State(ctypes.Structure):
         ("xpsr", ctypes.c_int32),
         ("ranges", Range * MAX_RANGES),
         ("segments", Segment * MAX_SEGMENTS),
+        ("owners", Owners),
     ]
 
 

@@ -28,6 +28,16 @@ typedef struct {
     uint64_t *moved;     /* bytes that each instruction read and wrote, by range; NULL: not counted */
 } sim_segment;
 
+/* Code whose cost is charged to owners: what a function costs together with the shared code that it calls. `map` has for each
+ * halfword the owner plus one, or 0 for shared code, which is charged to the owner that ran last. NULL: nobody is charged. */
+typedef struct {
+    uint64_t base, end, halves;
+    const uint16_t *map;
+    uint64_t *executed, *taken; /* a row of halfwords for each owner */
+    uint64_t *moved;            /* read and written bytes by range, for each owner */
+    uint64_t current;
+} sim_owners;
+
 typedef struct {
     uint64_t instructions, limit, accesses;
     int (*stop)(void *engine);
@@ -41,6 +51,7 @@ typedef struct {
     int32_t xpsr;        /* the emulator's id of XPSR, 0: a CPU without IT */
     sim_range ranges[MAX_RANGES];
     sim_segment segments[MAX_SEGMENTS];
+    sim_owners owners;
 } sim_state;
 
 uint64_t sim_state_bytes(void) { return sizeof(sim_state); }
@@ -66,6 +77,21 @@ static uint32_t half_at(const sim_segment *segment, uint64_t address)
     return at[0] | (uint32_t)at[1] << 8;
 }
 
+static void count_owned(const sim_owners *owners, uint64_t *counters, uint64_t address)
+{
+    if (owners->map && address >= owners->base && address < owners->end)
+        counters[owners->current * owners->halves + ((address - owners->base) >> 1)]++;
+}
+
+static void enter_owner(sim_owners *owners, uint64_t address)
+{
+    if (owners->map && address >= owners->base && address < owners->end) {
+        uint16_t owner = owners->map[(address - owners->base) >> 1];
+        if (owner)
+            owners->current = owner - 1u;
+    }
+}
+
 /* The emulator jumps over instructions whose IT condition fails without telling; a CPU issues them like any other, so they
  * count. Gives the address after them: `address` itself where nothing else happened. */
 static uint64_t count_skipped(sim_state *state, sim_segment *segment, uint64_t next, uint64_t address)
@@ -74,6 +100,7 @@ static uint64_t count_skipped(sim_state *state, sim_segment *segment, uint64_t n
         uint32_t half = half_at(segment, next);
         state->instructions++;
         segment->executed[(next - segment->base) >> 1]++;
+        count_owned(&state->owners, state->owners.executed, next);
         state->it_left--;
         next += half >= 0xe800 ? 4 : 2;
     }
@@ -100,6 +127,7 @@ void sim_on_code(void *engine, uint64_t address, uint32_t size, void *user)
                                 ? segment : segment_of(state, state->pc);
         if (from)
             from->taken[(state->pc - from->base) >> 1]++;
+        count_owned(&state->owners, state->owners.taken, state->pc);
     }
     state->previous_pc = state->pc;
     state->previous_size = state->pc_size;
@@ -110,6 +138,8 @@ void sim_on_code(void *engine, uint64_t address, uint32_t size, void *user)
         return;
     uint64_t offset = address - segment->base;
     segment->executed[offset >> 1]++;
+    enter_owner(&state->owners, address);
+    count_owned(&state->owners, state->owners.executed, address);
     if (state->xpsr) {
         uint32_t half = half_at(segment, address);
         state->first_half = half;
@@ -148,6 +178,8 @@ static void count_moved(sim_state *state, uint32_t range, int is_write, uint64_t
     sim_segment *segment = range < MOVED_RANGES ? segment_of(state, state->pc) : NULL;
     if (segment && segment->moved)
         segment->moved[((state->pc - segment->base) >> 1) * 2 * MOVED_RANGES + 2 * range + (uint32_t)is_write] += size;
+    if (segment && state->owners.map)
+        state->owners.moved[state->owners.current * 2 * MOVED_RANGES + 2 * range + (uint32_t)is_write] += size;
 }
 
 void sim_on_memory(void *engine, int type, uint64_t address, int size, int64_t value, void *user)

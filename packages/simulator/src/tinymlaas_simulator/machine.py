@@ -127,6 +127,16 @@ class CallResult:
     stopped: bool = False
 
 
+@dataclass(frozen=True)
+class Charged:
+    """Counters by owner (rows): instructions and branches taken at each halfword, bytes read and written by window."""
+
+    owners: npt.NDArray[np.uint16]
+    executed: npt.NDArray[np.uint64]
+    taken: npt.NDArray[np.uint64]
+    moved: npt.NDArray[np.uint64]
+
+
 class _Closed:
     """Stands where the emulator was, so that a closed machine raises instead of touching freed memory."""
 
@@ -350,6 +360,32 @@ class Machine:
         windows follow; the first four are counted, since the machine was made.
         """
         return self._moved[region][:, window].copy()
+
+    def charge(self, base: int, owners: npt.NDArray[np.uint16], count: int) -> "Charged":
+        """Charge what runs from `base` on to owners 0 to `count` - 1, and give the live counters.
+
+        `owners` has for each halfword the owner plus one, or 0 for code that several share: that is charged to the owner
+        that ran last, thus to its caller.
+        """
+        halves = len(owners)
+        charged = Charged(
+            owners,
+            np.zeros((count, halves), dtype=np.uint64),
+            np.zeros((count, halves), dtype=np.uint64),
+            np.zeros((count, _hook.MOVED_RANGES, 2), dtype=np.uint64),
+        )
+        self._charged = charged
+        self._state.owners = _hook.Owners(
+            base,
+            base + 2 * halves,
+            halves,
+            charged.owners.ctypes.data,
+            charged.executed.ctypes.data,
+            charged.taken.ctypes.data,
+            charged.moved.ctypes.data,
+            count - 1,
+        )
+        return charged
 
     def histogram(self, region: str) -> npt.NDArray[np.uint64]:
         """Give how often the instruction at each halfword of an executable region ran since the last `reset_counts`."""

@@ -13,13 +13,14 @@ import numpy.typing as npt
 from tinymlaas_simulator.cpus import Cpu, cpu_named
 from tinymlaas_simulator.cycles import estimate_cycles
 from tinymlaas_simulator.errors import DoesNotFit, Fault, FaultKind, SimulatorError
-from tinymlaas_simulator.machine import DEFAULT_INSTRUCTION_LIMIT, CallResult, Machine, Region, Window
+from tinymlaas_simulator.machine import DEFAULT_INSTRUCTION_LIMIT, CallResult, Charged, Machine, Region, Window
 
 RAM_BASE = 0x2000_0000
 FLASH_BASE = 0x0800_0000
 _ALIGN = 16
 _SHIFTED_FLASH = FLASH_BASE + 0x0003_1000
 _SHIFT = 0x50
+_MAX_CHARGED = 1 << 26  # counters of 8 bytes, of which the system only provides those that are used
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,24 @@ class Traffic:
 
 
 @dataclass(frozen=True)
+class CodeRange:
+    """Payload offsets [begin, end) whose cost is charged to `owner` (from 0), or to the caller when it is None."""
+
+    begin: int
+    end: int
+    owner: int | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one owner's code took together with the shared code that it called; traffic None: not observed."""
+
+    instructions: int
+    estimated_cycles: int
+    traffic: Traffic | None
+
+
+@dataclass(frozen=True)
 class NativeRun:
     """Outputs and figures of one inference of a native payload.
 
@@ -41,7 +60,8 @@ class NativeRun:
     instruction costs; `stack_peak_bytes` is the depth of the lowest stack byte written; `arena_high_water` is one past
     the highest arena byte touched; `executed` and `taken` count per halfword of the payload (see Machine.histogram),
     `cycles` are the estimated ones of each. `moved` has bytes read and written per halfword and window (stack, payload,
-    arena); it is empty for a run without access checks.
+    arena); it is empty for a run without access checks. `costs` has one entry for each owner of the asked code ranges, and
+    a last one for all other code.
     """
 
     outputs: tuple[bytes, ...]
@@ -54,6 +74,7 @@ class NativeRun:
     taken: npt.NDArray[np.uint64]
     cycles: npt.NDArray[np.uint64]
     moved: npt.NDArray[np.uint64]
+    costs: tuple[Cost, ...] = ()
 
     def instructions_in(self, begin: int, end: int) -> int:
         """Give the instructions executed in payload offsets [begin, end), such as one operator's function."""
@@ -67,8 +88,13 @@ class NativeRun:
         """Give the bytes that code in payload offsets [begin, end) moved; None for a run without access checks."""
         if not self.moved.size:
             return None
-        stack, constants, arena = (self.moved[_halves(begin, end)].sum(axis=0)).tolist()
-        return Traffic(arena[0], arena[1], constants[0], stack[0], stack[1])
+        return _traffic(self.moved[_halves(begin, end)].sum(axis=0))
+
+
+def _traffic(moved: npt.NDArray[np.uint64]) -> Traffic:
+    """Name what was read and written by window: stack, payload, arena."""
+    stack, constants, arena = moved[:3].tolist()
+    return Traffic(arena[0], arena[1], constants[0], stack[0], stack[1])
 
 
 def _halves(begin: int, end: int) -> slice:
@@ -105,6 +131,7 @@ def run_native(
     instruction_limit: int = DEFAULT_INSTRUCTION_LIMIT,
     check_relocation: bool = True,
     check_accesses: bool = True,
+    ranges: Sequence[CodeRange] = (),
 ) -> NativeRun:
     """Run a payload once, and once more elsewhere, and give its outputs and exact figures.
 
@@ -113,6 +140,7 @@ def run_native(
     has the payload and the arena at other addresses and other bytes in uninitialized memory; outputs that differ raise
     Fault(POSITION_DEPENDENT). Raises DoesNotFit when RAM or flash cannot hold it. Without `check_accesses` it runs many times
     faster; memory outside arena and stack is still compared afterwards, but stack and arena use are given as 0.
+    `ranges` asks for the costs of owners of code, which must be numbered from 0 without gaps.
     """
     described = cpu_named(cpu)
     check_arguments(len(payload), entry_offset, arena_bytes, stack_limit, inputs, outputs)
@@ -137,6 +165,7 @@ def run_native(
         flash_bytes,
         instruction_limit,
         check_accesses,
+        ranges,
     )
     if check_relocation:
         second = _Layout(_SHIFTED_FLASH, _SHIFTED_FLASH + _SHIFT, RAM_BASE + stack_bytes, RAM_BASE + stack_bytes, 0xA7)
@@ -153,6 +182,7 @@ def run_native(
             flash_bytes + _SHIFT,
             instruction_limit,
             check_accesses,
+            (),
         )
         if again.outputs != run.outputs or again.return_value != run.return_value:
             raise Fault(
@@ -203,6 +233,7 @@ def _run_once(
     flash_bytes: int,
     instruction_limit: int,
     check_accesses: bool,
+    ranges: Sequence[CodeRange],
 ) -> NativeRun:
     regions = [Region("flash", layout.flash_base, flash_bytes, "rx"), Region("ram", RAM_BASE, ram_bytes, "rw")]
     with Machine(cpu, regions, check_accesses=check_accesses, count_traffic=check_accesses) as machine:
@@ -211,6 +242,7 @@ def _run_once(
         machine.load(RAM_BASE, before)
         for offset, data in inputs.items():
             machine.load(layout.arena + offset, data)
+        charged = _charge(machine, layout.payload, len(payload), ranges) if ranges else None
         result = machine.call(
             layout.payload + entry_offset,
             [layout.arena],
@@ -238,7 +270,37 @@ def _run_once(
             taken=taken,
             cycles=cycles,
             moved=np.stack(moved, axis=1) if moved else np.zeros((0, 3, 2), dtype=np.uint64),
+            costs=_costs(cpu, payload, charged, executed, check_accesses) if charged is not None else (),
         )
+
+
+def _charge(machine: Machine, base: int, size: int, ranges: Sequence[CodeRange]) -> Charged:
+    count = 1 + max((item.owner + 1 for item in ranges if item.owner is not None), default=0)
+    halves = (size + 1) // 2
+    if count * halves > _MAX_CHARGED or count > 0xFFFF:
+        raise SimulatorError(
+            "LIMIT_EXCEEDED",
+            f"{count} owners of code in a payload of {size} bytes are too many to tell apart",
+            metadata={"limit": "code_owners", "value": str(_MAX_CHARGED // halves)},
+            help="charge fewer functions, or several of them together",
+        )
+    owners = np.full(halves, count, dtype=np.uint16)
+    for item in ranges:
+        owners[_halves(item.begin, item.end)] = 0 if item.owner is None else item.owner + 1
+    return machine.charge(base, owners, count)
+
+
+def _costs(
+    cpu: Cpu, payload: bytes, charged: Charged, executed: npt.NDArray[np.uint64], observed: bool
+) -> tuple[Cost, ...]:
+    hot = np.flatnonzero(executed)
+    costs = []
+    for owner in range(len(charged.executed)):
+        own, taken = np.zeros_like(executed), np.zeros_like(executed)
+        own[hot], taken[hot] = charged.executed[owner][hot], charged.taken[owner][hot]
+        cycles = int(estimate_cycles(cpu, payload, own, taken).sum())
+        costs.append(Cost(int(own.sum()), cycles, _traffic(charged.moved[owner]) if observed else None))
+    return tuple(costs)
 
 
 def background(size: int, seed: int) -> bytes:

@@ -1,8 +1,8 @@
 """Profile a native payload: exact instructions, stack, arena, outputs; claims compared with what was seen."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tinymlaas.plugin.v1 import compiler_pb2
@@ -63,7 +63,7 @@ def profile_native(
         "instruction_limit": INSTRUCTION_LIMIT,
         "input_offsets": [spec.arena_offset for spec in parts.inputs],
         "output_spans": [[spec.arena_offset, tensor_bytes(spec)] for spec in parts.outputs],
-        "symbols": [[symbol.offset, symbol.offset + symbol.bytes] for symbol in parts.symbols],
+        "ranges": _ranges(parts),
     }
     blobs = [payload, *(tensor for sample in samples for tensor in sample)]
     result = run_job("native", request, blobs, limits=limits or Limits(), crash_reason="PAYLOAD_CRASH")
@@ -204,40 +204,55 @@ def _profile(
         )
     return Profile(
         tuple(measurements),
-        _operators(parts, result.report["symbols"], len(samples)),
+        _operators(parts, result.report["costs"]),
         tuple(tuple(sample) for sample in outputs),
     )
 
 
-@dataclass
-class _Cost:
-    """Sums over the symbols of one node."""
+def _owners(parts: compiler_pb2.CompileResult) -> dict[tuple[str, str], int]:
+    """The nodes that have code, numbered in the order of their symbols."""
+    nodes = dict.fromkeys((symbol.node, symbol.operator) for symbol in parts.symbols if symbol.node)
+    return {node: number for number, node in enumerate(nodes)}
 
-    instructions: int = 0
-    cycles: int = 0
-    flash_bytes: int = 0
-    traffic: Counter[str] = field(default_factory=Counter)
+
+def _ranges(parts: compiler_pb2.CompileResult) -> list[tuple[int, int, int | None]]:
+    """Code ranges with their owners; a symbol without a node is shared, and its cost belongs to the node that called it."""
+    owners = _owners(parts)
+    return [
+        (symbol.offset, symbol.offset + symbol.bytes, owners.get((symbol.node, symbol.operator)))
+        for symbol in parts.symbols
+    ]
 
 
 def _operators(
-    parts: compiler_pb2.CompileResult, counts: Sequence[Mapping[str, Any]], samples: int
+    parts: compiler_pb2.CompileResult, costs: Sequence[Mapping[str, Any]]
 ) -> tuple[measurement_pb2.OperatorProfile, ...]:
-    """Sum the symbols of each node, in order; counts are the mean over the samples, rounded down, traffic the first's."""
-    sums: dict[tuple[str, str], _Cost] = defaultdict(_Cost)
-    for symbol, count in zip(parts.symbols, counts, strict=True):
-        cost = sums[symbol.node, symbol.operator]
-        cost.instructions += int(count["instructions"])
-        cost.cycles += int(count["estimated_cycles"])
-        cost.flash_bytes += symbol.bytes
-        cost.traffic.update({name: int(moved) for name, moved in count["traffic"].items()})
-    return tuple(
-        measurement_pb2.OperatorProfile(
-            node=node,
-            operator=operator,
-            instructions=cost.instructions // samples,
-            flash_bytes=cost.flash_bytes,
-            estimated_cycles=cost.cycles // samples,
-            traffic=measurement_pb2.MemoryTraffic(**{f"{name}_bytes": moved for name, moved in cost.traffic.items()}),
-        )
-        for (node, operator), cost in sums.items()
+    """What each node cost in the first sample, then shared code (bytes only), then what was spent outside of all nodes."""
+    owners = _owners(parts)
+    sizes: Counter[tuple[str, str]] = Counter()
+    for symbol in parts.symbols:
+        sizes[symbol.node, symbol.operator] += symbol.bytes
+    shared = [key for key in sizes if key not in owners]
+    found = [
+        _profile_of(node, operator, sizes[node, operator], cost)
+        for (node, operator), cost in zip(owners, costs, strict=False)
+    ]
+    found += [
+        measurement_pb2.OperatorProfile(node=node, operator=operator, flash_bytes=sizes[node, operator])
+        for node, operator in shared
+    ]
+    if parts.symbols and int(costs[-1]["instructions"]):
+        found.append(_profile_of("", "outside", 0, costs[-1]))
+    return tuple(found)
+
+
+def _profile_of(node: str, operator: str, size: int, cost: Mapping[str, Any]) -> measurement_pb2.OperatorProfile:
+    moved = cost["traffic"]
+    return measurement_pb2.OperatorProfile(
+        node=node,
+        operator=operator,
+        instructions=int(cost["instructions"]),
+        flash_bytes=size,
+        estimated_cycles=int(cost["estimated_cycles"]),
+        traffic=measurement_pb2.MemoryTraffic(**{f"{name}_bytes": int(count) for name, count in moved.items()}),
     )

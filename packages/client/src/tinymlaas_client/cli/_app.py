@@ -19,6 +19,7 @@ from tinymlaas_client.cli import (
     device_commands,
     model_commands,
     module_commands,
+    optimize_commands,
     suite_commands,
 )
 from tinymlaas_client.cli._context import Session
@@ -41,6 +42,7 @@ app.add_typer(module_commands.app, name="modules")
 app.add_typer(deploy_commands.app, name="deploy")
 suite_commands.register(app)
 build_commands.register(app)
+app.command()(optimize_commands.optimize)
 app.command("compare")(compare_commands.compare_)
 app.command("demo")(demo.demo)
 

@@ -16,6 +16,7 @@ from tinymlaas.type.v1 import measurement_pb2, target_pb2
 from tinymlaas_client import figures as _figures
 from tinymlaas_client._async_client import AsyncClient
 from tinymlaas_client.cli._context import Session, run
+from tinymlaas_client.cli.optimize_commands import optimize_options
 from tinymlaas_client.targets import named_target, target_names
 
 OBJECTIVES = {
@@ -38,6 +39,12 @@ _COLOURS = {
 }
 
 ModelArgument = Annotated[str, typer.Argument(help="MODEL or MODEL/versions/VERSION.")]
+OptimizeOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--optimize", exists=True, dir_okay=False, help="JSON file with a recipe to follow first; repeatable."
+    ),
+]
 ObjectiveOption = Annotated[str, typer.Option(help=f"What the winner is best at: {', '.join(OBJECTIVES)}.")]
 
 
@@ -52,13 +59,6 @@ def objective_value(name: str) -> builds_pb2.Objective.ValueType:
     if name not in OBJECTIVES:
         raise ValueError(f"unknown objective {name!r}; known: {', '.join(OBJECTIVES)}")
     return OBJECTIVES[name]
-
-
-def optimize_options(quantize: bool, samples: Path | None) -> dict[str, Any] | None:
-    """The optimizer's options that the flag stands for; ValueError when nothing is there to calibrate with."""
-    if quantize and samples is None:
-        raise ValueError("--quantize needs --samples: an npz with real inputs to calibrate with")
-    return {} if quantize else None
 
 
 def explain(
@@ -98,10 +98,11 @@ def build(
     quantize: Annotated[
         bool, typer.Option("--quantize", help="Quantize a float model to int8 first, calibrated with --samples.")
     ] = False,
+    recipes: OptimizeOption = None,
 ) -> None:
     """Let the compilers race for one target; the winner is measured, verified, sealed and stored."""
     session: Session = context.obj
-    optimize = optimize_options(quantize, samples)
+    optimize = optimize_options(quantize, recipes, samples)
 
     async def work() -> builds_pb2.Build:
         async with session.connect() as client:

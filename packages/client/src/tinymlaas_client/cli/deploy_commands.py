@@ -15,7 +15,8 @@ from rich.table import Table
 from tinymlaas.gateway.v1 import deployments_pb2
 from tinymlaas_client._async_client import AsyncClient
 from tinymlaas_client.cli._context import Session, run
-from tinymlaas_client.cli.build_commands import ModelArgument, ObjectiveOption, objective_value, optimize_options
+from tinymlaas_client.cli.build_commands import ModelArgument, ObjectiveOption, OptimizeOption, objective_value
+from tinymlaas_client.cli.optimize_commands import optimize_options
 
 app = typer.Typer(no_args_is_help=True, help="Plan, run, watch, cancel and roll back deployments.")
 END_STATES = {
@@ -48,12 +49,13 @@ def create(
     quantize: Annotated[
         bool, typer.Option("--quantize", help="Quantize a float model to int8 first, calibrated with --samples.")
     ] = False,
+    recipes: OptimizeOption = None,
     plan: Annotated[bool, typer.Option("--plan", help="Show what would be done and do nothing.")] = False,
     concurrency: Annotated[int, typer.Option(min=0, help="Installs at once; 0: the service's default.")] = 0,
 ) -> None:
     """Put a model on devices: build what is missing, install, self-test, activate."""
     session: Session = context.obj
-    optimize = optimize_options(quantize, samples)
+    optimize = optimize_options(quantize, recipes, samples)
 
     async def work() -> deployments_pb2.Deployment:
         async with session.connect() as client:

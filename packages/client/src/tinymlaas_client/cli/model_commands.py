@@ -121,4 +121,6 @@ def _show_version(session: Session, version: models_pb2.ModelVersion) -> None:
     table.add_row("operators", ", ".join(f"{count} {name}" for name, count in sorted(version.operators.items())))
     if version.derived_from:
         table.add_row("derived from", f"{version.derived_from} by {version.derived_by}")
+    for item in version.attachments:
+        table.add_row("with it", f"{item.name}, {_figures.size(item.size_bytes)}, artifact {item.sha256}")
     session.console.print(table)

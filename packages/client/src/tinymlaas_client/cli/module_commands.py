@@ -15,10 +15,12 @@ from tinymlaas.type.v1 import measurement_pb2, target_pb2
 from tinymlaas_client import figures as _figures
 from tinymlaas_client.cli._context import Session, run, to_plain
 from tinymlaas_client.cli.build_commands import FIGURES
+from tinymlaas_client.cli.profile_command import profile
 from tinymlaas_module import KeyRing, ModuleError, SectionType, digest, identity, parse, verify
 
 app = typer.Typer(no_args_is_help=True, help="List, show, verify and extract sealed modules.")
 ModuleArgument = Annotated[str, typer.Argument(help="sha256 of a module (its beginning is enough), or a file.")]
+app.command()(profile)
 
 
 @app.command("list")

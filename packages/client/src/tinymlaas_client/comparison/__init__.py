@@ -1,6 +1,6 @@
 """Compare compilers: the races of a model over many targets, the peer's figures, charts and a page that shows them."""
 
-from tinymlaas_client.comparison.charts import Bar, Point, bars, scatter, standalone
+from tinymlaas_client.comparison.charts import Bar, Point, bars, scatter, stacked, standalone
 from tinymlaas_client.comparison.page import page
 from tinymlaas_client.comparison.peers import Peer, known_model, peer_method, peer_name, peer_of
 from tinymlaas_client.comparison.race import Comparison, Entry, Figure, compare, entry_of, front
@@ -22,5 +22,6 @@ __all__ = [
     "peer_name",
     "peer_of",
     "scatter",
+    "stacked",
     "standalone",
 ]

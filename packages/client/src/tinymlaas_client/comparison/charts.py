@@ -117,11 +117,26 @@ def bars(rows: Sequence[Bar], legend: Sequence[str], title: str) -> str:
     return "\n".join(parts)
 
 
+def stacked(charts: Sequence[str]) -> str:
+    """Charts below each other as one `<svg>` element, as wide as the widest."""
+    sizes = [_view(chart) for chart in charts]
+    parts, at = [], 0
+    for chart, (wide, high) in zip(charts, sizes, strict=True):
+        parts.append(chart.replace("<svg", f'<svg x="0" y="{at}" width="{wide}" height="{high}"', 1))
+        at += high
+    return "\n".join([f'<svg viewBox="0 0 {max(wide for wide, _ in sizes)} {at}">', *parts, "</svg>"])
+
+
+def _view(svg: str) -> tuple[int, int]:
+    wide, high = svg.split('viewBox="0 0 ', 1)[1].split('"', 1)[0].split()
+    return int(wide), int(high)
+
+
 def standalone(svg: str) -> str:
     """An `<svg>` element as a file of its own, with its colours for light and dark surroundings and a background."""
     head, rest = svg.split(">", 1)
-    size = head.split('viewBox="0 0 ', 1)[1].split('"', 1)[0].split()
-    opened = head.replace("<svg", f'<svg xmlns="http://www.w3.org/2000/svg" width="{size[0]}" height="{size[1]}"', 1)
+    wide, high = _view(svg)
+    opened = head.replace("<svg", f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{high}"', 1)
     paper = '<rect width="100%" height="100%" fill="var(--paper)"/>'
     return f"{opened}><style>{STYLE}</style>{paper}{rest}\n"
 

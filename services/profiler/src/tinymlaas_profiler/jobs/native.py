@@ -1,18 +1,20 @@
 """Job: run a native payload on the simulated CPU for each sample."""
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, astuple
 from importlib.metadata import version
 from typing import Any
-
-import numpy as np
 
 from tinymlaas_profiler.errors import ProfilerError
 from tinymlaas_simulator import (
     CPUS,
+    CodeRange,
+    Cost,
     DoesNotFit,
     Fault,
     NativeRun,
     SimulatorError,
+    Traffic,
     qemu_release,
     run_native,
     run_native_in_qemu,
@@ -22,9 +24,8 @@ from tinymlaas_simulator import (
 def run(request: dict[str, Any], blobs: list[bytes]) -> tuple[dict[str, Any], list[bytes]]:
     """Run payload `blobs[0]` on each sample; further blobs are input tensors, sample by sample.
 
-    The report has the figures of every sample; instructions and estimated cycles per symbol, summed over all samples;
-    bytes moved per symbol in the first sample, the one whose accesses are observed. The blobs given back are output
-    tensors, sample by sample.
+    The report has the figures of every sample, and what each owner of code cost in the first one, whose accesses are
+    observed; the last cost is that of all other code. The blobs given back are output tensors, sample by sample.
     """
     payload = blobs[0]
     offsets = [int(offset) for offset in request["input_offsets"]]
@@ -32,12 +33,10 @@ def run(request: dict[str, Any], blobs: list[bytes]) -> tuple[dict[str, Any], li
     samples = [blobs[1 + i : 1 + i + len(offsets)] for i in range(0, len(blobs) - 1, len(offsets))]
     figures: list[dict[str, int]] = []
     outputs: list[bytes] = []
-    symbols = [(int(begin), int(end)) for begin, end in request["symbols"]]
-    instructions = np.zeros(len(symbols), dtype=np.int64)
-    cycles = np.zeros(len(symbols), dtype=np.int64)
-    traffic: list[dict[str, int]] = []
+    ranges = [CodeRange(int(begin), int(end), owner) for begin, end, owner in request["ranges"]]
+    costs: Sequence[Cost] = ()
     for index, sample in enumerate(samples):
-        result = _run_sample(request, payload, dict(zip(offsets, sample, strict=True)), spans, index)
+        result = _run_sample(request, payload, dict(zip(offsets, sample, strict=True)), spans, index, ranges)
         if result.return_value != 0:
             raise ProfilerError(
                 "PAYLOAD_FAULT",
@@ -53,22 +52,36 @@ def run(request: dict[str, Any], blobs: list[bytes]) -> tuple[dict[str, Any], li
                 "arena_high_water": result.arena_high_water,
             }
         )
-        instructions += [result.instructions_in(begin, end) for begin, end in symbols]
-        cycles += [result.cycles_in(begin, end) for begin, end in symbols]
         if index == 0:
-            moved = [result.traffic_in(begin, end) for begin, end in symbols]
-            traffic = [asdict(entry) for entry in moved if entry is not None]
-    counts = [
-        {"instructions": int(executed), "estimated_cycles": int(spent), "traffic": moves}
-        for executed, spent, moves in zip(instructions, cycles, traffic, strict=True)
-    ]
+            costs = result.costs or _own_costs(result, ranges)
     built_in = str(request["cpu"]) in CPUS
     emulator = f"unicorn {version('unicorn')}" if built_in else f"qemu {qemu_release()}"
-    return {"samples": figures, "symbols": counts, "emulator": emulator}, outputs
+    return {"samples": figures, "costs": [asdict(cost) for cost in costs], "emulator": emulator}, outputs
+
+
+def _own_costs(run: NativeRun, ranges: Sequence[CodeRange]) -> list[Cost]:
+    """What each owner's own code cost, where the emulator does not tell who called shared code: that goes to the rest."""
+    sums = [[0] * 7 for _ in range(1 + max((item.owner + 1 for item in ranges if item.owner is not None), default=0))]
+    whole = run.traffic_in(0, 2 * len(run.executed))
+    sums[-1] = [run.instructions, run.estimated_cycles, *(astuple(whole) if whole else [0] * 5)]
+    for item in ranges:
+        if item.owner is None:
+            continue
+        moved = run.traffic_in(item.begin, item.end)
+        cost = [run.instructions_in(item.begin, item.end), run.cycles_in(item.begin, item.end)]
+        cost += astuple(moved) if moved else [0] * 5
+        sums[item.owner] = [a + b for a, b in zip(sums[item.owner], cost, strict=True)]
+        sums[-1] = [a - b for a, b in zip(sums[-1], cost, strict=True)]
+    return [Cost(count, cycles, Traffic(*moved)) for count, cycles, *moved in sums]
 
 
 def _run_sample(
-    request: dict[str, Any], payload: bytes, inputs: dict[int, bytes], spans: list[tuple[int, int]], index: int
+    request: dict[str, Any],
+    payload: bytes,
+    inputs: dict[int, bytes],
+    spans: list[tuple[int, int]],
+    index: int,
+    ranges: Sequence[CodeRange],
 ) -> NativeRun:
     stack_claim = int(request["stack_bytes"])
 
@@ -87,7 +100,7 @@ def _run_sample(
         }
         if settings["cpu"] not in CPUS:
             return run_native_in_qemu(payload, **settings)
-        return run_native(payload, **settings, check_accesses=index == 0)
+        return run_native(payload, **settings, check_accesses=index == 0, ranges=ranges if index == 0 else ())
 
     try:
         return attempt(stack_claim)

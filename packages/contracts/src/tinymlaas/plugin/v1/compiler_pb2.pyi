@@ -318,6 +318,7 @@ class SymbolRange(_message.Message):
     offset: _builtins.int
     bytes: _builtins.int
     node: _builtins.str
+    """Empty: code or constants that several nodes share; what it costs to run is charged to the node that called it."""
     operator: _builtins.str
     def __init__(
         self,

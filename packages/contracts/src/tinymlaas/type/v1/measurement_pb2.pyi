@@ -197,10 +197,12 @@ class OperatorProfile(_message.Message):
     ESTIMATED_CYCLES_FIELD_NUMBER: _builtins.int
     TRAFFIC_FIELD_NUMBER: _builtins.int
     node: _builtins.str
-    """Node of the model that the code came from; several names are joined by "+" when fused."""
+    """Node of the model that the code came from; several names are joined by "+" when fused. Empty: code or constants that
+    several nodes share (bytes only), or, with operator "outside", what was spent outside of all nodes.
+    """
     operator: _builtins.str
     instructions: _builtins.int
-    """Instructions spent in it during one inference."""
+    """Instructions spent in it during one inference, those of shared code that it called included."""
     flash_bytes: _builtins.int
     """Bytes of code and constants that belong to it."""
     estimated_cycles: _builtins.int
