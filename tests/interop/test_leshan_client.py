@@ -11,7 +11,17 @@ from lwm2m_rig import FAST_LINK, Artifacts, Rig, digest_of, eventually, image_of
 from leshan_peer import Peers
 from tinymlaas_lwm2m import IpsoRes
 from tinymlaas_lwm2m import Path as ResourcePath
-from tinymlaas_lwm2m_bridge import Bridge, InstallRequest, InstallSettings, Step, Transfer
+from tinymlaas_lwm2m_bridge import (
+    Account,
+    BootstrapSettings,
+    BootstrapState,
+    Bridge,
+    CoapSettings,
+    InstallRequest,
+    InstallSettings,
+    Step,
+    Transfer,
+)
 
 IMAGE = image_of(40_000)
 ENDPOINT = "leshan-1"
@@ -106,4 +116,19 @@ async def test_a_sensor_of_a_leshan_client_is_observed(rig: Rig, peers: Peers) -
     await client.do("temperature", value=21.5)
     assert await within(anext(watch)) == {path: 21.5}
     await watch.aclose()
+    await bridge.close()
+
+
+async def test_a_leshan_client_is_bootstrapped_and_then_registers(rig: Rig, peers: Peers) -> None:
+    """DO-BOOT-001, DO-BOOT-002, DO-BOOT-005: initiated by the client, then once more by the server."""
+    bridge = await rig.bridge(bootstrap=BootstrapSettings(CoapSettings(port=0)), account=Account("", lifetime_s=123))
+    assert bridge.bootstrap is not None
+    client = await peers.client(ENDPOINT, bootstrap=bridge.bootstrap.address)
+    await client.event("bootstrapped")
+    assert (await client.event("registered"))["server"] == uri(bridge)
+    assert bridge.registration(ENDPOINT).lifetime_s == 123
+    await eventually(lambda: bridge.bootstrapped(ENDPOINT).state is BootstrapState.FINISHED, "noted as finished")  # type: ignore[union-attr]
+    await within(bridge.trigger_bootstrap(ENDPOINT))
+    await client.event("bootstrapped")
+    await client.event("registered")
     await bridge.close()

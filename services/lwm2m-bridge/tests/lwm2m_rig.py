@@ -15,6 +15,8 @@ from fault_board import FaultBoard
 from tinymlaas_device.lwm2m import DeviceSettings, LwM2mDevice
 from tinymlaas_device.lwm2m_download import DownloadSettings
 from tinymlaas_lwm2m_bridge import (
+    Account,
+    BootstrapSettings,
     Bridge,
     BridgeError,
     BridgeSettings,
@@ -86,11 +88,18 @@ class Rig:
     link: LinkSettings = FAST_LINK
     port: int = 0
 
-    async def bridge(self, **changes: Any) -> Bridge:
+    async def bridge(
+        self, *, bootstrap: BootstrapSettings | None = None, account: Account | None = None, **changes: Any
+    ) -> Bridge:
         """A started bridge; the first one chooses the port, later ones take the same."""
         store = SqlStore(f"sqlite:///{self.folder / 'bridge.db'}")
         settings = BridgeSettings(
-            coap=CoapSettings(port=self.port), link=self.link, install=self.install, expiry_poll_s=0.05
+            coap=CoapSettings(port=self.port),
+            link=self.link,
+            install=self.install,
+            bootstrap=bootstrap,
+            account=account or Account(""),
+            expiry_poll_s=0.05,
         )
         bridge = Bridge(store, self.artifacts, self.check, settings, clock=self.clock, **changes)
         await bridge.start()

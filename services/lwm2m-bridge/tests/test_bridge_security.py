@@ -19,8 +19,8 @@ from tinymlaas_lwm2m_bridge import BridgeError, Reason, SqlStore
 from tinymlaas_lwm2m_bridge.core.device_keys import DeviceKeys
 from tinymlaas_lwm2m_bridge.core.sessions import Session, SessionTable
 from tinymlaas_lwm2m_bridge.key_store import MASTER_BYTES, SqlKeyStore, master_key
+from tinymlaas_lwm2m_bridge.schema import device_keys
 from tinymlaas_lwm2m_bridge.security_servicer import DeviceKeysServicer, Fronts, SecureSessionsServicer
-from tinymlaas_lwm2m_bridge.store import device_keys
 from tinymlaas_servicekit import GrpcServer, ServiceSettings, connect
 
 MASTER = bytes(range(MASTER_BYTES))

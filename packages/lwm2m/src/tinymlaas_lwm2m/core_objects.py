@@ -43,6 +43,7 @@ class ServerRes(IntEnum):
     NOTIFICATION_STORING = 6
     BINDING = 7
     REGISTRATION_UPDATE_TRIGGER = 8
+    BOOTSTRAP_TRIGGER = 9
 
 
 class DeviceRes(IntEnum):
@@ -103,6 +104,7 @@ SERVER_DEF = define(
     ResourceDef(ServerRes.NOTIFICATION_STORING, "Notification Storing", READ_WRITE, BOOLEAN, mandatory=True),
     ResourceDef(ServerRes.BINDING, "Binding", READ_WRITE, STRING, mandatory=True),
     ResourceDef(ServerRes.REGISTRATION_UPDATE_TRIGGER, "Registration Update Trigger", EXECUTE, None, mandatory=True),
+    ResourceDef(ServerRes.BOOTSTRAP_TRIGGER, "Bootstrap-Request Trigger", EXECUTE, None),
 )
 
 DEVICE_DEF = define(

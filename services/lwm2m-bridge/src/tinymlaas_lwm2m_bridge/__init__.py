@@ -1,8 +1,10 @@
 """LwM2M bridge: tells of devices and their capabilities, installs, activates, removes and observes modules."""
 
 from .bridge import Bridge, BridgeSettings, Inference, Observation
+from .coap.bootstrap import BootstrapSettings
 from .coap.endpoint import CoapSettings
 from .coap.link import LinkSettings
+from .core.bootstrap import Account, BootstrapRecord, BootstrapState
 from .core.catalogue import Board, Catalogue
 from .core.errors import BridgeError, Reason
 from .core.install_record import Failure, InstallEvent, InstallRequest, Step, Transfer
@@ -13,8 +15,12 @@ from .images import SignedImages
 from .store import SqlStore
 
 __all__ = [
+    "Account",
     "ArtifactSource",
     "Board",
+    "BootstrapRecord",
+    "BootstrapSettings",
+    "BootstrapState",
     "Bridge",
     "BridgeError",
     "BridgeSettings",

@@ -43,6 +43,7 @@ async def serve(settings: LwM2mBridgeSettings) -> None:
         settings.bridge(),
         catalogue=Catalogue.builtin(*extra),
         admit=sessions.admit,
+        issue_key=keys.reissue,
     )
     fronts = Fronts(keys, sessions)
 

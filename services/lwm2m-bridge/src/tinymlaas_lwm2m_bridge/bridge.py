@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
 from tinymlaas.registry.v1 import devices_pb2
-from tinymlaas_lwm2m import MlRes, Path, SelfTestResult, SoftwareRes, UpdateState, Value, Values, ml, multiple, software
+from tinymlaas_lwm2m import (
+    MlRes,
+    Path,
+    SelfTestResult,
+    ServerRes,
+    SoftwareRes,
+    UpdateState,
+    Value,
+    Values,
+    ml,
+    multiple,
+    software,
+)
+from tinymlaas_lwm2m.objects import SERVER
 
+from .coap.bootstrap import BootstrapServer, BootstrapSettings
 from .coap.endpoint import CoapEndpoint, CoapSettings
 from .coap.link import LinkSettings
+from .core.bootstrap import Account, BootstrapRecord
 from .core.catalogue import Catalogue
 from .core.directory import Admission, Clock, Directory, admit_anyone
 from .core.errors import BridgeError, Reason
@@ -31,13 +46,22 @@ from .store import SqlStore
 log = structlog.get_logger("tinymlaas.bridge")
 
 
+IssueKey = Callable[[str], tuple[str, bytes]]
+"""endpoint → identity and secret of a pre-shared key made for it, which bootstrap hands out."""
+
+
 @dataclass(frozen=True)
 class BridgeSettings:
-    """Settings of all parts of the bridge."""
+    """Settings of all parts of the bridge. `bootstrap` None serves none; `account` is what a bootstrap gives a device.
+
+    An empty `server_uri` there means the bridge's own CoAP address.
+    """
 
     coap: CoapSettings = field(default_factory=CoapSettings)
     link: LinkSettings = field(default_factory=LinkSettings)
     install: InstallSettings = field(default_factory=InstallSettings)
+    bootstrap: BootstrapSettings | None = None
+    account: Account = field(default_factory=lambda: Account(server_uri=""))
     max_devices: int = 20_000
     max_input_bytes: int = 4 * 1024 * 1024
     expiry_poll_s: float = 1.0
@@ -77,6 +101,7 @@ class Bridge:
         catalogue: Catalogue | None = None,
         clock: Clock = time.time,
         admit: Admission = admit_anyone,
+        issue_key: IssueKey | None = None,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
@@ -84,7 +109,10 @@ class Bridge:
         self._settings = settings or BridgeSettings()
         self._catalogue = catalogue or Catalogue.builtin()
         self._clock = clock
+        self._admit = admit
+        self._issue_key = issue_key
         self._shapes = TensorShapes(artifacts)
+        self.bootstrap: BootstrapServer | None = None
         self._expiry: asyncio.Task[None] | None = None
         self.directory = Directory(store, clock, admit=admit, max_devices=self._settings.max_devices)
 
@@ -105,6 +133,11 @@ class Bridge:
             self._clock,
             self._settings.install,
         )
+        if self._settings.bootstrap is not None:
+            self.bootstrap = BootstrapServer(
+                self._store, self._account, self._admit, self._clock, self._settings.bootstrap
+            )
+            await self.bootstrap.start()
         resumed = self._installer.resume()
         self.endpoint.serve()
         self._expiry = asyncio.create_task(self._expire(), name="expiry of registrations")
@@ -117,6 +150,8 @@ class Bridge:
             with suppress(asyncio.CancelledError):
                 await self._expiry
         self.endpoint.refuse()
+        if self.bootstrap is not None:
+            await self.bootstrap.close()
         await self._installer.close()
         await self.endpoint.close()
         self._store.close()
@@ -140,6 +175,26 @@ class Bridge:
     def cancel_install(self, install_id: str) -> None:
         """Stop an install at the next safe point."""
         self._installer.cancel(install_id)
+
+    async def trigger_bootstrap(self, endpoint: str) -> None:
+        """Let a registered device ask its bootstrap server for its accounts anew (Core TS 1.1, clause 6.1.3)."""
+        async with self._installer.device_lock(endpoint):
+            await self._link.execute(self.directory.get(endpoint), Path(SERVER, 0, ServerRes.BOOTSTRAP_TRIGGER))
+
+    def bootstrapped(self, endpoint: str) -> BootstrapRecord | None:
+        """How the last bootstrap of an endpoint went, or None."""
+        return self._store.get_bootstrap(endpoint)
+
+    def _account(self, endpoint: str) -> Account:
+        """The server that a bootstrap gives a device; a coaps one comes with a new key."""
+        account = self._settings.account
+        account = replace(account, server_uri=account.server_uri or self.endpoint.address)
+        if not account.server_uri.startswith("coaps://"):
+            return account
+        if self._issue_key is None:
+            raise BridgeError(Reason.KEYS_MISSING, "a coaps server needs keys for its devices")
+        identity, secret = self._issue_key(endpoint)
+        return replace(account, identity=identity, secret=secret)
 
     async def activate(self, endpoint: str, slot: int) -> None:
         """Make a self-tested module the active one. Repeatable."""

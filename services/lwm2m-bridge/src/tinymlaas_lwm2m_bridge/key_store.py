@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from .core.device_keys import DeviceKey
 from .core.errors import BridgeError, Reason
-from .store import device_keys as _keys
+from .schema import device_keys as _keys
 
 _NONCE_BYTES = 12
 MASTER_BYTES = 32

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from tinymlaas_servicekit import ServiceSettings
 
 from .bridge import BridgeSettings
+from .coap.bootstrap import BootstrapSettings
 from .coap.endpoint import CoapSettings
 from .coap.link import LinkSettings
+from .core.bootstrap import Account
 from .core.installer import InstallSettings
 from .key_store import master_key
 
@@ -27,6 +29,11 @@ class LwM2mBridgeSettings(ServiceSettings):
         "", description="coap://host:port that devices reach the bridge at; empty: as they did"
     )
     coap_allow_plain: bool = Field(False, description="serve plain CoAP beyond loopback: no security at all")
+    bootstrap_listen: str = Field("", description="host:port of the bootstrap server (UDP); empty: none is served")
+    bootstrap_server_uri: str = Field(
+        "", description="coap:// or coaps:// URI that bootstrap gives devices; empty: the address of coap_listen"
+    )
+    bootstrap_lifetime_seconds: int = Field(300, ge=1, description="lifetime that bootstrap gives devices")
     trusted_keys: str = Field(
         "", description="Ed25519 public keys (hex, comma separated) that modules must be signed by"
     )
@@ -48,9 +55,11 @@ class LwM2mBridgeSettings(ServiceSettings):
     coap_ack_timeout_seconds: float = Field(2.0, gt=0, description="ACK_TIMEOUT of RFC 7252")
     coap_max_retransmit: int = Field(4, ge=0, description="MAX_RETRANSMIT of RFC 7252")
 
-    @field_validator("coap_listen")
+    @field_validator("coap_listen", "bootstrap_listen")
     @classmethod
-    def _host_and_port(cls, value: str) -> str:
+    def _host_and_port(cls, value: str, info: ValidationInfo) -> str:
+        if not value and info.field_name == "bootstrap_listen":
+            return value
         host, _, port = value.rpartition(":")
         if not host or not port.isdecimal() or int(port) > 65_535:
             raise ValueError("must be host:port, such as 127.0.0.1:5683")
@@ -74,7 +83,17 @@ class LwM2mBridgeSettings(ServiceSettings):
                 stuck_s=self.install_stuck_seconds,
                 max_image_bytes=self.max_image_bytes,
             ),
+            bootstrap=self._bootstrap(),
+            account=Account(self.bootstrap_server_uri, lifetime_s=self.bootstrap_lifetime_seconds),
             max_devices=self.max_devices,
+        )
+
+    def _bootstrap(self) -> BootstrapSettings | None:
+        if not self.bootstrap_listen:
+            return None
+        host, _, port = self.bootstrap_listen.rpartition(":")
+        return BootstrapSettings(
+            CoapSettings(host=host.strip("[]"), port=int(port), allow_plain_coap=self.coap_allow_plain)
         )
 
     def resolve_master_key(self) -> bytes:

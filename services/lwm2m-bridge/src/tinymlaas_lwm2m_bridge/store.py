@@ -7,63 +7,39 @@ from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 
 from tinymlaas_lwm2m import ObjectLink
 
+from . import schema
+from .core.bootstrap import BootstrapRecord, BootstrapState
 from .core.install_record import Failure, InstallEvent, InstallRecord, InstallRequest, Step, Transfer
 from .core.registration import Registration
 
-SCHEMA_VERSION = 1
+_MIGRATION_LOCK = 0x4C774D32
+"""Key of the advisory lock under which PostgreSQL lets one bridge at a time change the schema."""
 
-_metadata = sa.MetaData()
-_schema = sa.Table("bridge_schema", _metadata, sa.Column("version", sa.Integer, primary_key=True))
-_registrations = sa.Table(
-    "registrations",
-    _metadata,
-    sa.Column("endpoint", sa.String(128), primary_key=True),
-    sa.Column("id", sa.String(32), nullable=False, unique=True),
-    sa.Column("body", sa.Text, nullable=False),
-)
-_installs = sa.Table(
-    "installs",
-    _metadata,
-    sa.Column("install_id", sa.String(128), primary_key=True),
-    sa.Column("ended", sa.Boolean, nullable=False, index=True),
-    sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column("body", sa.Text, nullable=False),
-)
-_events = sa.Table(
-    "install_events",
-    _metadata,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("install_id", sa.String(128), nullable=False, index=True),
-    sa.Column("body", sa.Text, nullable=False),
-)
-device_keys = sa.Table(
-    "device_keys",
-    _metadata,
-    sa.Column("identity", sa.String(160), primary_key=True),
-    sa.Column("endpoint", sa.String(128), nullable=False, index=True),
-    sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column("used_at", sa.Float),
-    sa.Column("secret", sa.LargeBinary, nullable=False),
-)
+
+def migrate(engine: sa.Engine) -> None:
+    """Brings the database to the newest schema; several bridges may do it at once."""
+    config = Config()
+    config.set_main_option("script_location", "tinymlaas_lwm2m_bridge:migrations")
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
 
 
 class SqlStore:
-    """Implements `RegistrationStore` and `InstallStore` on one database."""
+    """Implements `RegistrationStore`, `InstallStore` and `BootstrapStore` on one database."""
 
     def __init__(self, url: str) -> None:
         self.engine = self._engine = sa.create_engine(url)
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _tune_sqlite)
-        _metadata.create_all(self._engine)
-        with self._engine.begin() as connection:
-            version = connection.execute(sa.select(_schema.c.version)).scalar()
-            if version is None:
-                connection.execute(_schema.insert().values(version=SCHEMA_VERSION))
-            elif version != SCHEMA_VERSION:
-                raise RuntimeError(f"the bridge's database has schema {version}, this version needs {SCHEMA_VERSION}")
+        migrate(self._engine)
 
     def close(self) -> None:
         """Close all connections."""
@@ -72,23 +48,25 @@ class SqlStore:
     def load_registrations(self) -> list[Registration]:
         """All stored registrations."""
         with self._engine.connect() as connection:
-            return [_registration(body) for body in connection.execute(sa.select(_registrations.c.body)).scalars()]
+            return [
+                _registration(body) for body in connection.execute(sa.select(schema.registrations.c.body)).scalars()
+            ]
 
     def put_registration(self, registration: Registration) -> None:
         """Store one, replacing the endpoint's earlier one."""
         row = {"endpoint": registration.endpoint, "id": registration.id, "body": json.dumps(asdict(registration))}
         with self._engine.begin() as connection:
-            _upsert(connection, _registrations, _registrations.c.endpoint, row)
+            _upsert(connection, schema.registrations, schema.registrations.c.endpoint, row)
 
     def delete_registration(self, endpoint: str) -> None:
         """Remove an endpoint's registration if there is one."""
         with self._engine.begin() as connection:
-            connection.execute(_registrations.delete().where(_registrations.c.endpoint == endpoint))
+            connection.execute(schema.registrations.delete().where(schema.registrations.c.endpoint == endpoint))
 
     def get_install(self, install_id: str) -> InstallRecord | None:
         """The record of an install, or None."""
         with self._engine.connect() as connection:
-            query = sa.select(_installs.c.body).where(_installs.c.install_id == install_id)
+            query = sa.select(schema.installs.c.body).where(schema.installs.c.install_id == install_id)
             body = connection.execute(query).scalar()
         return None if body is None else _record(body)
 
@@ -101,24 +79,50 @@ class SqlStore:
             "body": json.dumps(asdict(record)),
         }
         with self._engine.begin() as connection:
-            _upsert(connection, _installs, _installs.c.install_id, row)
+            _upsert(connection, schema.installs, schema.installs.c.install_id, row)
 
     def open_installs(self) -> list[InstallRecord]:
         """Records that have not ended, oldest first."""
-        query = sa.select(_installs.c.body).where(_installs.c.ended.is_(False)).order_by(_installs.c.created_at)
+        query = (
+            sa.select(schema.installs.c.body)
+            .where(schema.installs.c.ended.is_(False))
+            .order_by(schema.installs.c.created_at)
+        )
         with self._engine.connect() as connection:
             return [_record(body) for body in connection.execute(query).scalars()]
 
     def add_event(self, event: InstallEvent) -> None:
         """Append to an install's timeline."""
         with self._engine.begin() as connection:
-            connection.execute(_events.insert().values(install_id=event.install_id, body=json.dumps(asdict(event))))
+            connection.execute(
+                schema.events.insert().values(install_id=event.install_id, body=json.dumps(asdict(event)))
+            )
 
     def events(self, install_id: str) -> list[InstallEvent]:
         """Timeline of an install, oldest first."""
-        query = sa.select(_events.c.body).where(_events.c.install_id == install_id).order_by(_events.c.number)
+        query = (
+            sa.select(schema.events.c.body)
+            .where(schema.events.c.install_id == install_id)
+            .order_by(schema.events.c.number)
+        )
         with self._engine.connect() as connection:
             return [_event(body) for body in connection.execute(query).scalars()]
+
+    def get_bootstrap(self, endpoint: str) -> BootstrapRecord | None:
+        """How the last bootstrap of an endpoint went, or None."""
+        query = sa.select(schema.bootstraps.c.body).where(schema.bootstraps.c.endpoint == endpoint)
+        with self._engine.connect() as connection:
+            body = connection.execute(query).scalar()
+        if body is None:
+            return None
+        fields = json.loads(body)
+        return BootstrapRecord(state=BootstrapState(fields.pop("state")), **fields)
+
+    def put_bootstrap(self, record: BootstrapRecord) -> None:
+        """Store a bootstrap, replacing the endpoint's earlier one."""
+        row = {"endpoint": record.endpoint, "body": json.dumps(asdict(record))}
+        with self._engine.begin() as connection:
+            _upsert(connection, schema.bootstraps, schema.bootstraps.c.endpoint, row)
 
 
 def _tune_sqlite(connection: Any, _: Any) -> None:

@@ -59,8 +59,8 @@ class CoapEndpoint:
 
         PLAIN_COAP_REFUSED beyond loopback without the flag; ARGUMENT_INVALID for a port in use.
         """
-        _refuse_open_address(settings)
-        port = _free_port(settings.host, settings.port)
+        check_address(settings)
+        port = free_port(settings.host, settings.port)
         context = await ServerContext.create_server_context(None, bind=(settings.host, port), transports=["udp6"])
         link = CoapLink(context, link_settings or LinkSettings())
         packages = PackageResource()
@@ -86,7 +86,8 @@ class CoapEndpoint:
         await self._context.shutdown()
 
 
-def _refuse_open_address(settings: CoapSettings) -> None:
+def check_address(settings: CoapSettings) -> None:
+    """PLAIN_COAP_REFUSED beyond loopback without the flag; with it, a loud warning."""
     try:
         loopback = ipaddress.ip_address(settings.host).is_loopback
     except ValueError:
@@ -103,7 +104,7 @@ def _refuse_open_address(settings: CoapSettings) -> None:
     )
 
 
-def _free_port(host: str, port: int) -> int:
+def free_port(host: str, port: int) -> int:
     """The port, or a free one for 0; ARGUMENT_INVALID where it is taken.
 
     aiocoap binds with SO_REUSEPORT, which would let two bridges share a port in silence, each getting some packets.

@@ -22,7 +22,8 @@ Remember = Callable[[str, str, Any], None]
 """(endpoint, address, aiocoap's address) → keep for later requests to the device."""
 
 
-def _refusal(error: BridgeError) -> Message:
+def refusal(error: BridgeError) -> Message:
+    """The answer to a device whose registration or bootstrap is refused."""
     codes = {
         Reason.DEVICE_UNKNOWN: Code.NOT_FOUND,
         Reason.VERSION_UNSUPPORTED: Code.PRECONDITION_FAILED,
@@ -63,7 +64,7 @@ class RegisterResource(_Bounded):
             registration = self._directory.register(query, objects, address, local)
             self._remember(query.endpoint, address, request.remote)
         except BridgeError as error:
-            return _refusal(error)
+            return refusal(error)
         answer = Message(code=Code.CREATED)
         answer.opt.location_path = ("rd", registration.id)
         return answer
@@ -89,7 +90,7 @@ class RegistrationResource(_Bounded, resource.PathCapable):  # type: ignore[misc
             registration = self._directory.update(_one(request), query, objects, address, local)
             self._remember(registration.endpoint, address, request.remote)
         except BridgeError as error:
-            return _refusal(error)
+            return refusal(error)
         return Message(code=Code.CHANGED)
 
     async def render_delete(self, request: Message) -> Message:
@@ -97,7 +98,7 @@ class RegistrationResource(_Bounded, resource.PathCapable):  # type: ignore[misc
         try:
             self._directory.deregister(_one(request), _addresses(request)[0])
         except BridgeError as error:
-            return _refusal(error)
+            return refusal(error)
         return Message(code=Code.DELETED)
 
 

@@ -91,6 +91,14 @@ class DeviceKeys:
         self._endpoints.add(endpoint)
         return key, secret
 
+    def reissue(self, endpoint: str) -> tuple[str, bytes]:
+        """Identity and secret of a new key, in the place of keys that were handed out before and never used."""
+        for key in self._store.of_endpoint(endpoint):
+            if key.used_at is None:
+                self.delete(key.identity)
+        made, secret = self.create(endpoint)
+        return made.identity, secret
+
     def resolve(self, identity: bytes) -> tuple[DeviceKey, bytes]:
         """A key with its secret; IDENTITY_UNKNOWN where there is none."""
         name = identity.decode("ascii", errors="replace")
