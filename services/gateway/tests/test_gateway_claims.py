@@ -128,3 +128,37 @@ def test_hostile_outputs_are_an_error_or_a_verdict_never_a_crash(data: bytes, te
         except samples.SampleError:
             continue
         assert 0.0 <= result.equal <= 1.0
+
+
+def a_tensor(*shape: int) -> tensor_pb2.TensorSpec:
+    return tensor_pb2.TensorSpec(name="t", dtype=tensor_pb2.DATA_TYPE_INT8, shape=shape)
+
+
+def scores(*samples: list[int]) -> profiler_pb2.InputSet:
+    tensors = [tensor_pb2.TensorValues(tensors=[bytes(value & 0xFF for value in sample)]) for sample in samples]
+    return profiler_pb2.InputSet(samples=tensors)
+
+
+def test_accuracy_counts_labelled_samples_whose_largest_output_is_their_class() -> None:
+    found = claims.accuracy([a_tensor(1, 9)], [a_tensor(1, 3)], scores([-5, 1, 0], [7, 7, 1], [0, 0, 9]), [1, 1, -1])
+    assert found == claims.Accuracy(0.5, 2)
+    message = claims.accuracy_measurement(found, "t", "1")
+    assert (message.value, message.conditions["labelled_samples"]) == (0.5, "2")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "labels"),
+    [
+        ([a_tensor(1, 9)], [a_tensor(1, 3)], [3, 0]),
+        ([a_tensor(1, 9)], [a_tensor(1, 3)], [-1, -1]),
+        ([a_tensor(1, 9)], [a_tensor(1, 3)], []),
+        ([a_tensor(1, 9)], [a_tensor(1, 1)], [0, 0]),
+        ([a_tensor(1, 3)], [a_tensor(1, 3)], [0, 1]),
+        ([a_tensor(1, 9)], [a_tensor(1, 3), a_tensor(1, 3)], [0, 1]),
+    ],
+    ids=["label beyond", "none labelled", "no labels", "one element", "reconstruction", "two outputs"],
+)
+def test_there_is_no_accuracy_where_outputs_are_no_classes(
+    inputs: list[tensor_pb2.TensorSpec], outputs: list[tensor_pb2.TensorSpec], labels: list[int]
+) -> None:
+    assert claims.accuracy(inputs, outputs, scores([1, 2, 3], [3, 2, 1]), labels) is None

@@ -103,3 +103,11 @@ def test_forms_that_do_not_match_are_refused() -> None:
 def test_shapes_that_nobody_can_serve_are_refused(shape: list[int]) -> None:
     with pytest.raises(samples.SampleError):
         samples.elements(tensor_pb2.TensorSpec(name="x", dtype=tensor_pb2.DATA_TYPE_INT8, shape=shape))
+
+
+def test_labels_are_read_where_there_are_any() -> None:
+    assert samples.labels_of(npz(input=np.zeros((3, 2), np.int8), label=np.array([2, -1, 0], np.int32))) == [2, -1, 0]
+    assert samples.labels_of(npz(input=np.zeros((3, 2), np.int8))) == []
+    assert samples.labels_of(npz(input=np.zeros((3, 2), np.int8), label=np.array(["a", "b", "c"]))) == []
+    with pytest.raises(samples.SampleError):
+        samples.labels_of(b"not an npz")

@@ -55,6 +55,48 @@ class Fidelity:
     holds: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Share of labelled samples whose largest output is their class, 0..1, and how many they were."""
+
+    share: float
+    labelled: int
+
+
+def accuracy(
+    inputs: Sequence[tensor_pb2.TensorSpec],
+    specs: Sequence[tensor_pb2.TensorSpec],
+    outputs: profiler_pb2.InputSet,
+    labels: Sequence[int],
+) -> Accuracy | None:
+    """Classify by the largest output, the first of equal ones; labels below zero are none.
+
+    None where outputs are no classes: several outputs, one element, as many elements as the input (a reconstruction), a
+    label beyond the outputs, or no labelled sample at all.
+    """
+    pairs = [(sample, label) for sample, label in zip(outputs.samples, labels, strict=False) if label >= 0]
+    if len(specs) != 1 or not pairs:
+        return None
+    classes = math.prod(specs[0].shape)
+    if classes < 2 or max(label for _, label in pairs) >= classes or [math.prod(i.shape) for i in inputs] == [classes]:
+        return None
+    right = sum(int(np.argmax(decode(sample.tensors[0], specs[0]))) == label for sample, label in pairs)
+    return Accuracy(right / len(pairs), len(pairs))
+
+
+def accuracy_measurement(found: Accuracy, tool: str, version: str) -> measurement_pb2.Measurement:
+    """Write an accuracy as a measurement whose conditions tell how many samples had a label."""
+    return measurement_pb2.Measurement(
+        metric=measurement_pb2.METRIC_ACCURACY,
+        value=found.share,
+        unit="1",
+        method=measurement_pb2.METHOD_SIMULATED,
+        tool=tool,
+        tool_version=version,
+        conditions={"labelled_samples": str(found.labelled), "class": "largest output"},
+    )
+
+
 def numerics_text(numerics: tensor_pb2.Numerics) -> str:
     """Write a numerics class for people: ``WITHIN_LSB(5)``."""
     kind = getattr(numerics, "class")

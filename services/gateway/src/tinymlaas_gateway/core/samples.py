@@ -113,6 +113,24 @@ def from_npz(
     return result
 
 
+def labels_of(data: bytes) -> list[int]:
+    """Read the classes of a samples file, array ``label`` with one integer a sample; -1: none. Empty without such an array.
+
+    Raises SampleError for a file that is no readable npz.
+    """
+    try:
+        _check_unpacked(data)
+        with np.load(io.BytesIO(data), allow_pickle=False) as store:
+            labels = store["label"] if "label" in store.files else np.zeros(0, dtype=np.int64)
+    except SampleError:
+        raise
+    except Exception as error:  # numpy raises many kinds for hostile bytes
+        raise SampleError(f"the samples file is no readable npz: {type(error).__name__}") from None
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.size > MAX_ELEMENTS:
+        return []
+    return [int(label) for label in labels]
+
+
 def quantize(values: Array, spec: tensor_pb2.TensorSpec) -> Array:
     """Quantize real values to the spec's integers: rounded half to even, saturated; NaN becomes the zero point."""
     dtype = dtype_of(spec)
@@ -123,11 +141,15 @@ def quantize(values: Array, spec: tensor_pb2.TensorSpec) -> Array:
     return quantized
 
 
+def _check_unpacked(data: bytes) -> None:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if sum(item.file_size for item in archive.infolist()) > MAX_NPZ_BYTES:
+            raise SampleError(f"the samples file unpacks to more than {MAX_NPZ_BYTES:,} B")
+
+
 def _load(data: bytes) -> list[Array]:
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if sum(item.file_size for item in archive.infolist()) > MAX_NPZ_BYTES:
-                raise SampleError(f"the samples file unpacks to more than {MAX_NPZ_BYTES:,} B")
+        _check_unpacked(data)
         with np.load(io.BytesIO(data), allow_pickle=False) as store:
             names = [name for name in ("input", "input_int8", "input_float") if name in store.files]
             arrays = [store[name] for name in names]

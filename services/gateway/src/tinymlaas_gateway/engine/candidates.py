@@ -293,7 +293,16 @@ async def verification_inputs(
     if not build.samples_sha256:
         return samples.pseudo_random(parts.inputs, count, bytes.fromhex(version.sha256))
     data = await context.catalogue.read(project_of(build.name), build.samples_sha256)
-    return await asyncio.to_thread(samples.from_npz, data, parts.inputs, count, requantize=requantize)
+    labelled = min(len(await asyncio.to_thread(samples.labels_of, data)), context.limits.labelled_samples)
+    return await asyncio.to_thread(samples.from_npz, data, parts.inputs, max(count, labelled), requantize=requantize)
+
+
+async def labels(context: Context, build: builds_pb2.Build) -> list[int]:
+    """Classes of the samples that the build was given, empty when they have none."""
+    if not build.samples_sha256:
+        return []
+    data = await context.catalogue.read(project_of(build.name), build.samples_sha256)
+    return await asyncio.to_thread(samples.labels_of, data)
 
 
 @step
@@ -409,6 +418,10 @@ async def verify(
     executor = tensor_pb2.Reference.Name(parts.numerics.reference).removeprefix("REFERENCE_").lower()
     count = len(profiler_pb2.InputSet.FromString(profiled["inputs"]).samples)
     measurements += claims.fidelity_measurements(comparison, count, executor, TOOL, TOOL_VERSION)
+    outputs = profiler_pb2.InputSet.FromString(profiled["outputs"])
+    right = claims.accuracy(parts.inputs, parts.outputs, outputs, await labels(context, build))
+    if right is not None:
+        measurements.append(claims.accuracy_measurement(right, TOOL, TOOL_VERSION))
     measurements = _with_reserved(parts, compiled["payload_sha256"], measurements)
     return Verified(measurements=[item.SerializeToString(deterministic=True) for item in measurements])
 

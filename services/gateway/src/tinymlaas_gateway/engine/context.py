@@ -38,6 +38,7 @@ class Limits:
     witness_patience_seconds: float = 10.0
     plan_patience_seconds: float = 20.0
     verification_samples: int = 8
+    labelled_samples: int = 32
     golden_vectors: int = 1
     max_payload_bytes: int = 64 << 20
 
