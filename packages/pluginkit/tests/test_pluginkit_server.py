@@ -115,6 +115,12 @@ def _environment_of(pid: int) -> bytes:
     return Path(f"/proc/{pid}/environ").read_bytes()
 
 
+def _siblings_of(pid: int) -> list[int]:
+    """All processes that were started by the one that started this one."""
+    parent = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]
+    return [int(child) for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
 def _gone(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
@@ -281,9 +287,9 @@ async def test_a_worker_that_dies_idle_is_replaced_unnoticed(sample: str, tmp_pa
         await client.compile(_header(fault="tell-pid", marker=str(marker)), b"model").finish()
         pid = int(marker.read_text())
         os.kill(pid, signal.SIGKILL)
-        await _until(lambda: _gone(pid))
-        await client.probe()  # by then the server has read the end of the worker's socket
+        # At once: whether or not the server has noticed.
         assert (await client.compile(_header(), b"model").finish()).blobs["payload"] == b"1:model"
+        await _until(lambda: _gone(pid))
 
 
 async def test_a_call_that_takes_longer_than_was_told_is_ended(tmp_path: Path) -> None:
@@ -329,6 +335,21 @@ async def test_workers_that_cannot_start_make_probe_an_error(tmp_path: Path) -> 
                 await asyncio.sleep(0.05)
         assert seen == ("UNAVAILABLE", "NOT_READY")
         assert (await _error(client.compile(_header(), b"model").finish())).reason == "NOT_READY"
+
+
+async def test_a_second_worker_starts_when_two_jobs_come_at_a_time(tmp_path: Path) -> None:
+    markers = [tmp_path / "first", tmp_path / "second"]
+    async with _running(tmp_path, SAMPLE_CONCURRENCY="2") as client:
+        await client.compile(_header(fault="tell-pid", marker=str(tmp_path / "alone")), b"model").finish()
+        alone = int((tmp_path / "alone").read_text())
+        assert _siblings_of(alone) == [alone]
+        headers = [_header(fault="hang", marker=str(marker)) for marker in markers]
+        calls = [asyncio.create_task(client.compile(header, b"model").finish()) for header in headers]
+        await _until(lambda: all(marker.exists() and marker.read_text() for marker in markers))
+        assert alone in {int(marker.read_text()) for marker in markers}
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
 
 
 async def test_workers_end_when_their_server_is_killed(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ class Kind(IntEnum):
     ERROR = 6  # google.rpc.Status
     EXITED = 7  # never sent: made by the server when the worker's end closes
     PRINTED = 8  # never sent: made by the server when it has read all that the job printed
+    BEGUN = 9  # empty: the worker has taken the job and is about to run it
 
 
 class FrameError(Exception):

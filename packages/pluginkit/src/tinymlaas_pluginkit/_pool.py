@@ -10,6 +10,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,10 +55,13 @@ class Worker:
     jobs_done: int = 0
     last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=_LAST_LINES))
     broken: str = ""
+    begun: bool = False
+    """Whether it has taken the last job that was handed over."""
     exited: bool = False
 
     async def send_job(self, kind: str, folder: Path) -> None:
         """Hands a job over; what was said before belongs to no job and is dropped."""
+        self.begun = False
         while not self.events.empty():
             said, content = self.events.get_nowait()
             if said is _frames.Kind.EXITED:  # it died this moment; whoever follows the job must learn of it
@@ -65,7 +69,8 @@ class Worker:
                 return
         self.last_lines.clear()
         self.writer.write(_frames.encode(_frames.Kind.JOB, json.dumps({"kind": kind, "folder": str(folder)}).encode()))
-        await self.writer.drain()
+        with suppress(ConnectionError):  # it died this moment; its EXITED is on the way
+            await self.writer.drain()
 
     async def crash(self) -> CompilerCrash | LimitExceeded:
         """Why the worker ended: by signal, exit status, or bytes that are no frame; with its last log lines."""
@@ -109,10 +114,10 @@ class Worker:
 
 
 class WorkerPool:
-    """Keeps up to `max_concurrency` warm workers; `ready` once the first is warm.
+    """Keeps one warm worker, and up to `max_concurrency` once so many jobs came at a time; `ready` once the first is warm.
 
-    A worker that died, was killed or did its share of jobs is replaced in the background. When workers fail to start
-    several times in a row the pool is `failed` until one starts.
+    A worker that died, was killed or did its share of jobs is replaced in the background where it was the last one or is
+    waited for. When workers fail to start several times in a row the pool is `failed` until one starts.
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
@@ -120,18 +125,27 @@ class WorkerPool:
         self._idle: asyncio.Queue[Worker] = asyncio.Queue()
         self._workers: list[Worker] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._starting = 0
+        self._waiting = 0
         self._closing = False
         self._failed = asyncio.Event()
         self.ready = False
         self.failure = ""
 
     def start(self) -> None:
-        """Begins to start the workers; returns at once."""
-        for _ in range(self._spec.limits.max_concurrency):
-            self._spawn_later()
+        """Begins to start the first worker; returns at once."""
+        self._spawn_if_needed()
 
     async def acquire(self) -> Worker:
         """A warm worker, as soon as there is one; NotReady when workers fail to start."""
+        self._waiting += 1
+        try:
+            self._spawn_if_needed()
+            return await self._take()
+        finally:
+            self._waiting -= 1
+
+    async def _take(self) -> Worker:
         worker = asyncio.ensure_future(self._idle.get())
         failed = asyncio.ensure_future(self._failed.wait())
         try:
@@ -148,7 +162,7 @@ class WorkerPool:
             if idle.exited or idle.process.returncode is not None:  # it died while it had nothing to do
                 log.warning("an idle worker is gone", status=idle.process.returncode)
                 await self.release(idle, reusable=False)
-                return await self.acquire()
+                return await self._take()
             return idle
         raise NotReady(f"workers fail to start: {self.failure}", metadata={"detail": self.failure})
 
@@ -160,7 +174,7 @@ class WorkerPool:
             return
         self._workers.remove(worker)
         await worker.close()
-        self._spawn_later()
+        self._spawn_if_needed()
 
     async def close(self) -> None:
         """Kills all workers."""
@@ -172,25 +186,40 @@ class WorkerPool:
             await worker.close()
         self._workers.clear()
 
-    def _spawn_later(self) -> None:
-        if self._closing:
-            return
-        task = asyncio.create_task(self._spawn())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _spawn_if_needed(self) -> None:
+        """Starts workers for those who wait for one, and one where there is none."""
+        while not self._closing:
+            live = len(self._workers) + self._starting
+            coming = self._idle.qsize() + self._starting
+            if live >= self._spec.limits.max_concurrency or (live and coming >= self._waiting):
+                return
+            self._starting += 1
+            task = asyncio.create_task(self._spawn())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _spawn(self) -> None:
+        try:
+            worker = await self._started()
+        finally:
+            self._starting -= 1
+        self._workers.append(worker)
+        self._idle.put_nowait(worker)
+
+    async def _started(self) -> Worker:
+        """A worker that has said that it is ready, tried again and again; killed when this is cancelled."""
         delay, tries = 0.2, 0
         while True:
             worker = await _start(self._spec)
-            self._workers.append(worker)
-            kind, _ = await _first_frame(worker)
+            try:
+                kind, _ = await _first_frame(worker)
+            except asyncio.CancelledError:
+                await worker.close()
+                raise
             if kind is _frames.Kind.READY:
                 self.ready, self.failure = True, ""
                 self._failed.clear()
-                self._idle.put_nowait(worker)
-                return
-            self._workers.remove(worker)
+                return worker
             error = await worker.crash()
             await worker.close()
             tries += 1
@@ -251,6 +280,9 @@ async def _read_frames(worker: Worker, reader: asyncio.StreamReader) -> None:
         while True:
             kind, length = _frames.decode_header(await reader.readexactly(_frames.HEADER.size))
             content = await reader.readexactly(length)
+            if kind is _frames.Kind.BEGUN:
+                worker.begun = True
+                continue
             if kind is _frames.Kind.LOG:
                 worker.last_lines.append(stream_pb2.LogLine.FromString(content).text)
             await worker.events.put((kind, content))

@@ -29,9 +29,18 @@ from .jobs import Limits
 HEARTBEAT_SECONDS = 5.0
 MAX_LOG_LINES = 5000
 _PRINTED_SECONDS = 2.0
+_HANDOVERS = 3
 
 # Checks a header against what was advertised; returns the checked options.
 CheckHeader = Callable[[_rpcs.Rpc, Any], dict[str, Any]]
+
+
+class _NeverBegunError(Exception):
+    """A worker died while it had nothing to do, before it took the job that was just handed over."""
+
+    def __init__(self, crash: ServiceError) -> None:
+        super().__init__(str(crash))
+        self.crash = crash
 
 
 class RoleCalls:
@@ -76,7 +85,18 @@ class RoleCalls:
             self.active -= 1
 
     async def _run(self, rpc: _rpcs.Rpc, folder: Path) -> AsyncGenerator[Message, None]:
-        """Progress and log messages while the worker runs the job, then its result."""
+        """Progress and log messages while a worker runs the job, then its result."""
+        for left in reversed(range(_HANDOVERS)):
+            try:
+                async with aclosing(self._run_once(rpc, folder)) as parts:
+                    async for part in parts:
+                        yield part
+                return
+            except _NeverBegunError as error:
+                if not left:
+                    raise error.crash from error
+
+    async def _run_once(self, rpc: _rpcs.Rpc, folder: Path) -> AsyncGenerator[Message, None]:
         acquiring = asyncio.ensure_future(self._pool.acquire())
         try:
             while not acquiring.done():
@@ -140,7 +160,8 @@ class RoleCalls:
                     else:
                         outcome = error
                 elif kind is Kind.EXITED:
-                    raise await worker.crash()
+                    crash = await worker.crash()
+                    raise crash if worker.begun else _NeverBegunError(crash)
             except DecodeError as error:
                 worker.kill_group()
                 raise CompilerCrash("the worker sent garbage", {"detail": "garbage"}) from error

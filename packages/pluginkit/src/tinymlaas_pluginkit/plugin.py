@@ -1,29 +1,21 @@
-"""A plugin: who it is, its roles, and the server that runs them."""
+"""A plugin: who it is and its roles. Workers import this too, so the server is imported only where one is asked for."""
 
 from __future__ import annotations
 
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grpc.aio
+from tinymlaas.plugin.v1 import identity_pb2
 
-from tinymlaas.plugin.v1 import (
-    compiler_pb2_grpc,
-    identity_pb2,
-    identity_pb2_grpc,
-    importer_pb2_grpc,
-    optimizer_pb2_grpc,
-    profiler_pb2_grpc,
-)
-from tinymlaas_servicekit import GrpcServer, ServiceSettings, configure_logging, configure_tracing, serve_until_signal
-
-from . import service
-from ._pool import WorkerPool, WorkerSpec
-from ._serving import HEARTBEAT_SECONDS, RoleCalls
 from .digests import CONTRACT_VERSION
 from .jobs import Compiler, Function, Importer, Limits, Optimizer, Profiler
+
+if TYPE_CHECKING:
+    from tinymlaas_servicekit import ServiceSettings
+
+    from .server import PluginServer
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)+")
 MAX_NAME = 63
@@ -58,7 +50,7 @@ class Plugin:
             raise ValueError("a plugin needs a vendor_version")
         self.compiler, self.optimizer, self.importer, self.profiler = compiler, optimizer, importer, profiler
         self.limits = limits or Limits()
-        self._warm = tuple(reference(function) for function in warm)
+        self.warm = tuple(reference(function) for function in warm)
         roles = {"compiler": compiler, "optimizer": optimizer, "importer": importer, "profiler": profiler}
         offered = sorted(f"role.{role}" for role, given in roles.items() if given is not None)
         if not offered:
@@ -95,68 +87,22 @@ class Plugin:
                 found["reference"] = self.profiler.reference
         return {kind: reference(function) for kind, function in found.items()}
 
-    def server(self, settings: ServiceSettings, *, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> PluginServer:
+    def server(self, settings: ServiceSettings, *, heartbeat_seconds: float | None = None) -> PluginServer:
         """A server of this plugin, not started yet."""
+        from .server import PluginServer
+
         return PluginServer(self, settings, heartbeat_seconds)
 
     def main(self, settings: ServiceSettings | None = None) -> None:
         """The main function: serves until SIGTERM, configured by TINYMLAAS_* variables."""
         import asyncio
 
+        from tinymlaas_servicekit import ServiceSettings, configure_logging, configure_tracing, serve_until_signal
+
         settings = settings or ServiceSettings()
         configure_logging(settings)
         configure_tracing(settings, self.info.name)
         asyncio.run(serve_until_signal(self.server(settings)))
-
-
-class PluginServer(GrpcServer):
-    """The server of a plugin with its pool of workers."""
-
-    def __init__(self, plugin: Plugin, settings: ServiceSettings, heartbeat_seconds: float) -> None:
-        super().__init__(settings, self._add_servicers)
-        self._plugin = plugin
-        self._heartbeat = heartbeat_seconds
-        self.pool: WorkerPool | None = None
-        self.calls: RoleCalls | None = None
-
-    def _add_servicers(self, server: grpc.aio.Server) -> list[str]:
-        plugin = self._plugin
-        self.pool = pool = WorkerPool(WorkerSpec(plugin.functions(), plugin._warm, plugin.limits))
-        check = service.header_checker(plugin.compiler, plugin.optimizer, plugin.importer, plugin.profiler)
-        self.calls = calls = RoleCalls(pool, plugin.limits, check, self._heartbeat)
-        identity = service.IdentityServicer(plugin.info, plugin.capabilities, pool)
-        identity_pb2_grpc.add_PluginIdentityServicer_to_server(identity, server)
-        names = ["tinymlaas.plugin.v1.PluginIdentity"]
-        if plugin.compiler is not None:
-            compiler_pb2_grpc.add_CompilerServicer_to_server(service.CompilerServicer(plugin.compiler, calls), server)
-            names.append("tinymlaas.plugin.v1.Compiler")
-        if plugin.importer is not None:
-            importer_pb2_grpc.add_ImporterServicer_to_server(service.ImporterServicer(plugin.importer, calls), server)
-            names.append("tinymlaas.plugin.v1.Importer")
-        if plugin.optimizer is not None:
-            optimizer_pb2_grpc.add_OptimizerServicer_to_server(
-                service.OptimizerServicer(plugin.optimizer, calls), server
-            )
-            names.append("tinymlaas.plugin.v1.Optimizer")
-        if plugin.profiler is not None:
-            profiler_pb2_grpc.add_ProfilerServicer_to_server(service.ProfilerServicer(plugin.profiler, calls), server)
-            names.append("tinymlaas.plugin.v1.Profiler")
-        return names
-
-    async def start(self) -> str:
-        """Binds and serves; workers load in the background."""
-        address = await super().start()
-        assert self.pool is not None
-        self.pool.start()
-        return address
-
-    async def drain(self) -> None:
-        """Lets running calls end within the grace time, then kills the workers."""
-        try:
-            await super().drain()
-        finally:
-            if self.pool is not None:
-                await self.pool.close()
 
 
 def reference(function: Function) -> str:

@@ -131,6 +131,7 @@ def _load_file(path: str) -> Any:
 
 def _run(config: WorkerConfig, functions: dict[str, Callable[..., Any]], server: _Server, job: dict[str, str]) -> None:
     """Runs one job; its outcome, good or bad, is the last frame."""
+    server.send(_frames.Kind.BEGUN, b"")
     rpc, folder = RPCS[job["kind"]], Path(job["folder"])
     scratch = folder / "scratch"
     os.chdir(scratch)
