@@ -16,7 +16,7 @@ from rich.rule import Rule
 from rich.table import Table
 
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2, routing_pb2
-from tinymlaas.registry.v1 import modules_pb2
+from tinymlaas.registry.v1 import devices_pb2, modules_pb2
 from tinymlaas.type.v1 import tensor_pb2
 from tinymlaas_client import figures as _figures
 from tinymlaas_client._async_client import AsyncClient
@@ -88,6 +88,7 @@ async def _journey(session: Session, report: Report) -> None:
         session, report, "start", "1  Start the suite: registry, gateway, LwM2M bridge, compilers, optimizer, profiler"
     ):
         await start_and_wait(suite, session)
+        since = time.time()
         for endpoint, board in BOARDS.items():
             start_board(session, board, endpoint)
 
@@ -110,7 +111,7 @@ async def _journey(session: Session, report: Report) -> None:
             )
 
         with _Step(session, report, "register", "3  The boards say over LwM2M what they are"):
-            await _registered(client, set(BOARDS))
+            await _registered(client, set(BOARDS), since)
             devices = [device for device in await client.list_devices() if device.name.rsplit("/", 1)[-1] in BOARDS]
             _say(session, device_table(devices))
 
@@ -144,10 +145,15 @@ async def _journey(session: Session, report: Report) -> None:
         )
 
 
-async def _registered(client: AsyncClient, endpoints: set[str]) -> None:
+async def _registered(client: AsyncClient, endpoints: set[str], since: float) -> None:
+    """Waits until all boards have registered after `since` (seconds of the epoch): earlier runs have left records too."""
     deadline = time.monotonic() + REGISTRATION_SECONDS
     while True:
-        known = {device.name.rsplit("/", 1)[-1] for device in await client.list_devices()}
+        known = {
+            device.name.rsplit("/", 1)[-1]
+            for device in await client.list_devices()
+            if device.state == devices_pb2.Device.STATE_REGISTERED and device.last_seen_time.seconds >= int(since)
+        }
         if endpoints <= known:
             return
         if time.monotonic() > deadline:
