@@ -48,6 +48,7 @@ def c_source(program: Program, offsets: Sequence[int], machine: Machine) -> str:
             parts.append("#define HARD_FLOAT 1")
         else:
             parts.append(softfloat.ARM if machine.arm else softfloat.RISCV)
+        parts.append(softfloat.ARM_WIDE if machine.arm else softfloat.RISCV_WIDE)
     for buffer in program.buffers:
         parts.append(f"#define {buffer.macro} (arena + {offsets[buffer.index]})")
     for name in sorted(program.asm_kernels):

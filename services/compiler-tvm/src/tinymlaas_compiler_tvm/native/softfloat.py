@@ -124,3 +124,43 @@ RISCV = CORE + "\n".join(
         _U.format("__fixunssfsi(uint32_t a) { return a >> 31 ? 0 : tim_to_uint(a, 0xffffffffu); }"),
     )
 )  # fmt: skip
+
+# Between 64-bit integers and floats, whatever the FPU: clang calls these by name.
+_WIDE = """
+static NOINLINE uint32_t tim_wide_to_float(uint64_t m, uint32_t s) {
+  int32_t e = 127 + 24; uint32_t sticky = 0;
+  if (!m) return 0;
+  while (m >> 25) { sticky |= (uint32_t)m & 1; m >>= 1; ++e; }
+  while (!(m >> 24)) { m <<= 1; --e; }
+  uint32_t r = (uint32_t)m & 1, v = (uint32_t)(m >> 1);
+  v += r && (sticky || (v & 1));
+  return (s << 31) + ((uint32_t)(e - 1) << 23) + v; }
+static NOINLINE uint64_t tim_float_to_wide(uint32_t a, uint64_t limit) {
+  int32_t e = (int32_t)(a >> 23 & 255) - 127; uint64_t m = (a & 0x7fffffu) | 0x800000u;
+  if (e < 0 || (a << 1) > 0xff000000u) return 0;
+  if (e > 62) return limit;
+  for (; e > 23; --e) m <<= 1;
+  for (; e < 23; ++e) m >>= 1;
+  return m; }
+"""
+
+
+def _wide(names: tuple[str, str, str, str]) -> str:
+    signed_to, unsigned_to, to_signed, to_unsigned = names
+    used = "__attribute__((used))"
+    return (
+        _WIDE
+        + f"""
+{used} uint32_t {signed_to}(int64_t a) {{
+  return tim_wide_to_float(a < 0 ? 0 - (uint64_t)a : (uint64_t)a, a < 0); }}
+{used} uint32_t {unsigned_to}(uint64_t a) {{ return tim_wide_to_float(a, 0); }}
+{used} int64_t {to_signed}(uint32_t a) {{
+  uint64_t m = tim_float_to_wide(a, 0x7fffffffffffffffull + (a >> 31));
+  return (int64_t)(a >> 31 ? 0 - m : m); }}
+{used} uint64_t {to_unsigned}(uint32_t a) {{ return a >> 31 ? 0 : tim_float_to_wide(a, 0xffffffffffffffffull); }}
+"""
+    )
+
+
+ARM_WIDE = _wide(("__aeabi_l2f", "__aeabi_ul2f", "__aeabi_f2lz", "__aeabi_f2ulz"))
+RISCV_WIDE = _wide(("__floatdisf", "__floatundisf", "__fixsfdi", "__fixunssfdi"))

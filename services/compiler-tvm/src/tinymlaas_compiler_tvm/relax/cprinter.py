@@ -1,7 +1,7 @@
 """Lowered TIR as C: exact float constants (hexadecimal), generated names, buffers over 256 bytes as workspaces.
 
-A function's small buffers become local arrays, which clang keeps in registers once loops over them are unrolled. Integer
-expressions are 32 bits wide; operators that the printer doesn't know are refused by name.
+A function's small buffers become local arrays, which clang keeps in registers once loops over them are unrolled. Index
+expressions are 32 bits wide, values have the types that TIR gives them; what the printer doesn't know is refused by name.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ _TYPES = {
     "float32": "float", "int8": "int8_t", "uint8": "uint8_t", "int16": "int16_t", "uint16": "uint16_t", "int32": "int32_t",
     "uint32": "uint32_t", "int64": "int64_t", "bool": "uint8_t",
 }  # fmt: skip
+_NARROW = frozenset(("int8", "uint8", "int16", "uint16"))
 _BINARY = {
     "Add": "+", "Sub": "-", "Mul": "*", "Div": "/", "EQ": "==", "NE": "!=", "LT": "<", "LE": "<=", "GT": ">", "GE": ">=",
     "And": "&&", "Or": "||",
@@ -21,7 +22,7 @@ _BINARY = {
 _MATH = {
     "exp": "tim_expf", "tanh": "tim_tanhf", "sqrt": "tim_sqrtf", "sigmoid": "tim_sigmoidf", "log": "tim_logf",
     "floor": "tim_floorf", "ceil": "tim_ceilf", "nearbyint": "tim_rintf", "round": "tim_rintf", "fabs": "tim_fabsf",
-    "erf": "tim_erff", "rsqrt": "tim_rsqrtf", "pow": "tim_powf",
+    "erf": "tim_erff", "rsqrt": "tim_rsqrtf", "pow": "tim_powf", "sin": "tim_sinf", "cos": "tim_cosf",
 }  # fmt: skip
 
 
@@ -69,25 +70,24 @@ class _Printer:
     def expr(self, e: Any) -> str:
         kind = type(e).__name__
         if kind == "IntImm":
-            value = int(e.value)
-            if not -(1 << 31) < value < 1 << 31:
-                raise Unprintable("integer constant wider than 32 bits")
-            return str(value) if value >= 0 else f"({value})"
+            return _integer(int(e.value))
         if kind == "FloatImm":
             return self._float(float(e.value), _dtype(e))
         if kind in ("Var", "SizeVar"):
             return self.name(e)
         if kind in _BINARY:
-            return f"({self.expr(e.a)} {_BINARY[kind]} {self.expr(e.b)})"
+            text = f"({self.expr(e.a)} {_BINARY[kind]} {self.expr(e.b)})"
+            # C computes narrow types in 32 bits: back to what wraps.
+            return f"(({_TYPES[_dtype(e)]}){text})" if _dtype(e) in _NARROW else text
         if kind in ("FloorDiv", "FloorMod", "Mod"):
             helper = {"FloorDiv": "tim_floordiv", "FloorMod": "tim_floormod", "Mod": "tim_mod"}[kind]
+            if _wide(e):
+                raise Unprintable(f"{kind} of 64 bits")
             self.math.add(helper)
             return f"{helper}({self.expr(e.a)}, {self.expr(e.b)})"
         if kind in ("Min", "Max"):
-            sign = "<" if kind == "Min" else ">"
-            helper = f"tim_{kind.lower()}{'f' if _dtype(e) == 'float32' else ''}"
+            helper = f"tim_{kind.lower()}{'f' if _dtype(e) == 'float32' else '64' if _wide(e) else ''}"
             self.math.add(helper)
-            del sign
             return f"{helper}({self.expr(e.a)}, {self.expr(e.b)})"
         if kind == "Not":
             return f"(!{self.expr(e.a)})"
@@ -95,6 +95,8 @@ class _Printer:
             return f"({self.expr(e.condition)} ? {self.expr(e.true_value)} : {self.expr(e.false_value)})"
         if kind == "Cast":
             return f"(({self.ctype(_dtype(e))}){self.expr(e.value)})"
+        if kind == "StringImm":
+            raise Unprintable("text")
         if kind in ("BufferLoad", "TensorLoad"):
             if len(e.indices) != 1:
                 raise Unprintable("load with several indices")
@@ -122,11 +124,18 @@ class _Printer:
         args = list(e.args)
         if op == "if_then_else":
             return f"({self.expr(args[0])} ? {self.expr(args[1])} : {self.expr(args[2])})"
+        if op in ("call_pure_extern", "call_extern"):
+            name = str(args[0].value)
+            self.math.add(name)
+            return f"{name}({', '.join(self.expr(a) for a in args[1:])})"
+        if op == "bitwise_not":
+            return f"(({self.ctype(_dtype(e))})~{self.expr(args[0])})"
         if op == "likely":
             return self.expr(args[0])
         binary = {"bitwise_and": "&", "bitwise_or": "|", "bitwise_xor": "^", "shift_left": "<<", "shift_right": ">>"}
         if op in binary:
-            return f"({self.expr(args[0])} {binary[op]} {self.expr(args[1])})"
+            text = f"({self.expr(args[0])} {binary[op]} {self.expr(args[1])})"
+            return f"(({_TYPES[_dtype(e)]}){text})" if _dtype(e) in _NARROW else text
         if op in _MATH and _dtype(e) == "float32":
             self.math.add(_MATH[op])
             return f"{_MATH[op]}({', '.join(self.expr(a) for a in args)})"
@@ -200,6 +209,17 @@ class _Printer:
             self.lines.append(f"{indent}{ctype} {name}[{elements}];")
         else:
             self.workspaces.append((ctype, name, size))
+
+
+def _integer(value: int) -> str:
+    if -(1 << 31) < value < 1 << 31:
+        return str(value) if value >= 0 else f"({value})"
+    return f"({value + 1}ll - 1)" if value == -(1 << 63) else f"({value}ll)"
+
+
+def _wide(e: Any) -> bool:
+    """Whether a Min, Max, division or the like is of 64 bits."""
+    return _dtype(e) == "int64"
 
 
 _ITEM = {"float": 4, "int32_t": 4, "uint32_t": 4, "int64_t": 8, "int16_t": 2, "uint16_t": 2, "int8_t": 1, "uint8_t": 1}

@@ -6,80 +6,32 @@ from typing import Any
 
 import numpy as np
 
-from tinymlaas_compiler_tvm.errors import ModelInvalid, OpUnsupported
+from tinymlaas_compiler_tvm.errors import OpUnsupported
 from tinymlaas_compiler_tvm.native.assemble import Interface
 from tinymlaas_compiler_tvm.native.program import Access, Buffer, BufferKind, CKernel, Program, Step
 from tinymlaas_compiler_tvm.relax import floatmath
 from tinymlaas_compiler_tvm.relax.cprinter import Printed, Unprintable, print_function
+from tinymlaas_compiler_tvm.relax.frontend import import_model
 from tinymlaas_compiler_tvm.relax.schedule import schedule_function
 
 _ALIASES = ("reshape", "squeeze", "expand_dims", "flatten")
 _ITEM = {"float32": 4, "int32": 4, "int64": 8, "int8": 1, "uint8": 1, "int16": 2, "bool": 1}
 
 
-def import_model(onnx_bytes: bytes) -> Any:
-    """The fused Relax module of an ONNX file; OpUnsupported if TVM's front end lacks an operator."""
-    import onnx
+def fused_model(model: Any) -> Any:
+    """The fused Relax module of an ONNX model; OpUnsupported if an operator has no kernel."""
     import tvm
     from tvm.relax import transform
-    from tvm.relax.frontend.onnx import from_onnx
 
-    model = onnx.load_from_string(onnx_bytes)
-    try:
-        module = from_onnx(_anonymous(model), keep_params_in_input=False)
-        return tvm.transform.Sequential(
-            [
-                transform.DecomposeOpsForInference(),
-                transform.CanonicalizeBindings(),
-                transform.LegalizeOps(),
-                transform.AnnotateTIROpPattern(),
-                transform.FoldConstant(),
-                transform.FuseOps(),
-                transform.FuseTIR(),
-                transform.DeadCodeElimination(),
-            ]
-        )(module)
-    except (tvm.error.OpNotImplemented, tvm.error.OpAttributeUnImplemented, NotImplementedError) as error:
-        raise _unsupported(model, error) from error
-    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError) as error:
-        raise OpUnsupported(
-            "TVM's front end does not take this model", op="graph", node="", dtype="float32", count=1,
-            detail=str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__,
-        ) from error  # fmt: skip
-
-
-def _anonymous(model: Any) -> Any:
-    """A copy of the model with names of our own: no text of the file gets into TVM, and equal graphs look equal."""
-    import onnx
-
-    renamed = onnx.ModelProto()
-    renamed.CopyFrom(model)
-    graph = renamed.graph
-    names: dict[str, str] = {"": ""}
-
-    def fresh(name: str) -> str:
-        return names.setdefault(name, f"t{len(names)}")
-
-    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        value.name = fresh(value.name)
-    for number, node in enumerate(graph.node):
-        node.name = f"n{number}"
-        node.input[:] = [fresh(name) for name in node.input]
-        node.output[:] = [fresh(name) for name in node.output]
-    graph.name = "g"
-    return renamed
-
-
-def _unsupported(model: Any, error: Exception) -> OpUnsupported:
-    text = str(error)
-    for node in model.graph.node:
-        if node.op_type in text:
-            count = sum(other.op_type == node.op_type for other in model.graph.node)
-            return OpUnsupported(
-                f"TVM's front end has no operator {node.op_type}",
-                op=node.op_type, node=node.name or (node.output[0] if node.output else ""), dtype="float32", count=count,
-            )  # fmt: skip
-    return OpUnsupported("TVM's front end lacks an operator", op="graph", node="", dtype="float32", count=1)
+    module = import_model(model)
+    return tvm.transform.Sequential(
+        [
+            transform.AnnotateTIROpPattern(),
+            transform.FuseOps(),
+            transform.FuseTIR(),
+            transform.DeadCodeElimination(),
+        ]
+    )(module)
 
 
 def lower_function(function: Any, name: str) -> Printed:
@@ -169,6 +121,20 @@ class _Lowering:
                 return buffer
         return self.program.buffer(size, BufferKind.TENSOR, label)
 
+    def own_output(self, buffer: Buffer, name: str) -> Buffer:
+        """A buffer for an output: a copy where the value is an input of the model, or an output already."""
+        if buffer not in self.program.inputs and buffer not in self.program.outputs:
+            return buffer
+        copy = self.program.buffer(buffer.size, BufferKind.TENSOR, name)
+        self.program.steps.append(
+            Step(
+                len(self.program.steps), "copy", ("copy",),
+                f"memcpy((void *){copy.macro}, (const void *){buffer.macro}, {buffer.size});",
+                [Access(buffer, 0, buffer.size)], [Access(copy, 0, copy.size)],
+            )
+        )  # fmt: skip
+        return copy
+
     def call(self, var: Any, call: Any) -> None:
         """A step for `var = call_tir(function, args)`; none for a reshape."""
         global_var, arguments = call.args[0], list(call.args[1].fields)
@@ -207,7 +173,7 @@ def lower_model(onnx_bytes: bytes) -> tuple[Program, list[Interface], list[Inter
     from tvm import relax
 
     model = onnx.load_from_string(onnx_bytes)
-    module = import_model(onnx_bytes)
+    module = fused_model(model)
     state = _Lowering(module)
     main = module["main"]
     constant_names = {initializer.name for initializer in model.graph.initializer}
@@ -244,9 +210,7 @@ def lower_model(onnx_bytes: bytes) -> tuple[Program, list[Interface], list[Inter
     values = list(results.fields) if isinstance(results, relax.Tuple) else [body.body]
     outputs = []
     for described, value in zip(model.graph.output, values, strict=True):
-        if value not in state.buffers:
-            raise ModelInvalid("an output is a constant", where=described.name, detail="CONSTANT_OUTPUT")
-        buffer = state.buffers[value]
+        buffer = state.own_output(state.buffers[value], described.name)
         state.program.outputs.append(buffer)
         outputs.append(
             _interface(described.name, value.struct_info if hasattr(value, "struct_info") else value.ty, buffer)

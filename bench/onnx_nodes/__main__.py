@@ -1,0 +1,51 @@
+"""`python -m bench.onnx_nodes`: run the operator tests, print the tables, keep them in bench/results/onnx-node-tests.json."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from bench.onnx_nodes import cases, pool, report
+from bench.onnx_nodes.run import Outcome, run_case
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "onnx-node-tests.json"
+
+
+def measure(chosen: list[cases.Case], processes: int) -> list[Outcome]:
+    """Outcomes in the order of the cases, with a line of progress."""
+    outcomes = {}
+    for outcome in pool.run_all(chosen, run_case, processes):
+        outcomes[outcome.name] = outcome
+        failed = sum(each.state == "failed" for each in outcomes.values())
+        text = f"\r{len(outcomes)}/{len(chosen)} cases, {failed} failed  {outcome.name[:60]:60}"
+        print(text, end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return [outcomes[case.name] for case in chosen]
+
+
+def main() -> int:
+    """0 if nothing failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--operator", action="append", default=[], help="only this operator; may be repeated")
+    parser.add_argument("--case", action="append", default=[], help="only cases whose names contain this text")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--verbose", action="store_true", help="a line for each case that did not pass")
+    arguments = parser.parse_args()
+    chosen, left_out = cases.collect(arguments.operator)
+    if arguments.case:
+        chosen = [case for case in chosen if any(text in case.name for text in arguments.case)]
+    outcomes = measure(chosen, arguments.processes)
+    rows = report.by_operator(outcomes, "float")
+    if arguments.verbose:
+        for outcome in outcomes:
+            if outcome.state != "passed":
+                print(outcome.state, outcome.name, outcome.reason, outcome.detail)
+    report.show(rows, left_out, "ONNX backend node tests on a Cortex-M4")
+    if not arguments.operator and not arguments.case:
+        report.write(rows, RESULTS)
+    return int(any(outcome.state == "failed" for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""One case: compile for a Cortex-M4 with FPU, run on the simulator, compare."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from bench.onnx_nodes.cases import Array, Case
+from tinymlaas_compiler_tvm import CompiledParts, TargetSpec, compile_model
+from tinymlaas_compiler_tvm.errors import CompileError, CompilerFault
+from tinymlaas_modelkit.check import Limits, ModelRejected
+from tinymlaas_modelkit.check._worker import run as verdict_of
+from tinymlaas_simulator import SimulatorError, run_native
+
+TARGET = TargetSpec("cortex-m4", "armv7e-m", ("thumb2", "dsp", "fpu-sp"))
+# Relative error that the float kernels aim at; results that small are compared absolutely.
+_FINE, _FINE_ABSOLUTE = 1e-5, 1e-6
+_INSTRUCTION_LIMIT = 500_000_000
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a case: `passed`, `unsupported` or `failed`, the reason, and figures of a run."""
+
+    name: str
+    operator: str
+    state: str
+    reason: str = ""
+    detail: str = ""
+    fine: bool = False
+    instructions: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The outcome as values that JSON can hold."""
+        return asdict(self)
+
+
+def check_here(onnx_bytes: bytes) -> None:
+    """The check of model files with shape inference, in this process, which is one that may die."""
+    verdict = verdict_of(io.BytesIO(onnx_bytes), len(onnx_bytes), "onnx", Limits())
+    if "rejected" in verdict:
+        raise ModelRejected.from_dict(verdict["rejected"])
+
+
+def run_case(case: Case) -> Outcome:
+    """The outcome of a case; never raises for what a case does."""
+    try:
+        parts = compile_model(case.model, TARGET, check=check_here)
+    except CompilerFault as error:
+        return Outcome(case.name, case.operator, "failed", error.reason, str(error)[:500])
+    except CompileError as error:
+        return Outcome(case.name, case.operator, "unsupported", error.reason, _detail(error))
+    except Exception as error:
+        return Outcome(case.name, case.operator, "failed", "COMPILER_BUG", f"{type(error).__name__}: {error}"[:500])
+    try:
+        outputs, instructions = _execute(parts, case.inputs)
+    except SimulatorError as error:
+        return Outcome(case.name, case.operator, "failed", "RUN_FAILED", str(error)[:500])
+    wrong = _difference(case, outputs)
+    if wrong:
+        return Outcome(case.name, case.operator, "failed", "WRONG_RESULT", wrong, instructions=instructions)
+    fine = all(_is_fine(have, want) for have, want in zip(outputs, case.outputs, strict=True))
+    return Outcome(case.name, case.operator, "passed", fine=fine, instructions=instructions)
+
+
+def _detail(error: CompileError) -> str:
+    op, dtype = error.metadata.get("op", ""), error.metadata.get("dtype", "")
+    more = error.metadata.get("detail", "")
+    return " · ".join(part for part in (op, dtype, str(error), more) if part)[:400]
+
+
+def _execute(parts: CompiledParts, inputs: tuple[Array, ...]) -> tuple[list[Array], int]:
+    run = run_native(
+        parts.payload,
+        cpu="cortex-m4",
+        entry_offset=parts.entry_offset,
+        arena_bytes=parts.arena_bytes,
+        stack_limit=parts.stack_bytes,
+        inputs={t.offset: _stored(x, t.dtype).tobytes() for t, x in zip(parts.inputs, inputs, strict=True)},
+        outputs=[(t.offset, t.bytes) for t in parts.outputs],
+        ram_bytes=parts.arena_bytes + parts.stack_bytes + 4096,
+        flash_bytes=len(parts.payload) + 4096,
+        instruction_limit=_INSTRUCTION_LIMIT,
+        check_accesses=True,
+        check_relocation=False,
+    )
+    if run.return_value != 0:
+        raise ValueError(f"the module returned {run.return_value}")
+    outputs = [
+        np.frombuffer(data, t.dtype).reshape(t.shape) for data, t in zip(run.outputs, parts.outputs, strict=True)
+    ]
+    return outputs, run.instructions
+
+
+def _stored(array: Array, dtype: str) -> Array:
+    if str(array.dtype) != dtype:
+        raise ValueError(f"the module wants {dtype}, the case gives {array.dtype}")
+    return np.ascontiguousarray(array)
+
+
+def _difference(case: Case, outputs: list[Array]) -> str:
+    """Why the outputs are not those that are expected; empty if they are."""
+    if len(outputs) != len(case.outputs):
+        return f"{len(outputs)} outputs instead of {len(case.outputs)}"
+    for number, (have, want) in enumerate(zip(outputs, case.outputs, strict=True)):
+        if have.shape != want.shape or have.dtype != want.dtype:
+            return f"output {number} is {have.dtype}{list(have.shape)} instead of {want.dtype}{list(want.shape)}"
+        if case.lsb is not None:
+            steps = np.abs(have.astype(np.int64) - want.astype(np.int64)).max(initial=0)
+            if steps > case.lsb:
+                return f"output {number} is off by {steps} steps"
+        elif want.dtype.kind == "f":
+            if not np.allclose(have, want, rtol=case.rtol, atol=case.atol, equal_nan=True):
+                return f"output {number}: {have.reshape(-1)[:6]} instead of {want.reshape(-1)[:6]}"
+        elif not np.array_equal(have, want):
+            return f"output {number}: {have.reshape(-1)[:8]} instead of {want.reshape(-1)[:8]}"
+    return ""
+
+
+def _is_fine(have: Array, want: Array) -> bool:
+    if want.dtype.kind != "f":
+        return bool(np.array_equal(have, want))
+    return bool(np.allclose(have, want, rtol=_FINE, atol=_FINE_ABSOLUTE, equal_nan=True))

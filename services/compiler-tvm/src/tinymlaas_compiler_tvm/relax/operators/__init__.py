@@ -1,0 +1,26 @@
+"""Converters of ONNX operators, by name."""
+
+from __future__ import annotations
+
+from tinymlaas_compiler_tvm.relax.emit import Converter
+from tinymlaas_compiler_tvm.relax.operators import (
+    elementwise,
+    linear,
+    movement,
+    quantization,
+    recurrent,
+    reduction,
+    sampling,
+    signal,
+)
+
+CONVERTERS: dict[str, Converter] = {
+    **elementwise.CONVERTERS,
+    **linear.CONVERTERS,
+    **movement.CONVERTERS,
+    **quantization.CONVERTERS,
+    **recurrent.CONVERTERS,
+    **reduction.CONVERTERS,
+    **sampling.CONVERTERS,
+    **signal.CONVERTERS,
+}
