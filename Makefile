@@ -4,7 +4,7 @@ STATE  ?= build/state
 BIN    := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-interop lint contracts proto-check bench lock clean
+.PHONY: help setup demo test test-fast test-interop minio lint contracts proto-check bench lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -23,6 +23,10 @@ test-fast: setup ## the same without the slow ones
 
 test-interop: setup ## LwM2M against Eclipse Leshan, both ways (needs a JDK 17 and Maven; says so where they are missing)
 	@TINYMLAAS_INTEROP=1 $(BIN)/python -m pytest tests/interop -rs
+
+MINIO := v0.0.0-20260212201848-7aac2a2c5b7c
+minio: ## build a MinIO server into build/tools/bin, for the tests of the S3 store (needs Go; some minutes)
+	GOBIN=$(CURDIR)/build/tools/bin go install github.com/minio/minio@$(MINIO)
 
 lint: setup ## style, types, and whether generated code is up to date
 	@$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
+import registry_backends
 
 from tinymlaas.registry.v1 import artifacts_pb2, artifacts_pb2_grpc, models_pb2, models_pb2_grpc
 from tinymlaas_servicekit import connect, from_rpc_error
@@ -31,6 +32,7 @@ async def process(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Proces
         "TINYMLAAS_TOKEN": "t0ken",
         "TINYMLAAS_LISTEN": "127.0.0.1:0",
         "TINYMLAAS_GRACE_SECONDS": "0",
+        **{f"TINYMLAAS_{name.upper()}": value for name, value in registry_backends.settings(folder).items()},
     }
     with (folder / "log").open("ab") as log:
         child = await asyncio.create_subprocess_exec(

@@ -18,7 +18,7 @@ from tinymlaas.registry.v1 import (
 from tinymlaas_servicekit import GrpcServer
 
 from . import servicers
-from .adapters import FolderStore, SqlRecords, migrate, open_engine
+from .adapters import FolderStore, S3Store, SqlRecords, migrate, open_engine
 from .core.imports import CheckModel, ImportLimits, Imports
 from .core.ports import ArtifactStore, Records
 from .settings import RegistrySettings
@@ -38,6 +38,7 @@ class Registry(GrpcServer):
         super().__init__(settings, self._add_servicers)
         self._configured, self._engine, self._store, self._check = settings, engine, store, check
         self.records: Records = SqlRecords(engine)
+        self._sweeper: asyncio.Task[None] | None = None
 
     def _add_servicers(self, server: grpc.aio.Server) -> tuple[str, ...]:
         settings, records, store = self._configured, self.records, self._store
@@ -59,30 +60,51 @@ class Registry(GrpcServer):
 
     async def start(self) -> str:
         """Removes bytes that nothing refers to (of a process that was killed between two steps), then serves."""
-        removed = await asyncio.to_thread(sweep, self.records, self._store)
-        if removed:
-            log.info("removed unreferenced artifacts", count=removed)
+        await self._sweep()
+        if self._store.shared:
+            self._sweeper = asyncio.create_task(self._keep_swept(), name="sweep of unreferenced artifacts")
         return await super().start()
 
     async def drain(self) -> None:
         """See GrpcServer."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
         try:
             await super().drain()
         finally:
             self._engine.dispose()
 
+    async def _keep_swept(self) -> None:
+        while True:
+            await asyncio.sleep(self._configured.sweep_seconds)
+            try:
+                await self._sweep()
+            except Exception:
+                # The store or the database may be away for a while; the next sweep does what this one did not.
+                log.exception("unreferenced artifacts were not removed")
 
-def sweep(records: Records, store: ArtifactStore) -> int:
-    """Deletes artifacts that nothing refers to; how many. Only while nothing else writes to the store."""
+    async def _sweep(self) -> None:
+        grace = self._configured.sweep_grace_seconds if self._store.shared else 0.0
+        removed = await asyncio.to_thread(sweep, self.records, self._store, grace)
+        if removed:
+            log.info("removed unreferenced artifacts", count=removed)
+
+
+def sweep(records: Records, store: ArtifactStore, older_than_s: float = 0.0) -> int:
+    """Deletes artifacts that nothing refers to; how many. `older_than_s` is 0 only while nothing else writes to the store."""
+    old = list(store.digests(older_than_s))
     kept = records.referenced()
-    orphans = [sha256 for sha256 in store.digests() if sha256 not in kept]
+    orphans = [sha256 for sha256 in old if sha256 not in kept]
     for sha256 in orphans:
         store.delete(sha256)
     return len(orphans)
 
 
 def build_registry(settings: RegistrySettings, check: CheckModel | None = None) -> Registry:
-    """A registry on its database, brought to the newest schema, and its folder; not started yet."""
+    """A registry on its database, brought to the newest schema, and its store; not started yet."""
     engine = open_engine(settings.resolve_database_url())
     migrate(engine)
-    return Registry(settings, engine, FolderStore(settings.resolve_artifacts_dir()), check)
+    bucket = settings.s3()
+    store: ArtifactStore = FolderStore(settings.resolve_artifacts_dir()) if bucket is None else S3Store(bucket)
+    return Registry(settings, engine, store, check)

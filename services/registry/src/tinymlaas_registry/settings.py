@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from tinymlaas_servicekit import ServiceSettings
+
+from .adapters import S3Settings
 
 
 class RegistrySettings(ServiceSettings):
@@ -15,6 +17,20 @@ class RegistrySettings(ServiceSettings):
     state_dir: Path = Field(default=Path("registry-state"), description="folder of database and artifacts")
     database_url: str = Field(default="", description="SQLAlchemy URL; empty: SQLite in the state folder")
     artifacts_dir: Path | None = Field(default=None, description="folder of the artifacts; none: in the state folder")
+    s3_endpoint: str = Field(
+        default="", description="http(s)://host:port of an S3 store for artifacts; empty: the folder"
+    )
+    s3_bucket: str = Field(default="tinymlaas", min_length=3, description="its bucket, made where it is missing")
+    s3_region: str = Field(default="", description="its region, where it has some")
+    s3_access_key: SecretStr = Field(default=SecretStr(""), description="access key")
+    s3_secret_key: SecretStr = Field(default=SecretStr(""), description="secret key")
+    s3_ca_file: Path | None = Field(default=None, description="certificate of a private authority of the S3 store")
+    sweep_seconds: float = Field(
+        default=3600.0, gt=0, description="pause between removals of unreferenced artifacts from a shared store"
+    )
+    sweep_grace_seconds: float = Field(
+        default=86_400.0, ge=0, description="age at which unreferenced artifacts of a shared store are removed"
+    )
     max_model_bytes: int = Field(default=64 * 1024 * 1024, ge=1, description="largest model file")
     max_artifact_bytes: int = Field(default=256 * 1024 * 1024, ge=1, description="largest artifact")
     max_uploads: int = Field(default=16, ge=1, description="uploads at once")
@@ -24,6 +40,19 @@ class RegistrySettings(ServiceSettings):
     def resolve_database_url(self) -> str:
         """The SQLAlchemy URL of the records."""
         return self.database_url or f"sqlite:///{self.state_dir / 'registry.db'}"
+
+    def s3(self) -> S3Settings | None:
+        """The bucket for artifacts, where one is set."""
+        if not self.s3_endpoint:
+            return None
+        return S3Settings(
+            endpoint=self.s3_endpoint,
+            bucket=self.s3_bucket,
+            access_key=self.s3_access_key.get_secret_value(),
+            secret_key=self.s3_secret_key.get_secret_value(),
+            region=self.s3_region,
+            ca_file=self.s3_ca_file,
+        )
 
     def resolve_artifacts_dir(self) -> Path:
         """The folder of the artifacts."""

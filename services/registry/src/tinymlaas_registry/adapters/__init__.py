@@ -1,6 +1,7 @@
-"""Records in SQL and artifacts in a folder."""
+"""Records in SQL, and artifacts in a folder or an S3 bucket."""
 
 from .folder import FolderStore
+from .s3 import S3Settings, S3Store
 from .sql import SqlRecords, migrate, open_engine
 
-__all__ = ["FolderStore", "SqlRecords", "migrate", "open_engine"]
+__all__ = ["FolderStore", "S3Settings", "S3Store", "SqlRecords", "migrate", "open_engine"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +22,8 @@ class FolderStore:
             folder.mkdir(parents=True, exist_ok=True)
         for stale in self._incoming.iterdir():
             stale.unlink()
+
+    shared = False
 
     def begin(self) -> FolderIncoming:
         """See ports.ArtifactStore."""
@@ -47,9 +50,13 @@ class FolderStore:
         """See ports.ArtifactStore."""
         self.path(sha256).unlink(missing_ok=True)
 
-    def digests(self) -> Iterable[str]:
+    def digests(self, older_than_s: float = 0.0) -> Iterable[str]:
         """See ports.ArtifactStore."""
-        return sorted(folder.name + file.name for folder in self._objects.iterdir() for file in folder.iterdir())
+        files = (file for folder in self._objects.iterdir() for file in folder.iterdir())
+        if older_than_s:
+            newest = time.time() - older_than_s
+            files = (file for file in files if file.stat().st_mtime <= newest)
+        return sorted(file.parent.name + file.name for file in files)
 
     def temporary(self) -> tuple[BinaryIO, Path]:
         """A new file for bytes that arrive."""
@@ -77,6 +84,7 @@ class FolderIncoming:
         """See ports.Incoming."""
         target = self._store.path(sha256)
         if target.exists():
+            os.utime(target)
             return
         self._file.flush()
         os.fsync(self._file.fileno())

@@ -1,4 +1,4 @@
-"""Records in a SQL database through SQLAlchemy: SQLite here, the same statements on PostgreSQL."""
+"""Records in a SQL database through SQLAlchemy: the same statements on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from alembic import command
 from alembic.config import Config
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from sqlalchemy import Connection, Engine, Select, Table, create_engine, delete, event, insert, select, update
+from sqlalchemy import Connection, Engine, Select, Table, create_engine, delete, event, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
 
 from tinymlaas.registry.v1 import devices_pb2, models_pb2, modules_pb2, plugins_pb2
 from tinymlaas_servicekit.resource_names import DEVICE, MODEL, MODEL_VERSION, MODULE, PLUGIN, parse_name
@@ -20,11 +21,14 @@ from . import schema
 
 M = TypeVar("M", bound=Message)
 
+_WRITER_LOCK = 0x74696E79_6D6C0001
+"""Key of the advisory lock that writers of the catalogue hold; any number that nothing else in the database uses."""
+
 
 def open_engine(url: str) -> Engine:
-    """An engine; for SQLite with write-ahead log, foreign keys, and write transactions that take their lock at once."""
+    """An engine for SQLite or PostgreSQL. Write transactions take their lock at once, so that one sees what others wrote."""
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True)
+        return _open_postgresql(url)
     if url.startswith("sqlite:///"):
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(url, connect_args={"timeout": 30})
@@ -44,6 +48,26 @@ def open_engine(url: str) -> Engine:
     return engine
 
 
+def _open_postgresql(url: str) -> Engine:
+    engine = create_engine(with_driver(url), pool_pre_ping=True)
+
+    @event.listens_for(engine, "begin")
+    def on_begin(connection: Connection) -> None:
+        # One writer at a time, as in SQLite: it reads what is there before it writes, and a second registry may do the same.
+        if connection.get_execution_options().get("write", False):
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITER_LOCK})")
+
+    return engine
+
+
+def with_driver(url: str) -> str:
+    """A PostgreSQL URL with the driver that is installed here; other URLs as they are."""
+    for plain in ("postgres://", "postgresql://"):
+        if url.startswith(plain):
+            return "postgresql+psycopg://" + url.removeprefix(plain)
+    return url
+
+
 def migrate(engine: Engine) -> None:
     """Brings the database to the newest schema; several processes may do it at once."""
     config = Config()
@@ -59,6 +83,8 @@ class SqlRecords:
     def __init__(self, engine: Engine, now: Callable[[], Timestamp] | None = None) -> None:
         self._engine, self._now = engine, now or _now
         self._writer = engine.execution_options(write=True)
+        # One statement each needs no lock of all writers where the database locks rows; SQLite has the one lock only.
+        self._upserter = engine if engine.dialect.name == "postgresql" else self._writer
 
     def get_model(self, name: str) -> models_pb2.Model | None:
         """See core.ports.Records."""
@@ -189,7 +215,7 @@ class SqlRecords:
 
     def put_device(self, device: devices_pb2.Device) -> None:
         """See core.ports.Records."""
-        with self._writer.begin() as connection:
+        with self._upserter.begin() as connection:
             _put(connection, schema.devices, parse_name(DEVICE, device.name), device)
 
     def get_device(self, name: str) -> devices_pb2.Device | None:
@@ -282,8 +308,9 @@ def _where(table: Table, key: dict[str, str]) -> Iterator[Any]:
 
 def _put(connection: Connection, table: Table, key: dict[str, str], message: Message) -> None:
     content = message.SerializeToString(deterministic=True)
-    if connection.execute(update(table).where(*_where(table, key)).values(message=content)).rowcount == 0:
-        connection.execute(insert(table).values(**key, message=content))
+    upsert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    statement = upsert(table).values(**key, message=content)
+    connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_={"message": content}))
 
 
 def _refer(connection: Connection, project: str, sha256: str, owner: str) -> None:

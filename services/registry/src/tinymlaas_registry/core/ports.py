@@ -1,6 +1,6 @@
 """What the core needs from the outside: records that last, and bytes by digest. All methods may block.
 
-SQLite and a folder implement them here (`adapters`); PostgreSQL and an object store can implement the same.
+`adapters` implements them on SQLite or PostgreSQL, and on a folder or an S3 object store.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Incoming(Protocol):
         """All bytes written so far."""
 
     def commit(self, sha256: str) -> None:
-        """Makes the bytes durable and visible under their digest; the caller has checked it. Done twice: no effect."""
+        """Makes the bytes durable and visible under their digest, as of now; the caller has checked it. Repeatable."""
 
     def abort(self) -> None:
         """Forgets the bytes unless they are committed."""
@@ -38,6 +38,11 @@ class Incoming(Protocol):
 
 class ArtifactStore(Protocol):
     """Bytes by sha256 (hex); the same bytes are kept once."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes write to it too. Bytes that nothing refers to may then be on their way into a record
+        of theirs, so only old ones are removed."""
 
     def begin(self) -> Incoming:
         """A place for bytes to arrive in."""
@@ -51,8 +56,8 @@ class ArtifactStore(Protocol):
     def delete(self, sha256: str) -> None:
         """Removes an artifact; no effect when there is none."""
 
-    def digests(self) -> Iterable[str]:
-        """Every artifact."""
+    def digests(self, older_than_s: float = 0.0) -> Iterable[str]:
+        """Every artifact; or those that nobody has committed for that long, in seconds."""
 
 
 class Records(Protocol):

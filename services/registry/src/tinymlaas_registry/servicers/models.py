@@ -45,7 +45,8 @@ class ModelsServicer(models_pb2_grpc.ModelsServicer):
         # Under the lock of those who store: bytes that are about to be referred to again are not removed.
         async with self._storing:
             orphans = found(await asyncio.to_thread(self._records.delete_model, request.name), request.name)
-            for sha256 in orphans:
+            # In a shared store another registry may be about to refer to the same bytes: there the sweep removes them.
+            for sha256 in [] if self._store.shared else orphans:
                 await asyncio.to_thread(self._store.delete, sha256)
         return empty_pb2.Empty()
 

@@ -1,0 +1,201 @@
+"""What every artifact store must do: the folder, and a bucket of a real MinIO server."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from registry_rig import onnx_model, running
+
+from tinymlaas_registry.adapters import FolderStore, S3Settings, S3Store
+from tinymlaas_registry.app import sweep
+from tinymlaas_registry.core.ports import ArtifactStore
+from tinymlaas_servicekit import InvalidArgument, Unavailable
+
+ROOT = Path(__file__).resolve().parents[3]
+PATIENCE_S = 60
+DATA = bytes(range(256)) * 20_000
+DIGEST = hashlib.sha256(DATA).hexdigest()
+
+
+@dataclass(frozen=True)
+class MinioServer:
+    """A running server; `bucket` settings name a bucket of their own each."""
+
+    endpoint: str
+    secret: str
+
+    def bucket(self) -> S3Settings:
+        return S3Settings(self.endpoint, f"t-{secrets.token_hex(6)}", "tests", self.secret)
+
+
+@pytest.fixture(scope="session")
+def minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MinioServer]:
+    """A MinIO server on loopback; a skip where there is no `minio` program."""
+    program = shutil.which("minio") or shutil.which("minio", path=str(ROOT / "build" / "tools" / "bin"))
+    if program is None:
+        pytest.skip("no `minio` program: `make minio` builds it (needs Go)")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    server = MinioServer(f"http://{address}", secrets.token_hex(16))
+    folder = tmp_path_factory.mktemp("minio")
+    environment = {**os.environ, "MINIO_ROOT_USER": "tests", "MINIO_ROOT_PASSWORD": server.secret}
+    with (folder / "log").open("wb") as log:
+        command = [program, "server", "--quiet", "--address", address, str(folder / "data")]
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        end = time.monotonic() + PATIENCE_S
+        while True:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{server.endpoint}/minio/health/live"):
+                break
+            assert process.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < end, "MinIO does not answer"
+            time.sleep(0.05)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(PATIENCE_S)
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStore:
+    """Each kind of store, empty."""
+    if request.param == "folder":
+        return FolderStore(tmp_path)
+    return S3Store(request.getfixturevalue("minio").bucket())
+
+
+@pytest.fixture(autouse=True)
+def database() -> str:
+    """Once is enough: the stores know nothing of databases."""
+    return "sqlite"
+
+
+def put(store: ArtifactStore, data: bytes) -> str:
+    incoming = store.begin()
+    try:
+        for offset in range(0, len(data), 1 << 20):
+            incoming.write(data[offset : offset + (1 << 20)])
+        digest = hashlib.sha256(data).hexdigest()
+        incoming.commit(digest)
+    finally:
+        incoming.abort()
+    return digest
+
+
+def test_bytes_come_back_whole_and_from_any_place(store: ArtifactStore) -> None:
+    assert put(store, DATA) == DIGEST
+    assert store.size(DIGEST) == len(DATA)
+    with store.open(DIGEST) as file:
+        assert file.read() == DATA
+        file.seek(1_000_001)
+        assert file.read(5000) == DATA[1_000_001:1_005_001]
+        file.seek(-3, io.SEEK_END)
+        assert file.read() == DATA[-3:]
+        file.seek(0)
+        assert file.read(2) == DATA[:2]
+
+
+def test_an_empty_artifact_is_one(store: ArtifactStore) -> None:
+    digest = put(store, b"")
+    assert store.size(digest) == 0
+    with store.open(digest) as file:
+        assert file.read() == b""
+
+
+def test_what_is_not_there_is_said_to_be_missing(store: ArtifactStore) -> None:
+    assert store.size(DIGEST) is None
+    with pytest.raises(FileNotFoundError):
+        store.open(DIGEST)
+    store.delete(DIGEST)
+    for name in ("../../etc/passwd", "A" * 64, ""):
+        with pytest.raises(ValueError):
+            store.size(name)
+
+
+def test_nothing_is_visible_before_the_commit_nor_after_an_abort(store: ArtifactStore) -> None:
+    incoming = store.begin()
+    incoming.write(DATA)
+    assert incoming.read() == DATA
+    assert list(store.digests()) == []
+    incoming.abort()
+    assert list(store.digests()) == []
+    assert store.size(DIGEST) is None
+
+
+def test_the_same_bytes_are_kept_once_and_can_be_removed(store: ArtifactStore) -> None:
+    assert put(store, DATA) == put(store, DATA)
+    assert list(store.digests()) == [DIGEST]
+    store.delete(DIGEST)
+    assert list(store.digests()) == []
+
+
+def test_only_old_artifacts_are_told_of_where_an_age_is_asked_for(store: ArtifactStore) -> None:
+    put(store, DATA)
+    assert list(store.digests(older_than_s=3600)) == []
+    assert list(store.digests(older_than_s=-3600)) == [DIGEST]
+
+
+class Referring:
+    """Records that refer to some digests."""
+
+    def __init__(self, *digests: str) -> None:
+        self.digests = set(digests)
+
+    def referenced(self) -> set[str]:
+        return self.digests
+
+
+def test_the_sweep_removes_what_nothing_refers_to_and_is_old(store: ArtifactStore) -> None:
+    kept, orphan = put(store, b"kept"), put(store, b"orphan")
+    assert sweep(Referring(kept), store, 3600) == 0  # type: ignore[arg-type]  # a part of Records is enough
+    assert sweep(Referring(kept), store, -3600) == 1  # type: ignore[arg-type]
+    assert list(store.digests()) == [kept]
+    assert store.size(orphan) is None
+
+
+@pytest.mark.parametrize("endpoint", ["", "minio:9000", "ftp://minio", "http://minio/path"])
+def test_an_endpoint_that_is_none_is_refused(endpoint: str) -> None:
+    with pytest.raises(InvalidArgument):
+        S3Store(S3Settings(endpoint, "bucket", "a", "b"))
+
+
+def test_a_wrong_key_is_told_with_what_to_look_at(minio: MinioServer) -> None:
+    with pytest.raises(Unavailable) as error:
+        S3Store(S3Settings(minio.endpoint, "bucket", "tests", "wrong"))
+    assert error.value.reason == "BUCKET_UNAVAILABLE"
+    assert "TINYMLAAS_S3_" in error.value.help
+
+
+async def test_a_registry_on_a_bucket_takes_and_gives_models_and_leaves_shared_bytes(
+    minio: MinioServer, tmp_path: Path
+) -> None:
+    bucket = minio.bucket()
+    values = {
+        "s3_endpoint": bucket.endpoint,
+        "s3_bucket": bucket.bucket,
+        "s3_access_key": bucket.access_key,
+        "s3_secret_key": bucket.secret_key,
+    }
+    model = onnx_model()
+    async with running(tmp_path / "one", **values) as client:
+        version = await client.upload(model)
+        assert await client.read(version.sha256) == model
+        assert await client.write(DATA) == DIGEST
+        assert await client.read(DIGEST, offset=1_000_000, limit=100) == DATA[1_000_000:1_000_100]
+    async with running(tmp_path / "two", **values) as second:
+        assert await second.write(DATA) == DIGEST
+        assert await second.read(DIGEST) == DATA
