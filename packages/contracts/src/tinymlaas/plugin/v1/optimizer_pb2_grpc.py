@@ -60,7 +60,9 @@ class OptimizerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Optimize(self, request_iterator, context):
-        """Blobs in: "model" (ONNX), "calibration" (npz: `input`, sample first; optional `label`); out: "model".
+        """Blobs in: "model" (ONNX), "calibration" (npz: `input`, sample first; optional `label`). Blobs out: "model"; optional,
+        kept with the model as its lineage: "recipe" (JSON: what was done, complete), "report" (JSON: what came of it),
+        "picture" (SVG of the report, self-contained).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

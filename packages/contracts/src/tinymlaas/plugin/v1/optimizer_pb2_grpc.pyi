@@ -37,7 +37,10 @@ class OptimizerStub:
     GetOptionSchema: _grpc.UnaryUnaryMultiCallable[_compiler_pb2.GetOptionSchemaRequest, _compiler_pb2.GetOptionSchemaResponse]
     """Options of Optimize as JSON Schema."""
     Optimize: _grpc.StreamStreamMultiCallable[_optimizer_pb2.OptimizeRequest, _optimizer_pb2.OptimizeResponse]
-    """Blobs in: "model" (ONNX), "calibration" (npz: `input`, sample first; optional `label`); out: "model"."""
+    """Blobs in: "model" (ONNX), "calibration" (npz: `input`, sample first; optional `label`). Blobs out: "model"; optional,
+    kept with the model as its lineage: "recipe" (JSON: what was done, complete), "report" (JSON: what came of it),
+    "picture" (SVG of the report, self-contained).
+    """
 
 @_typing.type_check_only
 class OptimizerAsyncStub(OptimizerStub):
@@ -47,7 +50,10 @@ class OptimizerAsyncStub(OptimizerStub):
     GetOptionSchema: _aio.UnaryUnaryMultiCallable[_compiler_pb2.GetOptionSchemaRequest, _compiler_pb2.GetOptionSchemaResponse]  # type: ignore[assignment]
     """Options of Optimize as JSON Schema."""
     Optimize: _aio.StreamStreamMultiCallable[_optimizer_pb2.OptimizeRequest, _optimizer_pb2.OptimizeResponse]  # type: ignore[assignment]
-    """Blobs in: "model" (ONNX), "calibration" (npz: `input`, sample first; optional `label`); out: "model"."""
+    """Blobs in: "model" (ONNX), "calibration" (npz: `input`, sample first; optional `label`). Blobs out: "model"; optional,
+    kept with the model as its lineage: "recipe" (JSON: what was done, complete), "report" (JSON: what came of it),
+    "picture" (SVG of the report, self-contained).
+    """
 
 class OptimizerServicer(metaclass=_abc_1.ABCMeta):
     """Makes a model smaller or faster: quantize, prune, fuse. Called by the gateway before a race when asked. Repeatable."""
@@ -66,6 +72,9 @@ class OptimizerServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_optimizer_pb2.OptimizeRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_optimizer_pb2.OptimizeResponse], _abc.AsyncIterator[_optimizer_pb2.OptimizeResponse]]:
-        """Blobs in: "model" (ONNX), "calibration" (npz: `input`, sample first; optional `label`); out: "model"."""
+        """Blobs in: "model" (ONNX), "calibration" (npz: `input`, sample first; optional `label`). Blobs out: "model"; optional,
+        kept with the model as its lineage: "recipe" (JSON: what was done, complete), "report" (JSON: what came of it),
+        "picture" (SVG of the report, self-contained).
+        """
 
 def add_OptimizerServicer_to_server(servicer: OptimizerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

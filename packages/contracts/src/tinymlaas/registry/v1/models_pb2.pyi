@@ -69,6 +69,39 @@ class Model(_message.Message):
 Global___Model: _TypeAlias = Model  # noqa: Y015
 
 @_typing.final
+class Attachment(_message.Message):
+    """A file that came with a derivation, kept as an artifact of the project."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"recipe.json", "report.json", "picture.svg", ... Unique within a version."""
+    media_type: _builtins.str
+    """Such as "application/json"."""
+    sha256: _builtins.str
+    """sha256, hex, of the artifact."""
+    size_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        media_type: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["media_type", b"media_type", "name", b"name", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Attachment: _TypeAlias = Attachment  # noqa: Y015
+
+@_typing.final
 class ModelVersion(_message.Message):
     """Immutable: one checked file."""
 
@@ -107,6 +140,7 @@ class ModelVersion(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     MEASUREMENTS_FIELD_NUMBER: _builtins.int
     LICENCE_FIELD_NUMBER: _builtins.int
+    ATTACHMENTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The version id is the first 16 hex digits of the sha256."""
     format: _tensor_pb2.ModelFormat.ValueType
@@ -135,6 +169,10 @@ class ModelVersion(_message.Message):
     def measurements(self) -> _containers.RepeatedCompositeFieldContainer[_measurement_pb2.Measurement]:
         """Figures that came with the derivation or from the check."""
 
+    @_builtins.property
+    def attachments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attachment]:
+        """What came with the derivation: of an optimizer the recipe, its report and a picture of it."""
+
     def __init__(
         self,
         *,
@@ -151,10 +189,11 @@ class ModelVersion(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         measurements: _abc.Iterable[_measurement_pb2.Measurement] | None = ...,
         licence: _builtins.str = ...,
+        attachments: _abc.Iterable[Global___Attachment] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "derived_by", b"derived_by", "derived_from", b"derived_from", "format", b"format", "inputs", b"inputs", "licence", b"licence", "measurements", b"measurements", "name", b"name", "operators", b"operators", "outputs", b"outputs", "quantized", b"quantized", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachments", b"attachments", "create_time", b"create_time", "derived_by", b"derived_by", "derived_from", b"derived_from", "format", b"format", "inputs", b"inputs", "licence", b"licence", "measurements", b"measurements", "name", b"name", "operators", b"operators", "outputs", b"outputs", "quantized", b"quantized", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -175,6 +214,7 @@ class ImportModelHeader(_message.Message):
     DERIVED_FROM_FIELD_NUMBER: _builtins.int
     DERIVED_BY_FIELD_NUMBER: _builtins.int
     MEASUREMENTS_FIELD_NUMBER: _builtins.int
+    ATTACHMENTS_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """projects/{project}"""
     model_id: _builtins.str
@@ -195,6 +235,10 @@ class ImportModelHeader(_message.Message):
 
     @_builtins.property
     def measurements(self) -> _containers.RepeatedCompositeFieldContainer[_measurement_pb2.Measurement]: ...
+    @_builtins.property
+    def attachments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attachment]:
+        """At most 16, each an artifact of the project that is stored already."""
+
     def __init__(
         self,
         *,
@@ -209,10 +253,11 @@ class ImportModelHeader(_message.Message):
         derived_from: _builtins.str = ...,
         derived_by: _builtins.str = ...,
         measurements: _abc.Iterable[_measurement_pb2.Measurement] | None = ...,
+        attachments: _abc.Iterable[Global___Attachment] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["derived_by", b"derived_by", "derived_from", b"derived_from", "format", b"format", "measurements", b"measurements", "model", b"model", "model_id", b"model_id", "parent", b"parent", "request_id", b"request_id", "sha256", b"sha256", "size_bytes", b"size_bytes", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachments", b"attachments", "derived_by", b"derived_by", "derived_from", b"derived_from", "format", b"format", "measurements", b"measurements", "model", b"model", "model_id", b"model_id", "parent", b"parent", "request_id", b"request_id", "sha256", b"sha256", "size_bytes", b"size_bytes", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
