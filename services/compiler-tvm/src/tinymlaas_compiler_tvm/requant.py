@@ -22,6 +22,7 @@ import numpy.typing as npt
 Int64s = npt.NDArray[np.int64]
 # Accumulators are multiplied by 2**PRE_SHIFT first: packing two int8 weights in a halfword brings that factor for nothing.
 PRE_SHIFT = 8
+_COMMON_SHIFTS = (11, 10, 12, 9, 13)
 _BIG = np.int64(1) << 62
 
 
@@ -140,10 +141,14 @@ def _finest(slope: npt.NDArray[np.float64]) -> Int64s:
 
 
 def shifts_to_try(steps: Steps) -> list[Int64s]:
-    """Shifts worth trying: one for all channels, the most precise first; then each channel's own."""
+    """Shifts worth trying: one for all channels, then each channel's own.
+
+    First those that most layers can have, since layers of one shift share their kernels; then the most precise ones.
+    """
     finest = _finest(steps.slope)
     best = int(finest.min()) if steps.slope.max(initial=0.0) <= 0 else int(finest[steps.slope > 0].min())
-    same = [np.full(finest.shape, shift, np.int64) for shift in (best, best - 1) if shift >= 1]
+    wanted = dict.fromkeys(shift for shift in (*_COMMON_SHIFTS, best, best - 1) if 1 <= shift <= best)
+    same = [np.full(finest.shape, shift, np.int64) for shift in wanted]
     return [*same, np.maximum(finest, 1)]
 
 

@@ -13,12 +13,13 @@ from tinymlaas_compiler_tvm.native.program import AsmKernel
 @dataclass(frozen=True)
 class Epilogue:
     """How accumulators become int8: `shift` of SSAT (-1: a channel's own), `signed` offsets, a `clamp` narrower than int8's,
-    a bias a channel (`biased`) where the kernel adds it after the sums."""
+    a bias a channel (`biased`) where the kernel adds it after the sums, one set of parameters for all channels (`uniform`)."""
 
     shift: int
     signed: bool
     clamp: tuple[int, int] | None = None
     biased: bool = False
+    uniform: bool = False
 
     @property
     def variable(self) -> bool:
@@ -29,7 +30,9 @@ class Epilogue:
     def tag(self) -> str:
         """Part of the kernel's name."""
         clamp = "" if self.clamp is None else f"_c{self.clamp[0] + 128}_{self.clamp[1] + 128}"
-        return f"q{'v' if self.variable else self.shift}{'s' if self.signed else ''}{'b' if self.biased else ''}{clamp}"
+        flags = ((self.signed, "s"), (self.biased, "b"), (self.uniform, "u"))
+        letters = "".join(letter for flag, letter in flags if flag)
+        return f"q{'v' if self.variable else self.shift}{letters}{clamp}"
 
 
 def function(name: str, lines: list[str], stack_bytes: int) -> AsmKernel:

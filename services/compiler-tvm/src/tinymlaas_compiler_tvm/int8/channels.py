@@ -37,6 +37,14 @@ class Layer:
         return bool(np.any(self.biases))
 
     @property
+    def uniform(self) -> bool:
+        """Whether all channels are requantized by the same numbers."""
+        fitted = self.fitted
+        columns = [fitted.shifts, fitted.multipliers, fitted.offsets]
+        columns += [] if fitted.negatives is None else [fitted.negatives]
+        return all(bool(np.all(values == values[0])) for values in columns)
+
+    @property
     def parameter_words(self) -> int:
         """Words a channel in the streams of DSP kernels."""
         return 2 + int(self.signed) + int(self.fitted.shift < 0)
@@ -100,6 +108,27 @@ def reference(
     return in_fixed_point, multipliers[:, 0] * 2.0 ** (shifts[:, 0] - 31)
 
 
+def _fit_alike(
+    function: Callable[[Int64s], Int64s],
+    slope: npt.NDArray[np.float64],
+    acc_low: Int64s,
+    acc_high: Int64s,
+    clamp: tuple[int, int],
+) -> requant.Fit | None:
+    """The same parameters for all channels of a layer with one scale, proven over all their accumulators at once."""
+    channels = slope.size
+    low, high = acc_low.min(keepdims=True), acc_high.max(keepdims=True)
+
+    def of_first(acc: Int64s) -> Int64s:
+        return function(np.broadcast_to(acc, (channels, acc.shape[1])))[:1]
+
+    one = requant.fit_best(requant.find_steps(of_first, slope[:1], low, high, *clamp), low, high)
+    if one is None:
+        return None
+    repeated = [np.repeat(values, channels) for values in (one.shifts, one.multipliers, one.offsets)]
+    return requant.Fit(*repeated, None if one.negatives is None else np.repeat(one.negatives, channels))
+
+
 def make_layer(state: Lowering, op: Op, weights: Int64s) -> Layer:
     """The layer of an operator with `weights` [channels, K]; OpUnsupported for what the kernels can't hold."""
     filter_tensor = state.tensor(op.inputs[1])
@@ -134,8 +163,12 @@ def make_layer(state: Lowering, op: Op, weights: Int64s) -> Layer:
     def centred(acc: Int64s) -> Int64s:
         return function(acc + centre[:, None])
 
-    steps = requant.find_steps(centred, slope, acc_low, acc_high, low, high)
-    fitted = requant.fit_best(steps, acc_low, acc_high)
+    fitted = None
+    if channels > 1 and np.all(slope == slope[0]) and not outside.any():
+        fitted = _fit_alike(function, slope, acc_low, acc_high, (low, high))
+    if fitted is None:
+        steps = requant.find_steps(centred, slope, acc_low, acc_high, low, high)
+        fitted = requant.fit_best(steps, acc_low, acc_high)
     if fitted is None:
         raise CompilerFault(f"no exact requantization was found for {op.kind}", detail=op.origin)
     return Layer(weights, biases, fitted, low, high)

@@ -36,7 +36,7 @@ class _Range:
 
     @property
     def constant(self) -> Bools:
-        return self.low == self.high
+        return np.equal(self.low, self.high)
 
 
 def thinned(graph: Graph, machine: Machine, settings: Settings) -> Graph:
@@ -153,7 +153,9 @@ def _absorbable(graph: Graph, op: Op, ranges: dict[str, _Range]) -> Bools:
     if not _padded(op):
         return given.constant
     quantization = graph.tensor(name).quantization
-    return given.constant & (given.low == (quantization.zero_point if quantization is not None else 1000))
+    if quantization is None:
+        return np.zeros_like(given.constant)
+    return np.logical_and(given.constant, given.low == quantization.zero_point)
 
 
 def _live(graph: Graph, ranges: dict[str, _Range]) -> dict[str, Bools]:

@@ -7,7 +7,7 @@ import numpy as np
 from tinymlaas_compiler_tvm.int8 import dsp_asm, long_asm, long_streams
 from tinymlaas_compiler_tvm.int8.channels import Layer, make_layer
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, pointer, quantized, unsupported, words
-from tinymlaas_compiler_tvm.int8.matrix import Family, epilogue_of, family_of, pack_halfwords
+from tinymlaas_compiler_tvm.int8.matrix import Family, braces, epilogue_of, family_of, pack_halfwords
 from tinymlaas_compiler_tvm.int8.simple import as_planar
 from tinymlaas_modelkit.graph import Op
 
@@ -24,6 +24,27 @@ static NOINLINE void @NAME@(const int8_t *in, int32_t *out, int32_t k, int32_t p
     q += 4;
   }
   while (q != end) *q++ = 0;
+}
+"""
+
+
+# The row grows over itself from its end: no scratch memory.
+_WIDEN_OVER = """
+void tim_widen_over(int8_t *, int32_t);
+static NOINLINE void @NAME@(int8_t *row, int32_t k, int32_t padded) {
+  int32_t whole = k & ~3, rest = k & 3;
+  int16_t *q = (int16_t *)row + padded, *end = (int16_t *)row + whole;
+  if (rest) {
+    int8_t a = row[whole], b = rest > 1 ? row[whole + 1] : 0, c = rest > 2 ? row[whole + 2] : 0;
+    while (q != end + 4) *--q = 0;
+    end[0] = a;
+    end[1] = c;
+    end[2] = b;
+    end[3] = 0;
+    q = end;
+  }
+  while (q != end) *--q = 0;
+  if (whole) tim_widen_over(row, whole >> 2);
 }
 """
 
@@ -53,29 +74,44 @@ def lower_dense(state: Lowering, op: Op) -> None:
         return
     padded = -(-k // 8) * 8
     eights = padded // 8
-    unroll = max(u for u in range(1, state.settings.unroll + 1) if eights % u == 0)
-    kernel = dsp_asm.dense(unroll, epilogue_of(layer, family))
-    state.program.asm_kernels[kernel.name] = kernel
-    widen = dsp_asm.gather_run(8)
-    state.program.asm_kernels[widen.name] = widen
-    state.define("tim_widen", _WIDEN)
-    data = _stream(layer, padded)
+    # Twice a convolution's: there is one kernel for most layers, and few turns of its loop an output.
+    unroll = max(u for u in range(1, 2 * state.settings.unroll + 1) if eights % u == 0)
+    epilogue = epilogue_of(layer, family, uniform=True)
+    kernel = dsp_asm.dense(unroll, epilogue)
+    data = _stream(layer, padded, epilogue.uniform)
     stream = state.constant(data)
+    over = rows == 1 and state.can_overwrite(in_name, state.tensor(in_name).nbytes)
     target = state.output(out_name)
-    scratch = state.program.workspace(2 * padded)
+    if over:
+        scratch = source.buffer
+        scratch.size = max(scratch.size, 2 * padded)
+        widen = dsp_asm.widen_in_place()
+        state.define("tim_widen_row", _WIDEN_OVER)
+        widening = f"tim_widen_row({pointer(scratch)}, {k}, {padded});"
+    else:
+        scratch = state.program.workspace(2 * padded)
+        widen = dsp_asm.gather_run(8)
+        state.define("tim_widen", _WIDEN)
+        widening = f"tim_widen({pointer(source.buffer)} + i * {k}, {pointer(scratch, 'int32_t')}, {k}, {padded});"
+    for each in (kernel, widen):
+        state.program.asm_kernels[each.name] = each
+    arguments = (len(data), 2 * padded, *(layer.parameters(0) if epilogue.uniform else ()))
     prototype = f"void {kernel.name}(const int32_t *, const uint8_t *, int8_t *, const int32_t *);"
     body = (
-        f"{prototype}\n  static const int32_t a[2] = {{{len(data)}, {2 * padded}}};\n"
+        f"{prototype}\n  static const int32_t a[] = {braces(arguments)};\n"
         f"  for (int32_t i = 0; i < {rows}; ++i) {{\n"
-        f"    tim_widen({pointer(source.buffer)} + i * {k}, {pointer(scratch, 'int32_t')}, {k}, {padded});\n"
+        f"    {widening}\n"
         f"    {kernel.name}({pointer(scratch, 'int32_t')}, W({stream}), {pointer(target.buffer)} + i * {channels}, a);\n"
         "  }"
     )
     state.step("dense", op, body, [in_name], [out_name], [scratch], len(data), macs)
 
 
-def _stream(layer: Layer, padded: int) -> bytes:
-    """Stream of `dsp_asm.dense`: four channels at a time, the last ones padded with channels of zeros."""
+def _stream(layer: Layer, padded: int, uniform: bool) -> bytes:
+    """Stream of `dsp_asm.dense`: four channels at a time, the last ones padded with channels of zeros.
+
+    `uniform`: without the channels' parameters.
+    """
     channels, k = layer.weights.shape
     total = -(-channels // 4) * 4
     weights = np.zeros((total, padded), np.int64)
@@ -89,7 +125,7 @@ def _stream(layer: Layer, padded: int) -> bytes:
         first, second = (pack_halfwords(weights[c + i], weights[c + i + 1]) for i in (0, 2))
         for start in range(0, 2 * padded, 16):
             parts += [first[start : start + 16], second[start : start + 16]]
-        for channel in range(c, c + 4):
+        for channel in range(c, c if uniform else c + 4):
             parts.append(words(layer.parameters(channel if channel < channels else -1)))
     return b"".join(parts)
 

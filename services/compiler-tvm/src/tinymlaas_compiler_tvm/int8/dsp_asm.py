@@ -144,7 +144,8 @@ def _dense_half(first: str, second: str, weights: str) -> list[str]:
 def dense(unroll: int, epilogue: Epilogue) -> AsmKernel:
     """`void f(const void *x, const void *stream, int8_t *out, const int32_t args[2])`.
 
-    Four channels a turn of one widened row `x`, K a multiple of 8 * unroll. args: bytes of the stream, bytes of the row.
+    Four channels a turn of one widened row `x`, K a multiple of 8 * unroll. args: bytes of the stream, bytes of the row, then
+    the parameters of all channels if they are uniform.
     Stores come in channel order, four bytes a turn.
     """
     name = f"tim_fc_u{unroll}_{epilogue.tag}"
@@ -156,6 +157,7 @@ def dense(unroll: int, epilogue: Epilogue) -> AsmKernel:
         "add r5, r0",
         "strd r2, r4, [sp, #0]",
         "strd r5, r0, [sp, #8]",
+        *(["adds r3, #8", "str r3, [sp, #16]"] if epilogue.uniform else []),
         "1:",
         "ldmia r1!, {r2, r3, r4, r5}",
         "2:",
@@ -166,9 +168,12 @@ def dense(unroll: int, epilogue: Epilogue) -> AsmKernel:
         lines += _dense_half("r3", "r5", "ldmia r1!, {r10, r11, r12, lr}")
     lines += ["ldr r6, [sp, #8]", "cmp r0, r6", "bne 2b"]
     lines += ["sub r2, r2, r4", "sub r3, r3, r5", "lsls r4, r4, #8", "lsls r5, r5, #8"]
+    parameters = ["r6", "r7", *(["r8"] if epilogue.signed else []), *(["r9"] if epilogue.variable else [])]
+    if epilogue.uniform:
+        lines += ["ldr r10, [sp, #16]", f"ldm r10, {{{', '.join(parameters)}}}"]
     for value in ("r2", "r4", "r3", "r5"):
-        registers = ["r6", "r7", *(["r8"] if epilogue.signed else []), *(["r9"] if epilogue.variable else [])]
-        lines.append(f"ldmia r1!, {{{', '.join(registers)}}}")
+        if not epilogue.uniform:
+            lines.append(f"ldmia r1!, {{{', '.join(parameters)}}}")
         lines += _requantize(value, "r6", "r7", "r8", "r9", "r12", epilogue)
     lines += [
         "ldrd r6, r7, [sp, #0]",
@@ -379,6 +384,25 @@ def gather_planar() -> AsmKernel:
         "pop {r4, r5, r6, r7, r8, r9, r10, pc}",
     ]
     return function("tim_gather_planar", lines, 32)
+
+
+def widen_in_place() -> AsmKernel:
+    """`void f(int8_t *row, int32_t groups)`: 4 * groups bytes to words (k0, k2), (k1, k3) over themselves, from the end."""
+    lines = [
+        "push {r4, r5}",
+        "add r2, r0, r1, lsl #2",
+        "add r3, r0, r1, lsl #3",
+        "1:",
+        "ldr r4, [r2, #-4]!",
+        "sxtb16 r5, r4, ror #8",
+        "sxtb16 r4, r4",
+        "strd r4, r5, [r3, #-8]!",
+        "cmp r2, r0",
+        "bne 1b",
+        "pop {r4, r5}",
+        "bx lr",
+    ]
+    return function("tim_widen_over", lines, 8)
 
 
 def gather_run(stride: int) -> AsmKernel:

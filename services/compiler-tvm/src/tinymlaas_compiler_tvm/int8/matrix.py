@@ -70,10 +70,15 @@ def family_of(state: Lowering, layer: Layer) -> Family:
     return Family.PORTABLE
 
 
-def epilogue_of(layer: Layer, family: Family) -> Epilogue:
-    """The epilogue of a layer's assembly kernels; those of the DSP family start sums at the bias."""
+def epilogue_of(layer: Layer, family: Family, uniform: bool = False) -> Epilogue:
+    """The epilogue of a layer's assembly kernels; those of the DSP family start sums at the bias.
+
+    `uniform`: the kernel can do with one set of parameters.
+    """
     clamp = None if (layer.low, layer.high) == (-128, 127) else (layer.low, layer.high)
-    return Epilogue(layer.fitted.shift, layer.signed, clamp, layer.biased and family is Family.LONG)
+    return Epilogue(
+        layer.fitted.shift, layer.signed, clamp, layer.biased and family is Family.LONG, uniform and layer.uniform
+    )
 
 
 @dataclass(frozen=True)
