@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tinymlaas_compiler_tvm import CompiledParts, TargetSpec
-from tinymlaas_simulator import NativeRun, run_native
+from tinymlaas_simulator import NativeRun, run_native, run_native_in_qemu
 
 ZOO = Path(__file__).resolve().parents[3] / "zoo"
 TARGETS = {
@@ -20,6 +21,8 @@ TARGETS = {
     "cortex-m33": TargetSpec("cortex-m33", "armv8-m.main", ("thumb2", "dsp", "fpu-sp")),
     "rv32imc": TargetSpec("rv32imc", "rv32imc"),
 }
+# QEMU runs it, where that is installed: tests that need it say so and skip.
+CORTEX_M55 = TargetSpec("cortex-m55", "armv8.1-m.main", ("thumb2", "dsp", "fpu-sp", "mve", "mve-fp"))
 
 
 class Samples:
@@ -40,20 +43,22 @@ def run_parts(
     parts: CompiledParts, cpu: str, inputs: Sequence[npt.NDArray[np.generic]], strict: bool = True
 ) -> tuple[list[npt.NDArray[np.generic]], NativeRun]:
     """Outputs and figures of one inference; with `strict`, every access checked and a second run at other addresses."""
-    run = run_native(
-        parts.payload,
-        cpu=cpu,
-        entry_offset=parts.entry_offset,
-        arena_bytes=parts.arena_bytes,
-        stack_limit=parts.stack_bytes,
-        inputs={t.offset: x.tobytes() for t, x in zip(parts.inputs, inputs, strict=True)},
-        outputs=[(t.offset, t.bytes) for t in parts.outputs],
-        ram_bytes=parts.arena_bytes + parts.stack_bytes + 4096,
-        flash_bytes=len(parts.payload) + 4096,
-        instruction_limit=2_000_000_000,
-        check_accesses=strict,
-        check_relocation=strict,
-    )
+    settings: dict[str, Any] = {
+        "cpu": cpu,
+        "entry_offset": parts.entry_offset,
+        "arena_bytes": parts.arena_bytes,
+        "stack_limit": parts.stack_bytes,
+        "inputs": {t.offset: x.tobytes() for t, x in zip(parts.inputs, inputs, strict=True)},
+        "outputs": [(t.offset, t.bytes) for t in parts.outputs],
+        "ram_bytes": parts.arena_bytes + parts.stack_bytes + 4096,
+        "flash_bytes": len(parts.payload) + 4096,
+        "instruction_limit": 2_000_000_000,
+        "check_relocation": strict,
+    }
+    if cpu in TARGETS:
+        run = run_native(parts.payload, **settings, check_accesses=strict)
+    else:
+        run = run_native_in_qemu(parts.payload, **settings)
     assert run.return_value == 0
     outputs = [
         np.frombuffer(data, t.dtype).reshape(t.shape) for data, t in zip(run.outputs, parts.outputs, strict=True)

@@ -21,7 +21,7 @@ from tinymlaas_pluginkit import CompileJob, CompileOutput, Compiler, Limits, Plu
 NAME = "io.tinymlaas.compiler-tvm"
 LOADER_ABI = 1
 MAX_NODE_NAMES = 16
-ISAS = ("armv6-m", "armv7-m", "armv7e-m", "armv8-m.main", "rv32imc")
+ISAS = ("armv6-m", "armv7-m", "armv7e-m", "armv8-m.main", "armv8.1-m.main", "rv32imc")
 _CLASSES = {
     Numerics.BIT_EXACT: tensor_pb2.Numerics.CLASS_BIT_EXACT,
     Numerics.WITHIN_LSB: tensor_pb2.Numerics.CLASS_WITHIN_LSB,

@@ -33,6 +33,7 @@ class Machine:
     dsp: bool = False
     hard_float: bool = False
     long_multiply: bool = True
+    mve: bool = False
 
     @property
     def mainline(self) -> bool:
@@ -51,6 +52,22 @@ def _arm(cpu: str, isa: str, triple: str, *, dsp: bool, fpu: bool, long_multiply
     return Machine(cpu, isa, triple, tuple(flags), True, dsp, fpu, long_multiply)
 
 
+def _cortex_m55(features: tuple[str, ...]) -> Machine:
+    """The one Armv8.1-M core: MVE of integers, MVE of floats and the FPU are options of it; the DSP extension is not."""
+    mve, fpu = "mve" in features, "fpu-sp" in features
+    if mve:
+        without = "" if fpu and "mve-fp" in features else "+nomve.fp"
+        flags = ["-mcpu=cortex-m55" + without + ("+nofp.dp" if fpu else "+nofp"), "-mthumb", "-mfloat-abi=softfp"]
+    else:
+        flags = ["-mcpu=cortex-m55+nomve", "-mthumb", "-mfloat-abi=softfp" if fpu else "-mfloat-abi=soft"]
+        flags.append("-mfpu=fpv5-sp-d16" if fpu else "-mfpu=none")
+    # clang 22 makes an endless loop of a strided sum that it turns into gathers (a pool over planes, say).
+    flags += ["-mllvm", "-enable-arm-maskedgatscat=false"] if mve else []
+    return Machine(
+        "cortex-m55", "armv8.1-m.main", "thumbv8.1m.main-none-eabi", tuple(flags), dsp=True, hard_float=fpu, mve=mve
+    )
+
+
 # CPU name: ISA, triple, whether it can have DSP instructions, whether it can have an FPU.
 _ARM_CPUS = {
     "cortex-m0plus": ("armv6-m", "thumbv6m-none-eabi", False, False),
@@ -59,7 +76,7 @@ _ARM_CPUS = {
     "cortex-m7": ("armv7e-m", "thumbv7em-none-eabi", True, True),
     "cortex-m33": ("armv8-m.main", "thumbv8m.main-none-eabi", True, True),
 }
-CPUS = (*_ARM_CPUS, "rv32imc")
+CPUS = (*_ARM_CPUS, "cortex-m55", "rv32imc")
 
 
 def machine_for(target: TargetSpec) -> Machine:
@@ -69,6 +86,10 @@ def machine_for(target: TargetSpec) -> Machine:
             raise TargetUnsupported("ISA does not belong to the CPU", constraint="isa", value=target.isa)
         flags = ("-march=rv32imc", "-mabi=ilp32")
         return Machine("rv32imc", "rv32imc", "riscv32-unknown-elf", flags, arm=False)
+    if target.cpu == "cortex-m55":
+        if target.isa != "armv8.1-m.main":
+            raise TargetUnsupported("ISA does not belong to the CPU", constraint="isa", value=target.isa)
+        return _cortex_m55(target.features)
     if target.cpu not in _ARM_CPUS:
         raise TargetUnsupported("no code generation for this CPU", constraint="cpu", value=target.cpu)
     isa, triple, may_dsp, may_fpu = _ARM_CPUS[target.cpu]

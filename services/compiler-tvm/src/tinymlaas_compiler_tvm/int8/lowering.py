@@ -11,6 +11,7 @@ from tinymlaas_compiler_tvm import arithmetic, float_arithmetic
 from tinymlaas_compiler_tvm.errors import OpUnsupported
 from tinymlaas_compiler_tvm.int8 import c_real, c_strided
 from tinymlaas_compiler_tvm.int8.c_kernels import COPY_BYTES, COPY_FAST, KERNELS
+from tinymlaas_compiler_tvm.int8.mve_layouts import planar_tensors
 from tinymlaas_compiler_tvm.native.program import Access, Buffer, BufferKind, CKernel, Program, Step
 from tinymlaas_compiler_tvm.target import Machine
 from tinymlaas_modelkit.graph import Activation, DType, Graph, Op, OpKind, Tensor
@@ -241,7 +242,7 @@ def try_lower(
 ) -> tuple[Program, list[Refusal]]:
     """A program and the operators that are missing from it."""
     state = Lowering(graph, machine, settings)
-    state.planar = choose_layouts(graph)
+    state.planar = planar_tensors(graph) if machine.mve else choose_layouts(graph)
     for index, op in enumerate(graph.ops):
         for name in op.inputs:
             if name is not None:

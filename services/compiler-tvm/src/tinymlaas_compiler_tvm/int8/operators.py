@@ -14,6 +14,7 @@ from tinymlaas_compiler_tvm.int8.movement import (
     lower_split,
     lower_transpose,
 )
+from tinymlaas_compiler_tvm.int8.mve import MVE_OPERATORS, before
 from tinymlaas_compiler_tvm.int8.simple import (
     lower_pool,
     lower_reshape,
@@ -21,7 +22,7 @@ from tinymlaas_compiler_tvm.int8.simple import (
 )
 from tinymlaas_modelkit.graph import OpKind
 
-INT8_OPERATORS: dict[OpKind, Lower] = {
+_OPERATORS: dict[OpKind, Lower] = {
     OpKind.ADD: lower_binary,
     OpKind.AVERAGE_POOL_2D: lower_pool,
     OpKind.CONCATENATION: lower_concatenation,
@@ -50,4 +51,7 @@ INT8_OPERATORS: dict[OpKind, Lower] = {
     OpKind.TABLE: lower_table,
     OpKind.TANH: lower_table,
     OpKind.TRANSPOSE: lower_transpose,
+}
+INT8_OPERATORS: dict[OpKind, Lower] = _OPERATORS | {
+    kind: before(lower, _OPERATORS[kind]) for kind, lower in MVE_OPERATORS.items()
 }
