@@ -123,8 +123,9 @@ ATTRIBUTES: Mapping[OpKind, tuple[str, ...]] = {
     OpKind.GATHER: ("axis", "indices", "indices_shape"),
     OpKind.REDUCE_MAX: ("axes", "keep_dims"),
     OpKind.REDUCE_MIN: ("axes", "keep_dims"),
-    # (activation, filter [O, kh, kw, I], bias or None); pads as for CONV_2D, cut off the full result.
-    OpKind.TRANSPOSE_CONV: ("strides", "pads", "activation"),
+    # (activation, filter [O, kh, kw, I], bias or None); pads as for CONV_2D, cut off the full result; output_padding (h, w):
+    # rows and columns added at its end.
+    OpKind.TRANSPOSE_CONV: ("strides", "pads", "output_padding", "activation"),
     # table: bytes, the int8 results of -128 to 127.
     OpKind.TABLE: ("table",),
     # node: the NodeProto, serialized, without names of values; opset: the version that it is of. Reads and gives values in

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from tinymlaas_compiler_tvm.compile import check_file, check_shapes, is_int8, read_graph, settings_for
+from tinymlaas_compiler_tvm.compile import check_file, check_shapes, has_integer_kernels, read_graph, settings_for
 from tinymlaas_compiler_tvm.errors import OpUnsupported
 from tinymlaas_compiler_tvm.int8.dead_channels import thinned
 from tinymlaas_compiler_tvm.int8.lowering import try_lower
 from tinymlaas_compiler_tvm.int8.operators import INT8_OPERATORS
+from tinymlaas_compiler_tvm.islands import on_reals, operator_name
 from tinymlaas_compiler_tvm.native.planner import ALIGNMENT, Request, plan_arena
 from tinymlaas_compiler_tvm.native.program import Program
 from tinymlaas_compiler_tvm.options import Options
@@ -35,7 +36,7 @@ def check_model(onnx_bytes: bytes, target: TargetSpec, options: Mapping[str, obj
     graph = read_graph(onnx_bytes)
     if graph is None:
         return _check_float(onnx_bytes, machine, 0)
-    if is_int8(graph):
+    if has_integer_kernels(graph):
         return _check_int8(graph, machine, checked)
     return _check_float(onnx_bytes, machine, _macs(graph))
 
@@ -59,8 +60,8 @@ def _check_int8(graph: Graph, machine: Machine, options: Options) -> ModelCheck:
     nodes = tuple(
         NodeCheck(
             op.origin,
-            str(op.kind),
-            "int8",
+            operator_name(op),
+            "float32" if on_reals(graph, op) else "int8",
             id(op) not in refused,
             refused[id(op)].reason if id(op) in refused else "",
             str(refused[id(op)]) if id(op) in refused else "",

@@ -9,6 +9,7 @@ from tinymlaas_compiler_tvm.errors import CompilerFault, ModelInvalid, ModelRefu
 from tinymlaas_compiler_tvm.int8.dead_channels import thinned
 from tinymlaas_compiler_tvm.int8.lowering import Settings, lower_graph
 from tinymlaas_compiler_tvm.int8.operators import INT8_OPERATORS
+from tinymlaas_compiler_tvm.islands import on_reals
 from tinymlaas_compiler_tvm.native.assemble import Interface, assemble
 from tinymlaas_compiler_tvm.native.program import Buffer
 from tinymlaas_compiler_tvm.options import Options
@@ -18,7 +19,7 @@ from tinymlaas_compiler_tvm.target import Machine, TargetSpec, machine_for
 from tinymlaas_modelkit.check import CheckerUnavailable, Limits, ModelRejected, check_structure
 from tinymlaas_modelkit.check import check_model as check_onnx
 from tinymlaas_modelkit.errors import MalformedModel, UnsupportedOperator
-from tinymlaas_modelkit.graph import DType, Graph
+from tinymlaas_modelkit.graph import Graph
 from tinymlaas_modelkit.onnx_reader import read_onnx
 
 _UNROLL = {"balanced": 8, "latency": 16, "flash": 2, "ram": 8}
@@ -44,14 +45,14 @@ def compile_model(
     checked = Options.of(options or {})
     machine = machine_for(target)
     graph = read_graph(onnx_bytes)
-    if graph is not None and is_int8(graph):
+    if graph is not None and has_integer_kernels(graph):
         return compile_graph(graph, machine, target, checked)
     return compile_float(onnx_bytes, machine, target, checked, check)
 
 
-def is_int8(graph: Graph) -> bool:
-    """Whether every tensor that an operator writes is int8."""
-    return all(graph.tensor(name).dtype is DType.INT8 for op in graph.ops for name in op.outputs)
+def has_integer_kernels(graph: Graph) -> bool:
+    """Whether some operator of a graph computes on int8, so that not all of it is one island of reals."""
+    return any(not on_reals(graph, op) for op in graph.ops)
 
 
 def compile_float(
@@ -74,7 +75,7 @@ def read_graph(onnx_bytes: bytes) -> Graph | None:
     """The model as a graph; None where TVM takes the file itself: what the graph can't express, float models foremost."""
     check_file(onnx_bytes)
     try:
-        return read_onnx(onnx_bytes)
+        return read_onnx(onnx_bytes, foreign=True)
     except UnsupportedOperator:
         return None
     except MalformedModel as error:
@@ -112,7 +113,7 @@ def settings_for(options: Options) -> Settings:
 
 
 def compile_graph(graph: Graph, machine: Machine, target: TargetSpec, options: Options) -> CompiledParts:
-    """A native module for an int8 graph."""
+    """A native module for a graph with int8 operators; what computes on reals in it goes through TVM."""
     prepared, rounding = prepare(graph, options.rounding)
     options = dataclasses.replace(options, rounding=rounding)
     settings = settings_for(options)

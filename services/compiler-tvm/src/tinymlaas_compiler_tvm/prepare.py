@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
+from tinymlaas_compiler_tvm.chains import with_tables
 from tinymlaas_compiler_tvm.parts import Numerics, NumericsClass
 from tinymlaas_modelkit.errors import UnsupportedOperator
 from tinymlaas_modelkit.graph import DType, Graph, Op, OpKind, Quantization, Tensor
@@ -26,6 +28,9 @@ _SLIP = 2
 
 def prepare(graph: Graph, rounding: str) -> tuple[Graph, str]:
     """The graph in forms that kernels take, and the rounding that it follows: `tflite` only where TFLite can say it all."""
+    graph = with_tables(graph)
+    if any(tensor.dtype is DType.FLOAT32 and not tensor.is_constant for tensor in graph.tensors.values()):
+        rounding = "onnx"
     if rounding == "tflite":
         try:
             return legalize(graph, windows=False), "tflite"
@@ -46,14 +51,25 @@ def numerics_of(graph: Graph, rounding: str) -> NumericsClass:
         return NumericsClass(
             Numerics.WITHIN_LSB, "onnx", lsb=min(max(_slip(graph, name) for name in graph.outputs), 255)
         )
-    scales = [
-        t.quantization.scale
-        for t in graph.tensors.values()
-        if t.dtype is DType.INT8 and not t.is_constant and t.quantization
-    ]
-    return NumericsClass(
-        Numerics.WITHIN_TOLERANCE, "onnx", relative=1e-4, absolute=2 * _SLIP * max(scales, default=0.0)
-    )
+    absolute = 2 * _SLIP * _step_before(graph, graph.outputs)
+    return NumericsClass(Numerics.WITHIN_TOLERANCE, "onnx", relative=1e-4, absolute=max(absolute, 1e-5))
+
+
+def _step_before(graph: Graph, names: Sequence[str]) -> float:
+    """The largest step of the int8 tensors that the last operators on reals read."""
+    makers = {name: op for op in graph.ops for name in op.outputs}
+    todo, seen, largest = list(names), set[str](), 0.0
+    while todo:
+        name = todo.pop()
+        tensor = graph.tensor(name)
+        if name in seen or tensor.is_constant:
+            continue
+        seen.add(name)
+        if tensor.dtype is DType.INT8 and tensor.quantization is not None:
+            largest = max(largest, tensor.quantization.scale)
+        elif name in makers:
+            todo += [source for source in makers[name].inputs if source is not None]
+    return largest
 
 
 def _slip(graph: Graph, name: str) -> int:

@@ -89,6 +89,7 @@ class Context:
     done: set[int] = field(default_factory=set)
     offending: list[OffendingOperator] = field(default_factory=list)
     cache: dict[tuple[str, object], str] = field(default_factory=dict)
+    takes_foreign: bool = False
 
     # Names and tensors
 

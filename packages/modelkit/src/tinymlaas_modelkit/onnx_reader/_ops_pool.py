@@ -61,15 +61,12 @@ def average_pool(context: Context, node: Node) -> None:
 def _order(context: Context, image: Act, attributes: dict[str, object]) -> str:
     """The order in which ONNX Runtime adds a window: its MLAS kernels serve AveragePool before version 19 only."""
     _, h, w, _ = context.tensors[image.tensor].shape
-    strides = attributes["strides"]
+    kernel, strides, pads = attributes["kernel"], attributes["strides"], attributes["pads"]
     assert isinstance(strides, tuple)
-    if context.source.opset >= 19:
+    assert isinstance(pads, tuple)
+    if context.source.opset >= 19 or strides[1] > 2:
         return "sequence"
-    if strides[1] > 2:
-        return "sequence"
-    if attributes["kernel"] == (h, w) and strides == (1, 1) and not any(attributes["pads"]):  # type: ignore[call-overload]
-        return "lanes"
-    return "columns"
+    return "lanes" if kernel == (h, w) and strides == (1, 1) and not any(pads) else "columns"
 
 
 def max_pool(context: Context, node: Node) -> None:

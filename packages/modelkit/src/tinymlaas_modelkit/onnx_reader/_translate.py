@@ -10,6 +10,7 @@ from tinymlaas_modelkit.errors import MalformedModel, OffendingOperator, Unsuppo
 from tinymlaas_modelkit.graph import DType, Graph, OpKind, Quantization, Tensor
 from tinymlaas_modelkit.onnx_reader import (
     _fold,
+    _foreign,
     _ops_conv,
     _ops_elementwise,
     _ops_linear,
@@ -72,7 +73,10 @@ def _bind_inputs(context: Context) -> None:
         dtype, shape = source.dtypes[name], source.shapes[name]
         identity = tuple(range(len(shape)))
         q = context.quantizations.get(name)
-        if dtype not in ELEMENT_TYPES or (dtype != "float32" and q is None):
+        if context.takes_foreign and dtype in _foreign.ELEMENT_TYPES and (dtype not in ELEMENT_TYPES or q is None):
+            context.tensors[name] = Tensor(name, shape, DType(dtype))
+            context.values[name] = Act(name, identity)
+        elif dtype not in ELEMENT_TYPES or (dtype != "float32" and q is None):
             reader = next(iter(source.consumers.get(name, [])), None)
             node = reader or Node("input", name, (name,), (), {}, -1)
             detail = (
@@ -139,18 +143,15 @@ def _bind_outputs(context: Context) -> Graph:
     return Graph(tensors, ops, context.source.inputs, context.source.outputs)
 
 
-def translate(source: Source) -> Graph:
+def translate(source: Source, foreign: bool = False) -> Graph:
     """The graph of a parsed ONNX model; raises UnsupportedOperator with all nodes that cannot be expressed."""
-    context = Context(source, _qdq.find_quantizations(source))
+    context = Context(source, _qdq.find_quantizations(source), takes_foreign=foreign)
     _bind_inputs(context)
     for node in source.nodes:
         if node.index in context.done:
             continue
-        handler = _fold.fold if _fold.can_fold(context, node) else HANDLERS.get(node.op)
         try:
-            if handler is None:
-                raise NotExpressible("no such operator in the graph")
-            handler(context, node)
+            _node(context, node)
         except NotExpressible as reason:
             context.report(node, str(reason))
             _report_rest_if_lost(context, node)
@@ -162,6 +163,23 @@ def translate(source: Source) -> Graph:
     if context.offending:
         raise UnsupportedOperator(context.offending)
     return tidy(_bind_outputs(context))
+
+
+def _node(context: Context, node: Node) -> None:
+    """One node, as FOREIGN where nothing else takes it and that is allowed."""
+    handler = _fold.fold if _fold.can_fold(context, node) else HANDLERS.get(node.op)
+    absorbed = set(context.done)
+    try:
+        if handler is None or (context.takes_foreign and _foreign.must_be_foreign(context, node)):
+            raise NotExpressible("no such operator in the graph")
+        handler(context, node)
+    except NotExpressible:
+        if not context.takes_foreign:
+            raise
+        # What the handler had emitted goes again with what is unused; what it took along is to be read itself.
+        context.done.clear()
+        context.done.update(absorbed)
+        _foreign.foreign(context, node)
 
 
 def _report_rest_if_lost(context: Context, node: Node) -> None:

@@ -19,11 +19,11 @@ PRODUCER = "TinyMLaaS"
 
 
 def write_onnx(graph: Graph) -> bytes:
-    """The ONNX file (opset 13, or 14 with HardSwish) of a graph; equal graphs give equal bytes.
+    """The ONNX file of a graph (opset 13, 14 with HardSwish, or that of its FOREIGN operators); equal graphs give equal bytes.
 
     Inputs and outputs keep names, shapes and types; layouts inside become NCHW where ONNX wants it.
     """
-    context = Context(graph)
+    context = Context(graph, _opset(graph))
     context.taken.update((*graph.inputs, *graph.outputs))
     for name in graph.inputs:
         context.values[name] = Value(name, context.identity(name))
@@ -47,8 +47,14 @@ def write_onnx(graph: Graph) -> bytes:
         [infos[n] for n in graph.outputs],
         list(context.initializers.values()),
     )
-    opset = OPSET if all(op.kind is not OpKind.HARD_SWISH for op in graph.ops) else OPSET + 1
-    model = helper.make_model(proto, producer_name=PRODUCER, opset_imports=[helper.make_opsetid("", opset)])
-    model.ir_version = IR_VERSION
+    model = helper.make_model(proto, producer_name=PRODUCER, opset_imports=[helper.make_opsetid("", context.opset)])
+    model.ir_version = max(IR_VERSION, helper.find_min_ir_version_for(model.opset_import))
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString(deterministic=True))
+
+
+def _opset(graph: Graph) -> int:
+    """The version of the operator set that the graph's operators ask for."""
+    swish = any(op.kind is OpKind.HARD_SWISH for op in graph.ops)
+    least = OPSET + 1 if swish else OPSET
+    return max([least, *(int(str(op.attributes["opset"])) for op in graph.ops if op.kind is OpKind.FOREIGN)])

@@ -37,6 +37,7 @@ class Context:
     """The ONNX graph under construction."""
 
     graph: Graph
+    opset: int
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: dict[str, onnx.TensorProto] = field(default_factory=dict)
     values: dict[str, Value] = field(default_factory=dict)
@@ -127,6 +128,13 @@ class Context:
             return self.constant(name, perm)
         stored = self.stored(name, perm)
         return stored if tensor.quantization is None else self.dequantized(stored, tensor, perm)
+
+    def plain(self, name: str) -> str:
+        """A tensor as it stands in the graph: constants and computed values in the graph's layout and element type."""
+        tensor = self.graph.tensors[name]
+        if tensor.data is not None:
+            return self.initializer(name, np.asarray(tensor.data))
+        return self.stored(name, self.identity(name))
 
     def perm(self, name: str) -> Perm:
         """The layout that a tensor has now."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import onnx
 
 from tinymlaas_modelkit.graph import Activation, Op, OpKind
 from tinymlaas_modelkit.onnx_writer._context import NCHW, Context, Perm, Value
@@ -74,13 +75,89 @@ def mean(context: Context, op: Op) -> None:
     keep = bool(op.attributes["keep_dims"])
     perm = context.perm(data) if keep else context.identity(data)
     axes = sorted(perm.index(a) for a in _ints(op, "axes"))
-    real = context.node("ReduceMean", [context.real(data, perm)], _draft(context, op), axes=axes, keepdims=int(keep))
+    _reduced(context, op, "ReduceMean", perm, axes)
+
+
+def reduce(context: Context, op: Op) -> None:
+    """REDUCE_MAX and REDUCE_MIN to ReduceMax and ReduceMin."""
+    perm = context.identity(_source(op))
+    _reduced(context, op, "ReduceMax" if op.kind is OpKind.REDUCE_MAX else "ReduceMin", perm, sorted(_ints(op, "axes")))
+
+
+def _reduced(context: Context, op: Op, node: str, perm: Perm, axes: list[int]) -> None:
+    keep = bool(op.attributes["keep_dims"])
+    inputs, attributes = [context.real(_source(op), perm)], {"keepdims": int(keep)}
+    if context.opset >= 18:
+        # From version 18 on the axes are an input.
+        real = context.node(node, [*inputs, _int64(context, op, "axes", axes)], _draft(context, op), **attributes)
+    else:
+        real = context.node(node, inputs, _draft(context, op), axes=axes, **attributes)
     context.finish(op, real, perm if keep else context.identity(op.outputs[0]))
 
 
+def batch_matmul(context: Context, op: Op) -> None:
+    """BATCH_MATMUL to MatMul, with a Transpose before an operand that is read transposed."""
+    inputs = []
+    for position, flag in enumerate(("adj_x", "adj_y")):
+        name = _source(op, position)
+        perm = context.identity(name)
+        real = context.real(name, perm)
+        if op.attributes[flag]:
+            turned = [*perm[:-2], perm[-1], perm[-2]]
+            real = context.node("Transpose", [real], context.unique(f"{real}/turned"), perm=turned)
+        inputs.append(real)
+    context.finish(op, context.node("MatMul", inputs, _draft(context, op)), context.identity(op.outputs[0]))
+
+
+def gather(context: Context, op: Op) -> None:
+    """GATHER with constant indices to Gather."""
+    perm, shape = context.identity(_source(op)), _ints(op, "indices_shape")
+    indices = context.initializer(f"{op.outputs[0]}/indices", np.asarray(_ints(op, "indices"), np.int64).reshape(shape))
+    axis = int(op.attributes["axis"])  # type: ignore[call-overload]
+    _moved(context, op, "Gather", [indices], perm, context.identity(op.outputs[0]), axis=axis)
+
+
+def transpose_conv(context: Context, op: Op) -> None:
+    """TRANSPOSE_CONV to ConvTranspose."""
+    filter_name = _source(op, 1)
+    weights = context.constant(filter_name, (3, 0, 1, 2))
+    inputs = [context.real(_source(op), NCHW), weights]
+    if len(op.inputs) > 2 and op.inputs[2] is not None:
+        inputs.append(context.constant(op.inputs[2], (0,)))
+    kernel = list(context.graph.tensors[filter_name].shape[1:3])
+    attributes = {"kernel_shape": kernel, "strides": _ints(op, "strides"), "pads": _ints(op, "pads")}
+    attributes["output_padding"] = _ints(op, "output_padding")
+    context.finish(op, context.node("ConvTranspose", inputs, _draft(context, op), **attributes), NCHW)
+
+
+def foreign(context: Context, op: Op) -> None:
+    """FOREIGN: the node itself."""
+    node = onnx.NodeProto.FromString(op.attributes["node"])
+    inputs, outputs = iter(op.inputs), iter(op.outputs)
+    for position, present in enumerate(node.input):
+        if present:
+            name = next(inputs)
+            assert name is not None
+            node.input[position] = context.plain(name)
+    for position, present in enumerate(node.output):
+        if present:
+            name = next(outputs)
+            identity = context.identity(name)
+            node.output[position] = context.result_name(name, identity)
+            context.values[name] = Value(node.output[position], identity)
+    node.name = f"{node.op_type}_{len(context.nodes)}"
+    context.nodes.append(node)
+
+
+BINARY = {
+    OpKind.ADD: "Add", OpKind.SUB: "Sub", OpKind.MUL: "Mul", OpKind.DIV: "Div", OpKind.MINIMUM: "Min", OpKind.MAXIMUM: "Max",
+    OpKind.PRELU: "PRelu",
+}  # fmt: skip
+
+
 def binary(context: Context, op: Op) -> None:
-    """ADD, SUB, MUL; constants and tensors of lower rank broadcast."""
-    name = {OpKind.ADD: "Add", OpKind.SUB: "Sub", OpKind.MUL: "Mul"}[op.kind]
+    """Operators of two tensors; constants and tensors of lower rank broadcast."""
+    name = BINARY[op.kind]
     tensors = [context.graph.tensors[_source(op, i)] for i in (0, 1)]
     rank = max(len(t.shape) for t in tensors)
     computed = [t for t in tensors if not t.is_constant]
@@ -238,6 +315,16 @@ WRITERS: Mapping[OpKind, Callable[[Context, Op], None]] = {
     OpKind.ADD: binary,
     OpKind.SUB: binary,
     OpKind.MUL: binary,
+    OpKind.DIV: binary,
+    OpKind.MAXIMUM: binary,
+    OpKind.MINIMUM: binary,
+    OpKind.PRELU: binary,
+    OpKind.BATCH_MATMUL: batch_matmul,
+    OpKind.FOREIGN: foreign,
+    OpKind.GATHER: gather,
+    OpKind.REDUCE_MAX: reduce,
+    OpKind.REDUCE_MIN: reduce,
+    OpKind.TRANSPOSE_CONV: transpose_conv,
     OpKind.AVERAGE_POOL_2D: pool,
     OpKind.MAX_POOL_2D: pool,
     OpKind.CONCATENATION: concatenation,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -54,6 +54,17 @@ def image(tensor: Tensor) -> tuple[int, int, int]:
     return 1, 1, tensor.elements
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A lowering's state before an operator: (buffers, steps), places, planar tensors, graph, whether floats are used."""
+
+    counts: tuple[int, int]
+    places: Mapping[str, Place]
+    planar: set[str]
+    graph: Graph
+    uses_float: bool
+
+
 @dataclass
 class Lowering:
     """State while operators become steps."""
@@ -66,6 +77,18 @@ class Lowering:
     planar: set[str] = field(default_factory=set)
     last_use: dict[str, int] = field(default_factory=dict)
     current: int = 0
+
+    def snapshot(self) -> Snapshot:
+        """What a lowering that fails half-way must give back."""
+        counts = len(self.program.buffers), len(self.program.steps)
+        return Snapshot(counts, dict(self.places), set(self.planar), self.graph, self.program.uses_float)
+
+    def restore(self, before: Snapshot) -> None:
+        """Forget what was added since; constants stay until nothing refers to them."""
+        buffers, steps = before.counts
+        del self.program.buffers[buffers:], self.program.steps[steps:]
+        self.places, self.planar, self.graph = dict(before.places), set(before.planar), before.graph
+        self.program.uses_float = before.uses_float
 
     def tensor(self, name: str | None) -> Tensor:
         """A tensor of the graph; the operator's check has made sure that it is there."""
@@ -241,6 +264,9 @@ def try_lower(
     graph: Graph, machine: Machine, settings: Settings, table: dict[OpKind, Lower]
 ) -> tuple[Program, list[Refusal]]:
     """A program and the operators that are missing from it."""
+    from tinymlaas_compiler_tvm.islands import in_runs, lower_island, on_reals
+
+    graph = in_runs(graph)
     state = Lowering(graph, machine, settings)
     state.planar = planar_tensors(graph) if machine.mve else choose_layouts(graph)
     for index, op in enumerate(graph.ops):
@@ -252,24 +278,54 @@ def try_lower(
         state.places[name] = Place(buffer, planar=False)
         state.program.inputs.append(buffer)
     refusals: list[Refusal] = []
-    for index, op in enumerate(graph.ops):
-        state.current = index
-        lower = table.get(op.kind)
+    index = 0
+    while index < len(graph.ops):
+        run = 1
+        if on_reals(graph, graph.ops[index]):
+            while index + run < len(graph.ops) and on_reals(graph, graph.ops[index + run]):
+                run += 1
+        ops = graph.ops[index : index + run]
+        index += run
+        state.current = index - 1
         try:
-            if lower is None:
-                raise OpUnsupported(
-                    f"no integer kernel for {op.kind}", op=op.kind, node=op.origin, dtype="int8", count=1
-                )
-            lower(state, op)
+            if on_reals(graph, ops[0]):
+                lower_island(state, ops)
+            else:
+                _lower_one(state, ops[0], table)
         except OpUnsupported as error:
-            refusals.append(Refusal(op, error))
-            for name in op.outputs:
+            node = error.metadata.get("node", "")
+            refusals.append(Refusal(next((op for op in ops if op.origin == node), ops[0]), error))
+            for name in (name for op in ops for name in op.outputs):
                 if name not in state.places:
                     buffer = state.program.buffer(graph.tensor(name).nbytes, BufferKind.TENSOR, name)
                     state.places[name] = Place(buffer, name in state.planar)
     for name in graph.outputs:
         state.program.outputs.append(state.places[name].buffer)
     return state.program, refusals
+
+
+def _lower_one(state: Lowering, op: Op, table: dict[OpKind, Lower]) -> None:
+    """An integer kernel, or an island of its own where no kernel takes the operator's form and reals may be computed."""
+    from tinymlaas_compiler_tvm.islands import lower_island
+
+    lower = table.get(op.kind)
+    before = state.snapshot()
+    try:
+        if lower is None:
+            raise unsupported(op, f"no integer kernel for {op.kind}")
+        lower(state, op)
+    except OpUnsupported:
+        if state.settings.rounding != "onnx":
+            raise
+        state.restore(before)
+        lower_island(state, [op])
+
+
+def row_major_name(state: Lowering, op: Op, name: str) -> str:
+    """The tensor itself if it lies in the order of its axes, else a copy that does."""
+    from tinymlaas_compiler_tvm.int8.simple import as_planar
+
+    return as_planar(state, op, name, planar=False)
 
 
 def quantized(state: Lowering, op: Op, name: str | None) -> tuple[Tensor, float, int]:
