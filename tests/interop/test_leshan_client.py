@@ -89,6 +89,24 @@ async def test_a_module_is_installed_and_activated_on_a_leshan_client(
     await bridge.close()
 
 
+@pytest.mark.parametrize("transfer", [Transfer.PULL, Transfer.PUSH])
+async def test_a_leshan_client_without_object_9_takes_the_module_as_firmware(
+    rig: Rig, peers: Peers, transfer: Transfer
+) -> None:
+    """DO-FW-001, DO-FW-002."""
+    bridge = await rig.bridge()
+    client = await peers.client(ENDPOINT, **{"server": uri(bridge), "firmware-only": "true"})
+    await client.event("registered")
+    events = await run_install(bridge, InstallRequest("i-1", ENDPOINT, digest_of(IMAGE), transfer=transfer))
+    assert events[-1].step is Step.READY, events[-1]
+    taken = await client.event("firmware")
+    assert (taken["way"], taken["sha256"]) == (transfer.value.lower(), digest_of(IMAGE))
+    await client.event("updated", version=digest_of(IMAGE)[:12])
+    record = await within(bridge.read_capabilities(ENDPOINT))
+    assert record.firmware_version == digest_of(IMAGE)[:12]
+    await bridge.close()
+
+
 async def test_an_install_waits_for_a_leshan_client_that_sleeps(rig: Rig, peers: Peers) -> None:
     """DO-INST-014."""
     bridge = await rig.bridge()

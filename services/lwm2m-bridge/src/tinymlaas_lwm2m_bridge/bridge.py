@@ -202,7 +202,7 @@ class Bridge:
             device = self.directory.get(endpoint)
             view = await self._surveyor.view(device)
             state = view.slot(slot)
-            if state.active:
+            if state.active or (state.firmware and state.update_state == UpdateState.INSTALLED):
                 return
             if state.update_state != UpdateState.INSTALLED:
                 reason = Reason.SLOT_EMPTY if state.empty else Reason.SELF_TEST_REQUIRED

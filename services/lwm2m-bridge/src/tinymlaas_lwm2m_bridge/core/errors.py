@@ -93,7 +93,7 @@ _TABLE: dict[Reason, tuple[str, str]] = {
     ),
     Reason.INSTALL_UNSUPPORTED: (
         "FAILED_PRECONDITION",
-        "The device has no software management object (9): update its firmware.",
+        "The device has neither object 9 nor 5: update its firmware.",
     ),
     Reason.INSTALL_CANCELLED: ("CANCELLED", "Start a new install with a new install_id when wanted."),
     Reason.INSTALL_STUCK: (

@@ -22,6 +22,7 @@ from tinymlaas_lwm2m import (
 
 from .errors import BridgeError, Reason, error_of_result
 from .install_record import InstallRecord
+from .targets import FIRMWARE_TARGET, Target, read_firmware, slot_target
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,17 @@ class SlotView:
     self_test: int | None = None
     self_test_detail: str = ""
     knows_digests: bool = True
+    firmware: bool = False
+
+    @property
+    def target(self) -> Target:
+        """Where its image is written and installed."""
+        return FIRMWARE_TARGET if self.firmware else slot_target(self.index)
+
+    @property
+    def busy(self) -> bool:
+        """True while the device does something that can't be stopped: a self-test, an update of its firmware."""
+        return self.self_test == SelfTestResult.RUNNING
 
     @property
     def empty(self) -> bool:
@@ -113,6 +125,23 @@ def read_view(values: Mapping[Path, Value], slots: list[int]) -> DeviceView:
     return DeviceView(tuple(views), _whole(previous), has_ml, _ram_free(values))
 
 
+def read_firmware_view(values: Mapping[Path, Value]) -> DeviceView:
+    """View of a device that takes modules as firmware only (object 5): one place, number 0."""
+    view = read_firmware(values)
+    if view is None:
+        raise BridgeError(Reason.DEVICE_ANSWER_INVALID, "the device shows no update state of object 5", slot=0)
+    slot = SlotView(
+        index=0,
+        update_state=view.update_state,
+        update_result=view.update_result,
+        status_reason=view.reason,
+        self_test=SelfTestResult.RUNNING if view.busy else None,
+        knows_digests=False,
+        firmware=True,
+    )
+    return DeviceView((slot,), has_ml_object=False)
+
+
 def _ram_free(values: Mapping[Path, Value]) -> int | None:
     """RAM Free as reported, at most RAM Total, which stands for it where it is missing (DO-CAP-004)."""
     given = (_whole(values.get(ml(resource))) for resource in (MlRes.RAM_FREE, MlRes.RAM_TOTAL))
@@ -151,13 +180,20 @@ def choose_slot(view: DeviceView, digest: bytes, size: int, wanted: int | None) 
     raise BridgeError(Reason.NO_FREE_SLOT, "every slot that is big enough is active", slots=len(view.slots))
 
 
+def holds(record: InstallRecord, slot: SlotView, digest: bytes) -> bool:
+    """True where the slot holds, or receives, the image of this install; a device without digests is believed."""
+    if slot.knows_digests:
+        return slot.digest == digest
+    return record.attempts > 0 and slot.update_state != UpdateState.INITIAL
+
+
 def next_action(record: InstallRecord, slot: SlotView, digest: bytes) -> Action:
     """Next action for an install, from the slot's state; raises the error with which the install ends.
 
     Only the device's own state counts. The record is asked for what a device can't show: whether this install has sent
     something already, so that an old failure is not mistaken for its own, and a device without digests is believed.
     """
-    ours = slot.digest == digest if slot.knows_digests else record.attempts > 0
+    ours = holds(record, slot, digest)
     state, result = slot.update_state, slot.update_result
     if slot.active and ours and slot.knows_digests:
         return Action.READY
@@ -168,6 +204,9 @@ def next_action(record: InstallRecord, slot: SlotView, digest: bytes) -> Action:
         if record.attempts and result >= UpdateResult.NOT_ENOUGH_STORAGE:
             raise error_of_result(result, slot.status_reason, slot.index)
         return Action.TRANSFER
+    if slot.firmware and state == UpdateState.INSTALLED and not slot.busy and not record.install_sent:
+        # The success of an earlier update, which a device shows until the next download has begun.
+        return Action.WAIT if record.attempts else Action.TRANSFER
     if not ours:
         return Action.CLEAR
     if state in (UpdateState.DOWNLOAD_STARTED, UpdateState.DOWNLOADED):

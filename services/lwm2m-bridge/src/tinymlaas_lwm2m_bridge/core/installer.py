@@ -16,17 +16,18 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from tinymlaas_lwm2m import MlRes, SoftwareRes, UpdateResult, UpdateState, ml, software
+from tinymlaas_lwm2m import MlRes, UpdateResult, UpdateState, ml
 from tinymlaas_module import Requirement
 
 from .directory import Clock, Directory
 from .errors import BridgeError, Reason
 from .evidence import check_fit
-from .install_plan import Action, SlotView, choose_slot, next_action
+from .install_plan import Action, SlotView, choose_slot, holds, next_action
 from .install_record import Failure, InstallEvent, InstallRecord, InstallRequest, Step, Transfer
 from .ports import ArtifactSource, DeviceLink, ImageCheck, InstallStore, PackageServer
 from .registration import Registration
 from .survey import Surveyor
+from .targets import Target, slot_target
 
 log = structlog.get_logger("tinymlaas.bridge.install")
 
@@ -249,7 +250,7 @@ class _Run:
         """End the install; leave no half module in the slot where the device can still be asked."""
         if error.reason == Reason.SELF_TEST_FAILED and self._record.slot is not None:
             with suppress(BridgeError):
-                await self._clear(self._in._directory.get(self._request.endpoint), self._record.slot)
+                await self._clear(self._in._directory.get(self._request.endpoint), slot_target(self._record.slot))
         step = Step.CANCELLED if error.reason == Reason.INSTALL_CANCELLED else Step.FAILED
         self._tell(step, error.detail, Failure.of(error))
 
@@ -281,7 +282,7 @@ class _Run:
             self._save(slot=slot_index)
         assert self._record.slot is not None
         slot = view.slot(self._record.slot)
-        if self._cancel.is_set():
+        if self._cancel.is_set() and not (slot.firmware and slot.busy):
             await self._cancelled(device, slot)
         try:
             action = next_action(self._record, slot, self._digest)
@@ -310,10 +311,10 @@ class _Run:
         if action is Action.TRANSFER:
             await self._transfer(device, slot)
         elif action is Action.CLEAR:
-            await self._clear(device, index)
+            await self._clear(device, slot.target)
         elif action is Action.INSTALL:
             self._tell(Step.DELIVERED, "verified by the device", done=len(self._image))
-            await link.execute(device, software(index, SoftwareRes.INSTALL))
+            await link.execute(device, slot.target.install)
             self._save(install_sent=True)
             await self._pause()
         elif action is Action.SELF_TEST:
@@ -341,17 +342,17 @@ class _Run:
         if not self._record.pushing:
             uri = self._in._packages.uri(self._request.digest, device)
             self._tell(Step.DOWNLOADING, "pull", done=self._bytes_done)
-            await self._in._link.write(device, software(slot.index, SoftwareRes.PACKAGE_URI), uri)
+            await self._in._link.write(device, slot.target.package_uri, uri)
             self._save(attempts=self._record.attempts + 1)
             await self._pause()
             return
         self._tell(Step.DOWNLOADING, "push", done=0)
-        if slot.knows_digests:
-            await self._in._link.write(device, ml(MlRes.EXPECTED_DIGEST, slot.index), self._digest)
+        if slot.knows_digests and slot.target.expected_digest is not None:
+            await self._in._link.write(device, slot.target.expected_digest, self._digest)
         # A push that breaks off leaves the device in DOWNLOAD_STARTED; where it shows no digest, the count tells.
         self._save(attempts=self._record.attempts + 1)
         try:
-            await self._in._link.push(device, software(slot.index, SoftwareRes.PACKAGE), self._image, self._pushed)
+            await self._in._link.push(device, slot.target.package, self._image, self._pushed)
         except BridgeError as error:
             if error.reason != Reason.DEVICE_REJECTED:
                 raise
@@ -391,7 +392,7 @@ class _Run:
                 Reason.INSTALL_STUCK, f"{why} in state {UpdateState(slot.update_state).name}", slot=slot.index
             )
         if self._record.pushing:
-            await self._clear(device, slot.index)
+            await self._clear(device, slot.target)
         await self._transfer(device, slot)
 
     def _progressed(self, state: object) -> bool:
@@ -402,13 +403,17 @@ class _Run:
         self._progress_at = asyncio.get_running_loop().time()
         return True
 
-    async def _clear(self, device: Registration, index: int) -> None:
-        await self._in._link.execute(device, software(index, SoftwareRes.UNINSTALL))
+    async def _clear(self, device: Registration, target: Target) -> None:
+        if target.uninstall is not None:
+            await self._in._link.execute(device, target.uninstall)
+            return
+        # An empty URI brings object 5 back to idle (Core TS 1.1, appendix E.6).
+        await self._in._link.write(device, target.package_uri, "")
 
     async def _cancelled(self, device: Registration, slot: SlotView) -> None:
         """Stop here: an image that this install brought and nobody activated is removed."""
-        if slot.digest == self._digest and not slot.active:
-            await self._clear(device, slot.index)
+        if holds(self._record, slot, self._digest) and not slot.active:
+            await self._clear(device, slot.target)
         raise BridgeError(Reason.INSTALL_CANCELLED, "cancelled by the caller", install_id=self._request.install_id)
 
     async def _pause(self) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from tinymlaas.registry.v1 import devices_pb2
 from tinymlaas_lwm2m import ML_CAPABILITY, Path, Values
-from tinymlaas_lwm2m.objects import DEVICE, SOFTWARE
+from tinymlaas_lwm2m.objects import DEVICE, FIRMWARE, SOFTWARE
 
 from .capabilities import build_device
 from .catalogue import Catalogue
 from .errors import BridgeError, Reason
-from .install_plan import DeviceView, read_view
+from .install_plan import DeviceView, read_firmware_view, read_view
 from .ports import DeviceLink
 from .registration import Registration
 
@@ -34,11 +34,15 @@ class Surveyor:
         return build_device(values, device.objects, self._catalogue)
 
     async def view(self, device: Registration) -> DeviceView:
-        """State of all slots; INSTALL_UNSUPPORTED where the device has no object 9."""
+        """State of all slots, or of the firmware of a device without; INSTALL_UNSUPPORTED where it has neither."""
         slots = device.instances(SOFTWARE)[:_MAX_SLOTS]
+        if not slots and 0 in device.instances(FIRMWARE):
+            return read_firmware_view(await self._link.read(device, Path(FIRMWARE, 0)))
         if not slots:
             raise BridgeError(
-                Reason.INSTALL_UNSUPPORTED, f"{device.endpoint} has no instance of object 9", device=device.endpoint
+                Reason.INSTALL_UNSUPPORTED,
+                f"{device.endpoint} has no instance of object 9 or 5",
+                device=device.endpoint,
             )
         values = await self._link.read(device, Path(SOFTWARE))
         if device.has(ML_CAPABILITY):

@@ -4,6 +4,7 @@ import java.io.BufferedReader;
 import java.io.File;
 import java.io.InputStreamReader;
 import java.nio.charset.StandardCharsets;
+import java.util.ArrayList;
 import java.util.EnumSet;
 import java.util.List;
 import java.util.Map;
@@ -36,7 +37,7 @@ import org.eclipse.leshan.transport.californium.client.endpoint.coap.CoapClientP
 /**
  * An ordinary LwM2M 1.1 device on Eclipse Leshan: objects 3, 4, 5, 9 (two instances) and 3303.
  *
- * Options: --endpoint, --server URI or --bootstrap URI, --lifetime s, --queue true, --models folder of OMA definitions.
+ * Options: --endpoint, --server URI or --bootstrap URI, --lifetime s, --queue true, --firmware-only true (no object 9), --models folder of OMA definitions.
  * Commands, one JSON object a line: {"do": "temperature", "value": 21.5}, "update", "sleep", "wake", "stop".
  */
 public final class Client {
@@ -93,9 +94,14 @@ public final class Client {
         initializer.setInstancesForObject(LwM2mId.CONNECTIVITY_MONITORING, new FixedInstance(
                 Map.of(0, 6L, 1, Map.of(0, 6L, 1, 7L), 2, -92L, 4, Map.of(0, "127.0.0.1"))));
         initializer.setInstancesForObject(LwM2mId.FIRMWARE, new FirmwareInstance(download, device));
-        initializer.setInstancesForObject(9, new SoftwareInstance(download), new SoftwareInstance(download));
         initializer.setInstancesForObject(3303, temperature);
-        for (int object : new int[] { LwM2mId.DEVICE, LwM2mId.CONNECTIVITY_MONITORING, LwM2mId.FIRMWARE, 9, 3303 }) {
+        List<Integer> own = new ArrayList<>(
+                List.of(LwM2mId.DEVICE, LwM2mId.CONNECTIVITY_MONITORING, LwM2mId.FIRMWARE, 3303));
+        if (!options.containsKey("firmware-only")) {
+            initializer.setInstancesForObject(9, new SoftwareInstance(download), new SoftwareInstance(download));
+            own.add(9);
+        }
+        for (int object : own) {
             // Leshan wants to know how more instances would be made; nobody makes any here.
             initializer.setFactoryForObject(object, new BaseInstanceEnablerFactory() {
                 @Override
