@@ -29,7 +29,6 @@ extern void qemu_plugin_register_vcpu_mem_cb(struct qemu_plugin_insn *, accessed
 extern size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *);
 extern struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *, size_t);
 extern uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *);
-extern size_t qemu_plugin_insn_size(const struct qemu_plugin_insn *);
 extern unsigned qemu_plugin_mem_size_shift(uint32_t);
 extern bool qemu_plugin_mem_is_store(uint32_t);
 enum { NO_REGISTERS = 0, READS_AND_WRITES = 3 };
@@ -130,15 +129,17 @@ static void on_translation(uint64_t id, struct qemu_plugin_tb *block) {
   (void)id;
   for (size_t i = 0; i < count; ++i) {
     struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(block, i);
-    uint64_t pc = qemu_plugin_insn_vaddr(insn), offset = pc - payload, bytes = qemu_plugin_insn_size(insn);
+    uint64_t pc = qemu_plugin_insn_vaddr(insn), offset = pc - payload;
     if (offset >= size) {
       qemu_plugin_register_vcpu_insn_exec_cb(insn, on_other, NO_REGISTERS, (void *)(uintptr_t)pc);
       continue;
     }
-    void *data = (void *)(uintptr_t)(offset | (uint64_t)bytes << 32);
+    unsigned first = image[offset] | image[offset + 1] << 8, second = image[offset + 2] | image[offset + 3] << 8;
+    /* QEMU's own figure also counts what it looked at behind the last instruction of a page. */
+    uint64_t bytes = first >> 11 >= 0x1d ? 4 : 2;
+    void *data = (void *)(uintptr_t)(offset | bytes << 32);
     qemu_plugin_register_vcpu_insn_exec_cb(insn, on_payload, NO_REGISTERS, data);
     qemu_plugin_register_vcpu_mem_cb(insn, on_access, NO_REGISTERS, READS_AND_WRITES, data);
-    unsigned first = image[offset] | image[offset + 1] << 8, second = image[offset + 2] | image[offset + 3] << 8;
     bool narrow = (first & 0xffef) == 0xbf20, wide = first == 0xf3af && (second & 0xfffe) == 0x8002;
     if (narrow || wide) /* WFE and WFI: nothing would ever wake it */
       qemu_plugin_register_vcpu_insn_exec_cb(insn, on_sleep, NO_REGISTERS, NULL);
