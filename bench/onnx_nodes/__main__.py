@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from bench.onnx_nodes import cases, pool, report
+from bench.onnx_nodes.qdq import qdq_case
 from bench.onnx_nodes.run import Outcome, run_case
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "onnx-node-tests.json"
@@ -29,21 +30,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--operator", action="append", default=[], help="only this operator; may be repeated")
     parser.add_argument("--case", action="append", default=[], help="only cases whose names contain this text")
+    parser.add_argument("--form", choices=["all", "float", "qdq"], default="all", help="only cases in this form")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--verbose", action="store_true", help="a line for each case that did not pass")
     arguments = parser.parse_args()
     chosen, left_out = cases.collect(arguments.operator)
     if arguments.case:
         chosen = [case for case in chosen if any(text in case.name for text in arguments.case)]
-    outcomes = measure(chosen, arguments.processes)
-    rows = report.by_operator(outcomes, "float")
+    quantized = [] if arguments.form == "float" else [made for case in chosen if (made := qdq_case(case)) is not None]
+    plain = [] if arguments.form == "qdq" else chosen
+    outcomes = measure([*plain, *quantized], arguments.processes)
+    rows = report.by_operator(outcomes[: len(plain)], "float")
+    quantized_rows = report.by_operator(outcomes[len(plain) :], "qdq")
     if arguments.verbose:
         for outcome in outcomes:
             if outcome.state != "passed":
                 print(outcome.state, outcome.name, outcome.reason, outcome.detail)
-    report.show(rows, left_out, "ONNX backend node tests on a Cortex-M4")
-    if not arguments.operator and not arguments.case:
-        report.write(rows, RESULTS)
+    if plain:
+        report.show(rows, left_out, "ONNX backend node tests on a Cortex-M4")
+    if quantized:
+        report.show(quantized_rows, [], "The same in QDQ form, int8: within 1 step of the reference")
+    if not arguments.operator and not arguments.case and arguments.form == "all":
+        report.write([*rows, *quantized_rows], RESULTS)
     return int(any(outcome.state == "failed" for outcome in outcomes))
 
 

@@ -17,7 +17,7 @@ _TYPES = {
 _NARROW = frozenset(("int8", "uint8", "int16", "uint16"))
 _BINARY = {
     "Add": "+", "Sub": "-", "Mul": "*", "Div": "/", "EQ": "==", "NE": "!=", "LT": "<", "LE": "<=", "GT": ">", "GE": ">=",
-    "And": "&&", "Or": "||",
+    "And": "&&", "Or": "||", "BitwiseAnd": "&", "BitwiseOr": "|", "BitwiseXor": "^", "ShiftLeft": "<<", "ShiftRight": ">>",
 }  # fmt: skip
 _MATH = {
     "exp": "tim_expf", "tanh": "tim_tanhf", "sqrt": "tim_sqrtf", "sigmoid": "tim_sigmoidf", "log": "tim_logf",
@@ -81,14 +81,15 @@ class _Printer:
             return f"(({_TYPES[_dtype(e)]}){text})" if _dtype(e) in _NARROW else text
         if kind in ("FloorDiv", "FloorMod", "Mod"):
             helper = {"FloorDiv": "tim_floordiv", "FloorMod": "tim_floormod", "Mod": "tim_mod"}[kind]
-            if _wide(e):
-                raise Unprintable(f"{kind} of 64 bits")
+            # Of indices always: values are divided by functions of their own.
             self.math.add(helper)
             return f"{helper}({self.expr(e.a)}, {self.expr(e.b)})"
         if kind in ("Min", "Max"):
             helper = f"tim_{kind.lower()}{'f' if _dtype(e) == 'float32' else '64' if _wide(e) else ''}"
             self.math.add(helper)
             return f"{helper}({self.expr(e.a)}, {self.expr(e.b)})"
+        if kind == "BitwiseNot":
+            return f"(({self.ctype(_dtype(e))})~{self.expr(e.a)})"
         if kind == "Not":
             return f"(!{self.expr(e.a)})"
         if kind == "Select":
@@ -218,7 +219,7 @@ def _integer(value: int) -> str:
 
 
 def _wide(e: Any) -> bool:
-    """Whether a Min, Max, division or the like is of 64 bits."""
+    """Whether a Min or Max is of 64 bits."""
     return _dtype(e) == "int64"
 
 

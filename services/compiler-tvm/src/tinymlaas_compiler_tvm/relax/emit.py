@@ -147,7 +147,7 @@ class Emitter:
         """A value as a Relax expression."""
         from tvm import relax
 
-        return relax.const(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
+        return relax.const(np.asarray(value, order="C"), str(value.dtype)) if isinstance(value, np.ndarray) else value
 
     def kernel(self, hint: str, body: Callable[..., Any], *values: Value) -> Value:
         """The result of a kernel; `body` gets a TE tensor for each value."""
@@ -156,6 +156,8 @@ class Emitter:
     def elementwise(self, hint: str, body: Callable[..., Any], *values: Value) -> Value:
         """`body` of the scalars at each place, with numpy's broadcast; constants of one element become literals."""
         shape = np.broadcast_shapes(*(shape_of(value) for value in values))
+        if 0 in shape:
+            return np.zeros(shape, dtype_of(values[0]))
         fixed = [
             literal(value.reshape(-1)[0], str(value.dtype))
             if isinstance(value, np.ndarray) and value.size == _LITERALS
@@ -243,11 +245,16 @@ class Emitter:
 
 def reducer(combine: str) -> Any:
     """TE's reduction of that name."""
-    from tvm import te
+    from tvm import te, tirx
 
+    if combine == "sum":
+        return te.sum
     if combine == "prod":
         return te.comm_reducer(lambda x, y: x * y, lambda dtype: literal(1, str(dtype)), name="prod")
-    return {"sum": te.sum, "max": te.max, "min": te.min}[combine]
+    # TE's own begin with the least finite value.
+    if combine == "max":
+        return te.comm_reducer(lambda x, y: tirx.max(x, y), lambda dtype: lowest(str(dtype)), name="max")
+    return te.comm_reducer(lambda x, y: tirx.min(x, y), lambda dtype: highest(str(dtype)), name="min")
 
 
 def _at(tensor: Any, shape: tuple[int, ...], index: Sequence[Any]) -> Any:

@@ -73,6 +73,10 @@ class _Importer:
         if is_constant(value):
             from tvm import topi
 
+            if not value.size:
+                raise OpUnsupported(
+                    "an output without elements", op="graph", node=name, dtype=str(value.dtype), count=1
+                )
             return self.emitter.kernel("constant", topi.identity, value)
         return value
 
@@ -90,7 +94,7 @@ class _Importer:
                 self.current = node
             results = self._guarded(node, environment, opset, attributes, depth)
             for name, value in zip(node.output, results, strict=False):
-                if name:
+                if name and value is not None:
                     environment[name] = value
 
     def _guarded(
@@ -198,7 +202,7 @@ class _Importer:
                 inner[name] = value
         version = next((entry.version for entry in body.opset_import if entry.domain in ("", "ai.onnx")), opset)
         self.run(_without_missing(body.node, inner), inner, version, given, depth + 1)
-        return [inner[name] for name in body.output if name in inner]
+        return [inner.get(name) for name in body.output]
 
 
 def _without_missing(nodes: Sequence[onnx.NodeProto], known: Mapping[str, Value]) -> list[onnx.NodeProto]:

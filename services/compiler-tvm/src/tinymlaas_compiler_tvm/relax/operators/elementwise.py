@@ -89,12 +89,16 @@ def many(body: Callable[[Any, Any, str], Any]) -> Converter:
 
 def minimum(a: Any, b: Any) -> Any:
     """The lesser of two."""
-    return choose(a < b, a, b)
+    from tvm import tirx
+
+    return tirx.min(a, b)
 
 
 def maximum(a: Any, b: Any) -> Any:
     """The greater of two."""
-    return choose(a > b, a, b)
+    from tvm import tirx
+
+    return tirx.max(a, b)
 
 
 def divide(a: Any, b: Any, dtype: str) -> Any:

@@ -143,6 +143,7 @@ def concat(e: Emitter, node: Node) -> list[Value]:
 
 def concatenate(e: Emitter, values: Sequence[Value], axis: int) -> Value:
     """Values joined along an axis."""
+    values = [value for value in values if 0 not in shape_of(value)] or values[:1]
     if len(values) == 1:
         return values[0]
     if all(is_constant(value) for value in values):
@@ -183,8 +184,6 @@ def split(e: Emitter, node: Node) -> list[Value]:
         sizes = [min(part, own[axis] - part * number) for number in range(node.outputs)]
     results, start = [], 0
     for size in sizes:
-        if size <= 0:
-            raise Refused("an empty part")
         results.append(take_slice(e, x, {axis: (start, 1, size)}))
         start += size
     return results
@@ -194,6 +193,8 @@ def take_slice(e: Emitter, x: Value, boxes: dict[int, tuple[int, int, int]]) -> 
     """Elements start, start + step, ... (count of them) along the axes in `boxes`."""
     own = shape_of(x)
     shape = [boxes[axis][2] if axis in boxes else extent for axis, extent in enumerate(own)]
+    if 0 in shape:
+        return np.zeros(shape, dtype_of(x))
     if is_constant(x):
         result = x
         for axis, (start, step, count) in boxes.items():
@@ -232,8 +233,6 @@ def slices(e: Emitter, node: Node) -> list[Value]:
         chosen = range(*slice(start, end, step).indices(own[place]))
         if step < 0 and end < -own[place]:
             chosen = range(*slice(start, None, step).indices(own[place]))
-        if not chosen:
-            raise Refused("an empty slice")
         boxes[place] = (chosen.start, chosen.step, len(chosen))
     return [take_slice(e, x, boxes)]
 

@@ -141,7 +141,7 @@ def quantized_conv(e: Emitter, node: Node) -> list[Value]:
 
 def _product(e: Emitter, a: Value, b: Value) -> Value:
     if is_constant(a) and is_constant(b):
-        return a * b
+        return np.asarray(a * b)
     return e.elementwise("scales", lambda x, y: x * y, a, b)
 
 

@@ -181,7 +181,7 @@ def resize(e: Emitter, node: Node) -> list[Value]:
             continue
         # Shrinking with antialias widens the kernel by the scale.
         shrink = min(scale[axis], 1.0) if node.attribute("antialias", 0) else 1.0
-        exclude = bool(node.attribute("exclude_outside", 0)) or (shrink < 1.0 and mode == "linear")
+        exclude = bool(node.attribute("exclude_outside", 0))
         kernel = _triangle if mode == "linear" else _cubic(float(node.attribute("cubic_coeff_a", -0.75)))
         reach = (1.0 if mode == "linear" else 2.0) / shrink
 

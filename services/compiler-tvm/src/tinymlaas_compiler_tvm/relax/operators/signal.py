@@ -198,7 +198,7 @@ def _sequential(
 
     `target(number, *buffers)` gives the flat place, whether it is inside, and the new value; places outside change nothing.
     """
-    from tvm import te
+    from tvm import te, tirx
     from tvm.script.ir_builder import IRBuilder
     from tvm.script.ir_builder import tirx as T
 
@@ -219,7 +219,12 @@ def _sequential(
                             out[place] = combine(out[place], value)
                 return builder.get()
 
-        return te.extern([extents((count,))], tensors, generate, dtype=[dtype_of(data)], name=hint, tag=hint)
+        # Buffers of our own: TE's have an offset that is known at run time only.
+        buffers = [tirx.decl_buffer(each.shape, each.dtype, f"b{number}") for number, each in enumerate(tensors)]
+        changed = tirx.decl_buffer(extents((count,)), dtype_of(data), "changed")
+        return te.extern(
+            [extents((count,))], tensors, generate, in_buffers=buffers, out_buffers=[changed], name=hint, tag=hint
+        )
 
     flat = [e.reshape(each, (int(np.prod(shape_of(each), dtype=np.int64)),)) for each in (data, *values)]
     return e.reshape(e.kernel(hint, build, *flat), shape_of(data))
