@@ -143,6 +143,7 @@ class _Models(models_pb2_grpc.ModelsServicer):
             derived_from=header.derived_from,
             derived_by=header.derived_by,
             measurements=header.measurements,
+            attachments=header.attachments,
         )
         return self._r.versions[name]
 

@@ -17,7 +17,7 @@ from typing import Any
 import gateway_fakes as fakes
 import grpc.aio
 
-from tinymlaas.gateway.v1 import builds_pb2_grpc, deployments_pb2_grpc, routing_pb2_grpc
+from tinymlaas.gateway.v1 import builds_pb2_grpc, deployments_pb2_grpc, optimizations_pb2_grpc, routing_pb2_grpc
 from tinymlaas_servicekit import ServiceSettings, connect
 
 HERE = Path(__file__).parent
@@ -151,6 +151,11 @@ class World:
     def builds(self) -> Any:
         """Stub of the Builds service."""
         return builds_pb2_grpc.BuildsStub(self.channel)
+
+    @property
+    def optimizations(self) -> Any:
+        """Stub of the Optimizations service."""
+        return optimizations_pb2_grpc.OptimizationsStub(self.channel)
 
     @property
     def deployments(self) -> Any:

@@ -7,51 +7,35 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from optimizer_models import N, model, values
 from tflite_micro import runtime
 
+from tinymlaas_modelkit.check import check_model_here
 from tinymlaas_modelkit.onnx_reader import read_onnx
 from tinymlaas_modelkit.tflite_writer import write_tflite
-from tinymlaas_optimizer import LimitExceeded, NotQuantizable, Optimized, Options, optimize
+from tinymlaas_optimizer import LimitExceeded, NotQuantizable, Optimized, Options, Recipe, optimize
 from tinymlaas_optimizer import simplify as simplify_module
 from tinymlaas_optimizer.graphs import ordered
 from tinymlaas_optimizer.runtime import session
 
-N = helper.make_node
-SEED = 3
 
-
-def values(*shape: int) -> npt.NDArray[np.float32]:
-    return np.random.default_rng(SEED + sum(shape)).standard_normal(shape).astype(np.float32)
-
-
-def model(
-    nodes: list[NodeProto],
-    constants: dict[str, npt.NDArray[Any]],
-    shape: tuple[int, ...] = (1, 4, 8, 8),
-    outputs: tuple[str, ...] = ("y",),
-    opset: int = 17,
-) -> bytes:
-    graph = helper.make_graph(
-        nodes,
-        "graph",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
-    made = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", opset)])
-    return onnx.shape_inference.infer_shapes(made).SerializeToString()
-
-
-def optimized(data: bytes, options: Options | None = None, scale: float = 1.0) -> Optimized:
+def optimized(data: bytes, scale: float = 1.0, **fields: Any) -> Optimized:
+    """A model quantized with fields of the quantize step, calibrated with noise."""
     shape = [d.dim_value for d in ModelProto.FromString(data).graph.input[0].type.tensor_type.shape.dim]
-    return optimize(data, {"x": scale * values(16, *shape[1:])}, options)
+    recipe = Recipe.parse({"version": 1, "steps": [{"step": "quantize", **fields}]})
+    options = Options((recipe,), sensitivity=False)
+    return optimize(data, {"x": scale * values(16, *shape[1:])}, options, check=check_model_here)
+
+
+def all_operators(result: Optimized) -> Counter[str]:
+    assert result.report.taken.size is not None
+    return Counter(result.report.taken.size.operators)
 
 
 def operators(result: Optimized) -> Counter[str]:
-    return Counter({k: v for k, v in result.report.operators_after.items() if not k.endswith("Linear")})
+    return Counter({k: v for k, v in all_operators(result).items() if not k.endswith("Linear")})
 
 
 def scales(result: Optimized) -> dict[str, tuple[float, int]]:
@@ -67,8 +51,8 @@ def scales(result: Optimized) -> dict[str, tuple[float, int]]:
 
 
 def snr(result: Optimized) -> float:
-    assert result.report.evaluation is not None
-    decibels = result.report.evaluation.outputs[0].snr_db
+    assert result.report.taken.evaluation is not None
+    decibels = result.report.taken.evaluation.outputs[0].snr_db
     assert decibels is not None
     return decibels
 
@@ -113,8 +97,8 @@ def test_an_old_opset_is_raised_so_that_weights_can_have_scales_per_channel() ->
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_relu_is_not_separated_from_its_convolution(symmetric: bool) -> None:
     data = model([CONV, N("Relu", ["c"], ["y"])], WEIGHTS)
-    result = optimized(data, Options(symmetric_activations=symmetric))
-    assert result.report.operators_after["QuantizeLinear"] == 1
+    result = optimized(data, symmetric_activations=symmetric)
+    assert all_operators(result)["QuantizeLinear"] == 1
     (op,) = (op for op in read_onnx(result.model).ops if op.kind.value == "CONV_2D")
     assert op.attributes["activation"] == "RELU"
 
@@ -125,7 +109,7 @@ def test_relu6_is_not_separated_from_its_convolution() -> None:
     result = optimized(model(nodes, {**WEIGHTS, **{k: np.asarray(v) for k, v in limits.items()}}), scale=3.0)
     (op,) = (op for op in read_onnx(result.model).ops if op.kind.value == "CONV_2D")
     assert op.attributes["activation"] == "RELU6"
-    assert result.report.operators_after["QuantizeLinear"] == 1
+    assert all_operators(result)["QuantizeLinear"] == 1
 
 
 @pytest.mark.parametrize(
@@ -254,8 +238,8 @@ def test_a_network_in_channels_first_layout_runs_nearly_the_same_on_tflite_micro
         "b3": values(5),
     }
     result = optimized(model(nodes, {**statistics, **weights}))
-    assert result.report.evaluation is not None
-    assert result.report.evaluation.agreement == 1.0
+    assert result.report.taken.evaluation is not None
+    assert result.report.taken.evaluation.agreement == 1.0
     (given,) = result.description.inputs
     assert given.scale is not None
     assert given.zero_point is not None

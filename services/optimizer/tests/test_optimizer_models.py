@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+from optimizer_models import ZOO, files, size
 from tflite_micro import runtime
 
-from tinymlaas_modelkit.check import ModelRejected, Precision, check_model
+from tinymlaas_modelkit.check import ModelRejected, Precision, check_model, check_model_here
 from tinymlaas_modelkit.onnx_reader import read_onnx
 from tinymlaas_modelkit.tflite_writer import write_tflite
 from tinymlaas_optimizer import (
@@ -21,29 +21,28 @@ from tinymlaas_optimizer import (
     NotFloat,
     Optimized,
     Options,
+    Recipe,
     SamplesInvalid,
     optimize,
-    read_npz,
 )
 from tinymlaas_optimizer.runtime import session
 
-ZOO = Path(__file__).resolve().parents[3] / "zoo"
 ARENA = 1 << 20
-
-
-def files(name: str) -> tuple[bytes, dict[str, npt.NDArray[Any]]]:
-    folder = ZOO / name
-    return (folder / f"{name}_float.onnx").read_bytes(), read_npz((folder / "samples.npz").read_bytes())
+QUIET = Options(sensitivity=False)
+FOLDED = Options((Recipe.parse({"version": 1, "steps": [{"step": "fold"}]}),), sensitivity=False)
 
 
 @cache
 def optimized(name: str, options: str = "{}") -> Optimized:
-    return optimize(*files(name), Options.parse(json.loads(options)))
+    """A model quantized, with fields of the quantize step."""
+    step = {"step": "quantize", **json.loads(options)}
+    recipes = [{"version": 1, "steps": [step]}]
+    return optimize(*files(name), Options.parse({"recipes": recipes, "sensitivity": False}), check=check_model_here)
 
 
 def evaluation(of: Optimized) -> Evaluation:
-    assert of.report.evaluation is not None
-    return of.report.evaluation
+    assert of.report.taken.evaluation is not None
+    return of.report.taken.evaluation
 
 
 def on_both(of: Optimized, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -75,8 +74,8 @@ def test_a_real_model_keeps_its_outputs_and_gets_small(name: str, decibels: floa
     (output,) = evaluation(result).outputs
     assert output.snr_db is not None
     assert output.snr_db > decibels
-    assert result.report.bytes_after < shrinks_to * result.report.bytes_before
-    assert result.report.bytes_after == len(result.model)
+    assert size(result).bytes < shrinks_to * result.report.before.bytes
+    assert size(result).bytes == len(result.model)
     assert result.description.precision is Precision.QUANTIZED
 
 
@@ -163,16 +162,19 @@ def test_float_borders_keep_the_types_of_the_model() -> None:
 
 def test_without_quantization_the_model_is_only_simplified() -> None:
     model, _ = files("kws")
-    result = optimize(model, None, Options(quantize=False))
+    result = optimize(model, None, FOLDED)
     assert result.description.precision is Precision.FLOAT
-    assert result.report.evaluation is None
-    assert result.report.operators_after["Gemm"] == 1
-    assert "MatMul" not in result.report.operators_after
+    assert result.report.taken.evaluation is None
+    assert size(result).operators["Gemm"] == 1
+    assert "MatMul" not in size(result).operators
 
 
 def test_the_same_request_gives_the_same_bytes() -> None:
     model, arrays = files("kws")
-    assert optimize(model, arrays).model == optimized("kws").model
+    again = optimize(model, arrays, QUIET, check=check_model_here)
+    first = optimized("kws")
+    assert (again.model, again.recipe, again.picture) == (first.model, first.recipe, first.picture)
+    assert again.report.to_json() == first.report.to_json()
 
 
 def test_names_in_the_file_make_no_difference() -> None:
@@ -190,20 +192,27 @@ def test_names_in_the_file_make_no_difference() -> None:
     for tensor in (*model.graph.initializer, *model.graph.value_info):
         tensor.name = renamed(tensor.name)
     model.producer_name = "another exporter"
-    assert optimize(model.SerializeToString(), arrays).model == optimized("kws").model
+    again = optimize(model.SerializeToString(), arrays, QUIET, check=check_model_here)
+    assert again.model == optimized("kws").model
 
 
-def test_progress_goes_through_every_stage_to_its_end() -> None:
-    seen: dict[str, float] = {}
-    optimize(*files("sww"), progress=lambda stage, share: seen.update({stage: share}))
-    assert seen == dict.fromkeys(["check", "simplify", "calibrate", "quantize", "run before", "run after"], 1.0)
+def test_progress_names_every_step_and_never_goes_back() -> None:
+    seen: list[tuple[str, float]] = []
+    optimize(*files("sww"), progress=lambda step, share: seen.append((step, share)), check=check_model_here)
+    steps = list(dict.fromkeys(step.removeprefix("int8: ") for step, _ in seen))
+    assert steps == ["check", "run the float model", "fold", "calibrate", "int8", "measure layers", "report"]
+    shares = [share for _, share in seen]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
 
 
 def test_the_report_is_json() -> None:
-    report = json.loads(json.dumps(optimized("kws").report.to_dict()))
-    assert report["bytes_before"] == len(files("kws")[0])
-    assert report["options"]["calibration"] == "minmax"
-    assert report["evaluation"]["agreement"] == 1.0
+    report = json.loads(optimized("kws").report.to_json())
+    assert report["before"]["bytes"] == len(files("kws")[0])
+    (result,) = report["results"]
+    assert result["recipe"]["steps"][1]["calibration"] == "minmax"
+    assert result["evaluation"]["agreement"] == 1.0
+    assert json.loads(optimized("kws").recipe) == result["recipe"]
 
 
 def test_a_quantized_model_is_refused() -> None:
@@ -213,7 +222,7 @@ def test_a_quantized_model_is_refused() -> None:
 
 
 def test_quantization_without_samples_is_refused() -> None:
-    with pytest.raises(SamplesInvalid, match="needs calibration samples"):
+    with pytest.raises(SamplesInvalid, match="need calibration samples"):
         optimize(files("kws")[0])
 
 

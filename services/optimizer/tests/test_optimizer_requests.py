@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from typing import Any
 
@@ -15,21 +16,25 @@ from hypothesis import strategies as st
 from tinymlaas_modelkit.check import ModelReport, Precision, TensorReport
 from tinymlaas_optimizer import (
     SCHEMA,
-    Calibration,
+    Bound,
     LimitExceeded,
     OptimizerError,
     OptionInvalid,
     Options,
     OptionUnknown,
+    Recipe,
+    RecipeInvalid,
     SamplesInvalid,
+    Task,
     match_samples,
     read_npz,
 )
 from tinymlaas_optimizer import samples as samples_module
 from tinymlaas_optimizer.calibrate import Range
-from tinymlaas_optimizer.errors import NotFloat, NotQuantizable
-from tinymlaas_optimizer.options import Border, Task
+from tinymlaas_optimizer.recipe import Border, Calibration, Quantize
 from tinymlaas_optimizer.scales import scale_of
+from tinymlaas_pluginkit import OptionInvalid as KitOptionInvalid
+from tinymlaas_pluginkit import check_options, parse_schema
 
 QUICK = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 
@@ -47,36 +52,108 @@ def npz(**arrays: Any) -> bytes:
 ONE = report(TensorReport("image", "float32", (1, 2, 3)))
 
 
+def recipe(*steps: dict[str, Any]) -> dict[str, Any]:
+    return {"version": 1, "steps": list(steps)}
+
+
 def test_the_schema_is_a_schema_and_its_defaults_are_those_of_the_options() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     defaults = {name: entry["default"] for name, entry in SCHEMA["properties"].items()}
-    assert Options.parse(defaults) == Options() == Options.parse({})
+    assert Options.parse(defaults) == Options.parse({})
+    assert Options.parse({}) == Options((Recipe.parse(recipe({"step": "quantize"})),))
+    # Through the plugin contract the schema travels as text, at most 256 KiB and without references.
+    assert parse_schema(json.dumps(SCHEMA)) is not None
 
 
 def test_options_become_values() -> None:
-    given = {"calibration": "percentile", "percentile": 99, "io": "float32", "per_channel": False, "task": "classify"}
-    options = Options.parse(given)
-    assert (options.calibration, options.io, options.task) == (Calibration.PERCENTILE, Border.FLOAT32, Task.CLASSIFY)
-    assert (options.percentile, options.per_channel, options.quantize) == (99, False, True)
+    step = {"step": "quantize", "calibration": "percentile", "percentile": 99, "io": "float32", "per_channel": False}
+    options = Options.parse({"recipes": [recipe(step)], "bound": {"max_drop": 0.5}, "task": "classify"})
+    assert options.task is Task.CLASSIFY
+    assert options.bound == Bound(max_drop=0.5)
+    assert options.recipes[0].quantize == Quantize(Calibration.PERCENTILE, 99, per_channel=False, io=Border.FLOAT32)
+
+
+STEPS = st.one_of(
+    st.fixed_dictionaries(
+        {"step": st.just("prune"), "kind": st.just("weights"), "share": st.floats(0.01, 0.99)},
+        optional={"scope": st.sampled_from(["layer", "model"]), "refit": st.booleans()},
+    ),
+    st.fixed_dictionaries(
+        {"step": st.just("prune"), "kind": st.just("channels"), "share": st.floats(0.01, 0.99)},
+        optional={"multiple_of": st.integers(1, 64), "layers": st.just({"skip": ["conv_0"]})},
+    ),
+)
+LAST = st.one_of(
+    st.fixed_dictionaries({"step": st.just("quantize_weights")}, optional={"bits": st.sampled_from([4, 8])}),
+    st.fixed_dictionaries(
+        {"step": st.just("quantize")},
+        optional={
+            "activations": st.sampled_from(["int8", "int16"]),
+            "mixed": st.one_of(st.none(), st.just({"to": "float32", "max_layers": 3, "min_snr_db": 30.5})),
+        },
+    ),
+)
+
+
+@QUICK
+@given(st.lists(STEPS, max_size=3), st.lists(LAST, max_size=1))
+def test_the_canonical_form_of_a_recipe_is_a_recipe_and_means_the_same(first: list[Any], last: list[Any]) -> None:
+    parsed = Recipe.parse(recipe(*first, *last))
+    again = Recipe.parse(json.loads(parsed.to_json()))
+    assert again == parsed
+    assert again.to_json() == parsed.to_json()
+
+
+@pytest.mark.parametrize(
+    ("given_recipe", "pointer"),
+    [
+        ({"version": 2, "steps": []}, "/recipes/0/version"),
+        ({"version": 1}, "/recipes/0"),
+        ({"version": 1, "steps": [], "colour": 1}, "/recipes/0"),
+        (recipe({"kind": "weights"}), "/recipes/0/steps/0"),
+        (recipe({"step": "distill"}), "/recipes/0/steps/0/step"),
+        (recipe({"step": "prune", "kind": "weights", "share": 1}), "/recipes/0/steps/0/share"),
+        (recipe({"step": "prune", "kind": "weights"}), "/recipes/0/steps/0"),
+        (recipe({"step": "prune", "kind": "channels", "share": 0.5, "scope": "model"}), "/recipes/0/steps/0/scope"),
+        (
+            recipe({"step": "prune", "kind": "weights", "share": 0.5, "multiple_of": 4}),
+            "/recipes/0/steps/0/multiple_of",
+        ),
+        (recipe({"step": "quantize", "percentile": "99"}), "/recipes/0/steps/0/percentile"),
+        (recipe({"step": "quantize", "per_channel": 1}), "/recipes/0/steps/0/per_channel"),
+        (recipe({"step": "quantize", "mixed": {"to": "int4"}}), "/recipes/0/steps/0/mixed/to"),
+        (recipe({"step": "quantize", "activations": "int16", "mixed": {"to": "int16"}}), "/recipes/0/steps/0/mixed/to"),
+        (recipe({"step": "quantize"}, {"step": "prune", "kind": "weights", "share": 0.5}), "/recipes/0/steps/0/step"),
+        (recipe({"step": "quantize_weights", "bits": 3}), "/recipes/0/steps/0/bits"),
+        (recipe({"step": "quantize"}, {"step": "fold"}), "/recipes/0/steps/0/step"),
+        (recipe(*[{"step": "fold"}] * 9), "/recipes/0/steps"),
+        ([], "/recipes/0"),
+    ],
+)
+def test_a_recipe_that_cannot_be_followed_is_refused_at_the_place_in_it(given_recipe: Any, pointer: str) -> None:
+    with pytest.raises(RecipeInvalid) as caught:
+        Options.parse({"recipes": [given_recipe]})
+    assert caught.value.metadata["pointer"] == pointer
+    assert (caught.value.code, caught.value.reason) == ("INVALID_ARGUMENT", "RECIPE_INVALID")
+
+
+def test_the_platform_refuses_a_bad_recipe_at_the_same_place_before_the_plugin_sees_it() -> None:
+    options = {"recipes": [recipe({"step": "quantize"}), recipe({"step": "prune", "kind": "weights", "share": "much"})]}
+    with pytest.raises(KitOptionInvalid) as caught:
+        check_options(dict(SCHEMA), options)
+    assert caught.value.metadata["pointer"] == "/recipes/1/steps/0/share"
 
 
 def test_an_unknown_option_is_refused_with_the_nearest_one() -> None:
     with pytest.raises(OptionUnknown) as caught:
-        Options.parse({"per_chanel": True})
-    assert caught.value.metadata == {"option": "per_chanel", "nearest": "per_channel"}
+        Options.parse({"recipe": []})
+    assert caught.value.metadata == {"option": "recipe", "nearest": "recipes"}
     assert (caught.value.code, caught.value.reason) == ("INVALID_ARGUMENT", "OPTION_UNKNOWN")
 
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [
-        ("calibration", "best"),
-        ("percentile", 101),
-        ("percentile", "99"),
-        ("per_channel", 1),
-        ("io", None),
-        ("task", ""),
-    ],
+    [("recipes", []), ("recipes", {}), ("bound", {"max_drop": 2}), ("sensitivity", 1), ("task", "")],
 )
 def test_a_value_outside_of_the_schema_is_refused_with_its_option(option: str, value: object) -> None:
     with pytest.raises(OptionInvalid) as caught:
@@ -84,17 +161,11 @@ def test_a_value_outside_of_the_schema_is_refused_with_its_option(option: str, v
     assert caught.value.metadata["option"] == option
 
 
-@pytest.mark.parametrize(
-    "kind", [OptionUnknown, OptionInvalid, SamplesInvalid, NotFloat, NotQuantizable, LimitExceeded]
-)
+@pytest.mark.parametrize("kind", OptimizerError.__subclasses__())
 def test_every_error_has_a_code_a_reason_and_help(kind: type[OptimizerError]) -> None:
     assert kind.code in {"INVALID_ARGUMENT", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED"}
     assert kind.reason.isupper()
     assert kind.help.endswith(".")
-
-
-def test_every_error_is_listed_in_the_tests() -> None:
-    assert len(OptimizerError.__subclasses__()) == 6
 
 
 @pytest.mark.parametrize("name", ["image", "input_float", "input", "x"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
+from xml.etree import ElementTree
 
 import grpc
 import grpc.aio
@@ -20,6 +22,14 @@ from .errors import DigestMismatch, PluginProtocol, PluginTimeout, PluginUnavail
 from .reasons import Reason
 
 MAX_CAPABILITIES = 256
+MAX_REPORT_BYTES = 4 * 1024 * 1024
+_SVG = "{http://www.w3.org/2000/svg}"
+_SVG_ELEMENTS = frozenset(
+    {
+        "svg", "g", "title", "desc", "style", "rect", "circle", "ellipse", "line", "polyline", "polygon", "path", "text",
+        "tspan", "defs", "linearGradient", "stop",
+    }
+)  # fmt: skip
 # What grpc.aio's client says when the other side ends a stream that is being written; the true status is lost then.
 _CUT_OFF = "Internal error from Core"
 MAX_CAPABILITY = 128
@@ -134,6 +144,56 @@ def check_model_out(result: Any, blobs: Mapping[str, bytes]) -> None:
         raise PluginProtocol("CP-IMPORT-002", "a result without a model")
     _check_blob("model", model, result.model_sha256, result.model_bytes)
     check_message(result, "CP-IMPORT-002")
+
+
+def check_optimized(result: Any, blobs: Mapping[str, bytes]) -> None:
+    """As `check_model_out`; recipe and report are JSON objects, the picture is an SVG that refers to nothing."""
+    check_model_out(result, blobs)
+    for name in ("recipe", "report"):
+        if name in blobs:
+            _check_json(name, blobs[name])
+    if "picture" in blobs:
+        fault = svg_fault(blobs["picture"])
+        if fault:
+            raise PluginProtocol("CP-OPTIMIZE-002", f"the picture {fault}")
+
+
+def _check_json(name: str, data: bytes) -> None:
+    try:
+        whole = len(data) <= MAX_REPORT_BYTES and isinstance(json.loads(data), dict)
+    except (ValueError, RecursionError):
+        whole = False
+    if not whole:
+        raise PluginProtocol("CP-OPTIMIZE-002", f"the {name} is no JSON object of at most {MAX_REPORT_BYTES} bytes")
+
+
+def svg_fault(data: bytes) -> str:
+    """Why a file is no self-contained SVG that is safe to show; empty when it is one."""
+    # A document type could define entities; nothing that a picture needs begins like it.
+    if len(data) > MAX_REPORT_BYTES or b"<!" in data or b"<?" in data:
+        return "is too large, or has a document type or an instruction"
+    try:
+        root = ElementTree.fromstring(data.decode("utf-8"))  # noqa: S314 (entities need a document type, refused above)
+    except (UnicodeDecodeError, ElementTree.ParseError):
+        return "is no XML in UTF-8"
+    if root.tag != f"{_SVG}svg":
+        return "is no SVG"
+    for element in root.iter():
+        if not isinstance(element.tag, str) or element.tag.removeprefix(_SVG) not in _SVG_ELEMENTS:
+            return f"has an element {clean(str(element.tag), 64)}"
+        for key, value in element.attrib.items():
+            if key.startswith(("on", "{")) or key == "href":
+                return f"has an attribute {clean(key, 64)}"
+            if _outside(value):
+                return "refers to something outside of it"
+        if element.tag == f"{_SVG}style" and _outside(element.text or ""):
+            return "has a style that refers to something outside of it"
+    return ""
+
+
+def _outside(text: str) -> bool:
+    low = text.lower()
+    return any(word in low for word in ("url(", "@import", "javascript:", "expression(", "\\", "image("))
 
 
 def outputs_checker(samples: int) -> Callable[[Any, Mapping[str, bytes]], None]:

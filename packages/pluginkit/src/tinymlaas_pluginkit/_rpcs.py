@@ -132,6 +132,9 @@ def _write_optimize(folder: Path, output: Any) -> Message:
     if not isinstance(output, OptimizeOutput):
         raise _wrong(OptimizeOutput, output)
     blob_out(folder, "model").write_bytes(output.model)
+    for name, data in (("recipe", output.recipe), ("report", output.report), ("picture", output.picture)):
+        if data is not None:
+            blob_out(folder, name).write_bytes(data)
     return optimizer_pb2.OptimizeResult(model_format=output.model_format, before=output.before, after=output.after)
 
 
@@ -179,7 +182,8 @@ def _seal_payload(result: Any, blob: str, sha256: bytes, size: int) -> None:
 
 
 def _seal_model(result: Any, blob: str, sha256: bytes, size: int) -> None:
-    result.model_sha256, result.model_bytes = sha256, size
+    if blob == "model":
+        result.model_sha256, result.model_bytes = sha256, size
 
 
 def _seal_outputs(result: Any, blob: str, sha256: bytes, size: int) -> None:
@@ -238,7 +242,7 @@ RPCS: dict[str, Rpc] = {
             optimizer_pb2.OptimizeResult,
             ("model", "calibration"),
             frozenset({"calibration"}),
-            ("model",),
+            ("model", "recipe", "report", "picture"),
             _read_optimize,
             _write_optimize,
             _seal_model,

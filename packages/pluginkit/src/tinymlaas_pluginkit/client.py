@@ -334,10 +334,10 @@ class PluginClient:
         *,
         seconds: float | None = None,
     ) -> PluginCall[optimizer_pb2.OptimizeResult]:
-        """Optimizes a model; `calibration` is an npz file; blob out: "model"."""
+        """Optimizes a model; `calibration` is an npz file; blobs out: "model", perhaps "recipe", "report", "picture"."""
         blobs = {"model": model} if calibration is None else {"model": model, "calibration": calibration}
         header = _with_model(header, model)
-        return self._call("optimize", self._optimizer.Optimize, header, blobs, seconds, _checks.check_model_out)
+        return self._call("optimize", self._optimizer.Optimize, header, blobs, seconds, _checks.check_optimized)
 
     def profile(
         self,

@@ -47,13 +47,16 @@ class OptionUnknown(InvalidArgument):
 
 
 class OptionInvalid(InvalidArgument):
-    """An option whose value breaks the schema."""
+    """An option whose value breaks the schema; `pointer` is a JSON pointer to the part of it that does."""
 
     default_reason = "OPTION_INVALID"
     default_help = "Give the option a value that its schema allows."
 
-    def __init__(self, option: str, detail: str) -> None:
-        super().__init__(f"option {option}: {detail}", metadata={"option": option, "detail": detail})
+    def __init__(self, option: str, detail: str, pointer: str = "") -> None:
+        where = pointer or f"/{option}"
+        at = f" at {where}" if where != f"/{option}" else ""
+        metadata = {"option": option, "detail": detail, "pointer": where}
+        super().__init__(f"option {option}{at}: {detail}", metadata=metadata)
 
 
 class StreamInvalid(InvalidArgument):

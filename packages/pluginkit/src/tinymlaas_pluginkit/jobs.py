@@ -92,12 +92,19 @@ class OptimizeJob:
 
 @dataclass(frozen=True)
 class OptimizeOutput:
-    """The optimized model with the same metrics before and after."""
+    """The optimized model with the same metrics before and after.
+
+    Kept with it as its lineage, if given: `recipe` (JSON of what was done), `report` (JSON of what came of it), `picture`
+    (SVG of the report).
+    """
 
     model: bytes
     model_format: tensor_pb2.ModelFormat.ValueType
     before: Sequence[measurement_pb2.Measurement] = ()
     after: Sequence[measurement_pb2.Measurement] = ()
+    recipe: bytes | None = None
+    report: bytes | None = None
+    picture: bytes | None = None
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,10 @@ def check_options(schema: dict[str, Any] | None, options: dict[str, Any]) -> dic
         error = next(iter(sorted(Draft202012Validator(schema).iter_errors(options), key=_position)), None)
         if error is not None:
             option = str(error.absolute_path[0]) if error.absolute_path else _missing(error.message)
-            raise OptionInvalid(option, error.message[:200])
+            pointer = "".join(
+                f"/{str(part)[:64].replace('~', '~0').replace('/', '~1')}" for part in error.absolute_path
+            )
+            raise OptionInvalid(option, error.message[:200], pointer)
     defaults = {name: spec["default"] for name, spec in properties.items() if "default" in spec}
     return {**defaults, **options}
 

@@ -50,7 +50,10 @@ class Reason(Enum):
         "an option is not in the schema", "INVALID_ARGUMENT", ("option", "nearest"), "caller: use the nearest option"
     )
     OPTION_INVALID = Row(
-        "an option's value breaks the schema", "INVALID_ARGUMENT", ("option", "detail"), "caller: correct the value"
+        "an option's value breaks the schema",
+        "INVALID_ARGUMENT",
+        ("option", "detail", "pointer"),
+        "caller: correct the value",
     )
     FIELD_INVALID = Row(
         "a required field is missing or a field breaks its declared form",

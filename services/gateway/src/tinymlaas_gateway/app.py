@@ -10,7 +10,14 @@ from pathlib import Path
 import grpc.aio
 from google.longrunning import operations_pb2_grpc
 
-from tinymlaas.gateway.v1 import builds_pb2, builds_pb2_grpc, deployments_pb2, deployments_pb2_grpc, routing_pb2_grpc
+from tinymlaas.gateway.v1 import (
+    builds_pb2,
+    builds_pb2_grpc,
+    deployments_pb2,
+    deployments_pb2_grpc,
+    optimizations_pb2_grpc,
+    routing_pb2_grpc,
+)
 from tinymlaas_pluginkit import ClientLimits
 from tinymlaas_servicekit import GrpcServer, InvalidArgument
 
@@ -28,6 +35,7 @@ from .engine.context import Context, Limits
 from .services.builds import BuildsServicer
 from .services.deployments import DeploymentsServicer
 from .services.operations import OperationsServicer
+from .services.optimizations import OptimizationsServicer
 from .services.proxy import Proxy
 from .services.routing import RoutingServicer
 from .settings import GatewaySettings
@@ -118,9 +126,10 @@ class Gateway:
         builds_pb2_grpc.add_BuildsServicer_to_server(BuildsServicer(context), server)
         deployments_pb2_grpc.add_DeploymentsServicer_to_server(DeploymentsServicer(context), server)
         routing_pb2_grpc.add_RoutingServicer_to_server(RoutingServicer(context), server)
+        optimizations_pb2_grpc.add_OptimizationsServicer_to_server(OptimizationsServicer(context), server)
         operations_pb2_grpc.add_OperationsServicer_to_server(OperationsServicer(context), server)
         server.add_generic_rpc_handlers((self._proxy,))
-        own = ("Builds", "Deployments", "Routing")
+        own = ("Builds", "Deployments", "Optimizations", "Routing")
         return [
             *(f"tinymlaas.gateway.v1.{name}" for name in own),
             "google.longrunning.Operations",

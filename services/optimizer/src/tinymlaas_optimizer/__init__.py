@@ -1,23 +1,28 @@
-"""Makes models smaller: float ONNX and calibration samples to QDQ int8 ONNX, the same form for every compiler."""
+"""Makes models smaller: float ONNX, samples and recipes to ONNX that is folded, pruned or quantized."""
 
 from tinymlaas_optimizer.errors import (
+    BoundMissed,
     LimitExceeded,
     NotFloat,
     NotQuantizable,
     OptimizerError,
     OptionInvalid,
     OptionUnknown,
+    RecipeInvalid,
     SamplesInvalid,
 )
 from tinymlaas_optimizer.evaluate import Evaluation, OutputFidelity
-from tinymlaas_optimizer.optimize import Optimized, Report, optimize
-from tinymlaas_optimizer.options import SCHEMA, Border, Calibration, Options
+from tinymlaas_optimizer.optimize import Optimized, optimize
+from tinymlaas_optimizer.options import SCHEMA, Bound, Options, Task
+from tinymlaas_optimizer.recipe import Recipe
+from tinymlaas_optimizer.report import Report, Result, Size
 from tinymlaas_optimizer.samples import Samples, match_samples, read_npz
+from tinymlaas_optimizer.sensitivity import Sensitivity
 
 __all__ = [
     "SCHEMA",
-    "Border",
-    "Calibration",
+    "Bound",
+    "BoundMissed",
     "Evaluation",
     "LimitExceeded",
     "NotFloat",
@@ -28,9 +33,15 @@ __all__ = [
     "OptionUnknown",
     "Options",
     "OutputFidelity",
+    "Recipe",
+    "RecipeInvalid",
     "Report",
+    "Result",
     "Samples",
     "SamplesInvalid",
+    "Sensitivity",
+    "Size",
+    "Task",
     "match_samples",
     "optimize",
     "read_npz",

@@ -14,18 +14,20 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import ModelProto
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
+from onnxruntime.quantization import CalibrationDataReader
+from onnxruntime.quantization.calibrate import EntropyCalibrater, MinMaxCalibrater, PercentileCalibrater
 
 from tinymlaas_optimizer.errors import NotQuantizable
-from tinymlaas_optimizer.options import Calibration, Options
+from tinymlaas_optimizer.recipe import Calibration, Quantize
+from tinymlaas_optimizer.runtime import session
 from tinymlaas_optimizer.samples import Samples
 
 # The histogram calibrators keep all tensors of a batch in memory.
 _BATCH: Final = 8
 _METHODS: Final = {
-    Calibration.MINMAX: CalibrationMethod.MinMax,
-    Calibration.ENTROPY: CalibrationMethod.Entropy,
-    Calibration.PERCENTILE: CalibrationMethod.Percentile,
+    Calibration.MINMAX: MinMaxCalibrater,
+    Calibration.ENTROPY: EntropyCalibrater,
+    Calibration.PERCENTILE: PercentileCalibrater,
 }
 Progress = Callable[[str, float], None]
 
@@ -53,22 +55,19 @@ class _Feeds(CalibrationDataReader):  # type: ignore[misc]
         return next(self._feeds, None)
 
 
-def calibrate(model: ModelProto, samples: Samples, options: Options, progress: Progress) -> Mapping[str, Range]:
+def calibrate(model: ModelProto, samples: Samples, step: Quantize, progress: Progress) -> Mapping[str, Range]:
     """The range of each float tensor that is not constant; NotQuantizable if a sample makes one of them not finite."""
-    extra: dict[str, bool | float] = {"symmetric": options.symmetric_activations}
-    if options.calibration is Calibration.PERCENTILE:
-        extra["percentile"] = options.percentile
+    extra: dict[str, bool | float] = {"symmetric": step.symmetric_activations}
+    if step.calibration is Calibration.PERCENTILE:
+        extra["percentile"] = step.percentile
     # The calibrators print as they go; standard output may be a worker's channel.
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-        source = Path(folder) / "float.onnx"
+        source, augmented = Path(folder) / "float.onnx", Path(folder) / "augmented.onnx"
         onnx.save(model, source)
-        calibrator = create_calibrator(
-            source,
-            [],
-            augmented_model_path=str(Path(folder) / "augmented.onnx"),
-            calibrate_method=_METHODS[options.calibration],
-            extra_options=extra,
-        )
+        calibrator = _METHODS[step.calibration](source, [], augmented_model_path=str(augmented), **extra)
+        calibrator.augment_graph()
+        # Not its own session, whose number of threads is that of the machine's cores: sums must not depend on it.
+        calibrator.infer_session = session(augmented.read_bytes())
         feeds = list(samples.feeds())
         for start in range(0, len(feeds), _BATCH):
             calibrator.collect_data(_Feeds(feeds[start : start + _BATCH]))

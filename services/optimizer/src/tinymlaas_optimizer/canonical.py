@@ -10,6 +10,8 @@ from tinymlaas_optimizer.graphs import ordered
 
 _PRODUCER: Final = "tinymlaas-optimizer"
 _IR_VERSION: Final = 8
+# int4 tensors, and the opset that has them, came with this version.
+_WIDE_IR_VERSION, _WIDE_OPSET = 10, 21
 
 
 def canonical(model: ModelProto) -> ModelProto:
@@ -65,4 +67,5 @@ def canonical(model: ModelProto) -> ModelProto:
     graph: GraphProto = helper.make_graph(out, "model", source.input, source.output, initializers)
     version = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     imports = [helper.make_opsetid("", version)]
-    return helper.make_model(graph, ir_version=_IR_VERSION, opset_imports=imports, producer_name=_PRODUCER)
+    ir_version = _WIDE_IR_VERSION if version >= _WIDE_OPSET else _IR_VERSION
+    return helper.make_model(graph, ir_version=ir_version, opset_imports=imports, producer_name=_PRODUCER)

@@ -1,11 +1,14 @@
 """Errors of the optimizer.
 
-OptimizerError ├── OptionUnknown     an option that there is not                   INVALID_ARGUMENT     OPTION_UNKNOWN
-├── OptionInvalid     an option with a value it can't have          INVALID_ARGUMENT     OPTION_INVALID ├──
-SamplesInvalid    calibration samples that don't fit the model  INVALID_ARGUMENT     SAMPLES_INVALID ├── NotFloat
-the model is quantized already                FAILED_PRECONDITION  MODEL_NOT_FLOAT ├── NotQuantizable    no int8 form
-exists that all targets share    FAILED_PRECONDITION  NOT_QUANTIZABLE └── LimitExceeded     right, but more than the
-service takes        RESOURCE_EXHAUSTED   LIMIT_EXCEEDED
+OptimizerError
+├── OptionUnknown     an option that there is not                   INVALID_ARGUMENT     OPTION_UNKNOWN
+├── OptionInvalid     an option with a value it can't have          INVALID_ARGUMENT     OPTION_INVALID
+├── RecipeInvalid     a recipe that can't be followed               INVALID_ARGUMENT     RECIPE_INVALID
+├── SamplesInvalid    calibration samples that don't fit the model  INVALID_ARGUMENT     SAMPLES_INVALID
+├── NotFloat          the model is quantized already                FAILED_PRECONDITION  MODEL_NOT_FLOAT
+├── NotQuantizable    no int8 form exists that all targets share    FAILED_PRECONDITION  NOT_QUANTIZABLE
+├── BoundMissed       no recipe keeps what was asked for            FAILED_PRECONDITION  BOUND_MISSED
+└── LimitExceeded     right, but more than the service takes        RESOURCE_EXHAUSTED   LIMIT_EXCEEDED
 
 A model that is refused before any of this raises `tinymlaas_modelkit.check.ModelRejected`, which has the same four
 fields.
@@ -53,6 +56,16 @@ class OptionInvalid(OptimizerError):
         super().__init__(f"option {option}: {detail}", option=option, detail=detail)
 
 
+class RecipeInvalid(OptimizerError):
+    """A recipe that its schema does not allow, or that says what can't be done; `pointer` is a JSON pointer into it."""
+
+    reason = "RECIPE_INVALID"
+    help = "Mend the recipe at the pointer; GetOptionSchema has the schema of recipes."
+
+    def __init__(self, pointer: str, detail: str, **metadata: str) -> None:
+        super().__init__(f"recipe at {pointer or '/'}: {detail}", pointer=pointer, detail=detail, **metadata)
+
+
 class SamplesInvalid(OptimizerError):
     """Samples that can't be read, or that are not what the model takes."""
 
@@ -76,7 +89,18 @@ class NotQuantizable(OptimizerError):
 
     code = "FAILED_PRECONDITION"
     reason = "NOT_QUANTIZABLE"
-    help = "Change the operator that is named, or set the option `quantize` to false."
+    help = "Change the operator that is named, or use a recipe that does not quantize it."
+
+
+class BoundMissed(OptimizerError):
+    """No recipe gave a result within the bound; `best` says which came nearest, and how near."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "BOUND_MISSED"
+    help = "Allow more loss, or add a recipe that changes less: mixed precision, int16 activations, a smaller share."
+
+    def __init__(self, bound: str, best: str) -> None:
+        super().__init__(f"no recipe keeps {bound}; the nearest is {best}", bound=bound, best=best)
 
 
 class LimitExceeded(OptimizerError):

@@ -48,14 +48,15 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _Border:
-    """Quantization of an int8 input or output of a QDQ model."""
+    """Quantization of an integer input or output of a QDQ model."""
 
     scale: float
     zero_point: int
+    dtype: np.dtype[Any]
 
 
 def borders(model: ModelProto) -> dict[str, _Border]:
-    """Scale and zero point of the model's int8 inputs and outputs, from the Q or DQ next to each."""
+    """Scale and zero point of the model's integer inputs and outputs, from the Q or DQ next to each."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     ends = {value.name for value in (*model.graph.input, *model.graph.output)}
     found = {}
@@ -63,12 +64,12 @@ def borders(model: ModelProto) -> dict[str, _Border]:
         name = {"DequantizeLinear": node.input[:1], "QuantizeLinear": node.output[:1]}.get(node.op_type, [])
         for end in ends.intersection(name):
             scale, zero = (numpy_helper.to_array(constants[node.input[place]]) for place in (1, 2))
-            found[end] = _Border(float(scale.reshape(-1)[0]), int(zero.reshape(-1)[0]))
+            found[end] = _Border(float(scale.reshape(-1)[0]), int(zero.reshape(-1)[0]), zero.dtype)
     return found
 
 
 def run(model: ModelProto, samples: Samples, progress: Progress, stage: str) -> dict[str, Array]:
-    """The real outputs of each sample, [samples, *shape]; int8 inputs and outputs are converted by their scales."""
+    """The real outputs of each sample, [samples, *shape]; integer inputs and outputs are converted by their scales."""
     runner = session(model)
     scales = borders(model)
     wanted = {value.name: value.type for value in runner.get_inputs()}
@@ -76,7 +77,7 @@ def run(model: ModelProto, samples: Samples, progress: Progress, stage: str) -> 
     rows: list[list[Array]] = []
     for index, feed in enumerate(samples.feeds()):
         given = {
-            name: _to_integers(values, scales[name]) if wanted[name] == "tensor(int8)" and name in scales else values
+            name: _to_integers(values, scales[name]) if wanted[name] != "tensor(float)" and name in scales else values
             for name, values in feed.items()
         }
         rows.append(runner.run(names, given))
@@ -92,7 +93,8 @@ def run(model: ModelProto, samples: Samples, progress: Progress, stage: str) -> 
 
 def _to_integers(values: Array, border: _Border) -> Array:
     steps = np.rint(values / np.float32(border.scale)) + border.zero_point
-    return np.asarray(np.clip(steps, -128, 127), np.int8)
+    limits = np.iinfo(border.dtype)
+    return np.asarray(np.clip(steps, limits.min, limits.max), border.dtype)
 
 
 def classifies(model: ModelProto, task: Task) -> bool:

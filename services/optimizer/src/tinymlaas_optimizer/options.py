@@ -10,14 +10,10 @@ from typing import Any, Final
 import jsonschema
 
 from tinymlaas_optimizer.errors import OptionInvalid, OptionUnknown
+from tinymlaas_optimizer.recipe import SCHEMA as RECIPE_SCHEMA
+from tinymlaas_optimizer.recipe import Recipe
 
-
-class Calibration(StrEnum):
-    """How the range of a tensor follows from the values seen."""
-
-    MINMAX = "minmax"
-    ENTROPY = "entropy"
-    PERCENTILE = "percentile"
+MAX_RECIPES: Final = 24
 
 
 class Task(StrEnum):
@@ -28,12 +24,21 @@ class Task(StrEnum):
     OTHER = "other"
 
 
-class Border(StrEnum):
-    """Element type of the optimized model's inputs and outputs."""
+@dataclass(frozen=True)
+class Bound:
+    """What a result must keep to be taken.
 
-    INT8 = "int8"
-    FLOAT32 = "float32"
+    `max_drop`: accuracy lost, in shares of the labelled samples; without labels the share of samples that change their
+    class. `min_snr_db`: signal to noise ratio of every output against the float model.
+    """
 
+    max_drop: float | None = None
+    min_snr_db: float | None = None
+
+
+# What is kept to when several recipes compete and nothing was said.
+USUAL: Final = Bound(max_drop=0.01, min_snr_db=None)
+USUAL_UNCLASSIFIED: Final = Bound(max_drop=None, min_snr_db=20.0)
 
 SCHEMA: Final[Mapping[str, Any]] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -41,37 +46,29 @@ SCHEMA: Final[Mapping[str, Any]] = {
     "type": "object",
     "additionalProperties": False,
     "properties": {
-        "quantize": {
+        "recipes": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": MAX_RECIPES,
+            "items": RECIPE_SCHEMA,
+            "default": [Recipe().to_dict()],
+            "description": "What to try. Of several, the smallest result that keeps the bound is taken.",
+        },
+        "bound": {
+            "type": ["object", "null"],
+            "additionalProperties": False,
+            "default": None,
+            "properties": {
+                "max_drop": {"type": ["number", "null"], "minimum": 0, "maximum": 1, "default": None},
+                "min_snr_db": {"type": ["number", "null"], "default": None},
+            },
+            "description": "What a result must keep: accuracy lost at most, signal to noise ratio at least. Without it one "
+            "recipe is taken as it comes, and of several one that loses at most 0.01, or keeps 20 dB where no classes are.",
+        },
+        "sensitivity": {
             "type": "boolean",
             "default": True,
-            "description": "Quantize to int8; if false the model is only folded and simplified.",
-        },
-        "calibration": {
-            "enum": [method.value for method in Calibration],
-            "default": "minmax",
-            "description": "How ranges of activations are found: all values seen, least information lost, or a percentile.",
-        },
-        "percentile": {
-            "type": "number",
-            "exclusiveMinimum": 50,
-            "maximum": 100,
-            "default": 99.999,
-            "description": "Share of the values that a range holds, in percent; used with calibration `percentile`.",
-        },
-        "per_channel": {
-            "type": "boolean",
-            "default": True,
-            "description": "One scale for each output channel of a weight tensor.",
-        },
-        "symmetric_activations": {
-            "type": "boolean",
-            "default": False,
-            "description": "Zero points of activations are 0; costs a bit of resolution after Relu.",
-        },
-        "io": {
-            "enum": [border.value for border in Border],
-            "default": "int8",
-            "description": "Type of the inputs and outputs of the optimized model.",
+            "description": "Measure for the report what quantizing each layer alone costs.",
         },
         "task": {
             "enum": [task.value for task in Task],
@@ -86,26 +83,30 @@ SCHEMA: Final[Mapping[str, Any]] = {
 class Options:
     """What to do with a model; the defaults are those of `SCHEMA`."""
 
-    quantize: bool = True
-    calibration: Calibration = Calibration.MINMAX
-    percentile: float = 99.999
-    per_channel: bool = True
-    symmetric_activations: bool = False
-    io: Border = Border.INT8
+    recipes: tuple[Recipe, ...] = (Recipe(),)
+    bound: Bound | None = None
+    sensitivity: bool = True
     task: Task = Task.AUTO
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> Options:
-        """The options of a request; OptionUnknown or OptionInvalid names the first that is wrong."""
+        """The options of a request; OptionUnknown, OptionInvalid or RecipeInvalid names the first that is wrong."""
         known = list(SCHEMA["properties"])
         for name in given:
             if name not in known:
                 raise OptionUnknown(str(name), known)
-        errors = sorted(jsonschema.Draft202012Validator(SCHEMA).iter_errors(given), key=lambda error: list(error.path))
+        recipes = given.get("recipes", SCHEMA["properties"]["recipes"]["default"])
+        if not isinstance(recipes, list) or not 1 <= len(recipes) <= MAX_RECIPES:
+            raise OptionInvalid("recipes", f"a list of 1 to {MAX_RECIPES} recipes is needed")
+        parsed = tuple(Recipe.parse(recipe, f"/recipes/{index}") for index, recipe in enumerate(recipes))
+        rest = {name: value for name, value in given.items() if name != "recipes"}
+        errors = sorted(jsonschema.Draft202012Validator(SCHEMA).iter_errors(rest), key=lambda error: list(error.path))
         for error in errors:
-            raise OptionInvalid(str(next(iter(error.path), "")), error.message)
-        values = dict(given)
-        for name, kind in (("calibration", Calibration), ("io", Border), ("task", Task)):
-            if name in values:
-                values[name] = kind(values[name])
-        return cls(**values)
+            raise OptionInvalid(str(next(iter(error.absolute_path), "")), error.message)
+        bound = rest.get("bound")
+        return cls(
+            parsed,
+            None if bound is None else Bound(bound.get("max_drop"), bound.get("min_snr_db")),
+            rest.get("sensitivity", True),
+            Task(rest.get("task", "auto")),
+        )

@@ -1,41 +1,58 @@
-"""Float ONNX to QDQ int8 ONNX by ONNX Runtime's quantizer, with every scale given, and tidied for integer kernels."""
+"""Float ONNX to QDQ ONNX by ONNX Runtime's quantizer, with every scale given, and tidied for integer kernels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 import numpy as np
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from tinymlaas_optimizer.calibrate import Range
 from tinymlaas_optimizer.graphs import drop_unused, readers
-from tinymlaas_optimizer.options import Border
+from tinymlaas_optimizer.recipe import Activations, Border
 from tinymlaas_optimizer.scales import Scale
+from tinymlaas_optimizer.simplify import at_opset
 
 _ACTIVATIONS: Final = frozenset({"Relu", "Clip"})
 # Operators into whose kernels an activation function is fused.
 _FUSING: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul", "AveragePool", "MaxPool"})
 
 
-def quantize(
-    model: ModelProto, ranges: Mapping[str, Range], scales: Mapping[str, Scale], *, per_channel: bool, border: Border
-) -> ModelProto:
-    """The QDQ form: int8 activations with the given scales, int8 symmetric weights, int32 biases.
+# The first opset whose QuantizeLinear takes int16 and int4.
+WIDE_OPSET: Final = 21
+_TYPES: Final = {
+    Activations.INT8: (QuantType.QInt8, np.int8),
+    Activations.INT16: (QuantType.QInt16, np.int16),
+}
 
-    Operators and their activation function are not separated by Q/DQ; with int8 borders no Q or DQ stands at them.
+
+def quantize(
+    model: ModelProto,
+    ranges: Mapping[str, Range],
+    scales: Mapping[str, Scale],
+    *,
+    per_channel: bool,
+    border: Border,
+    only: Collection[str] = (),
+    exclude: Collection[str] = (),
+) -> ModelProto:
+    """The QDQ form: activations with the given scales, int8 symmetric weights, int32 biases.
+
+    Operators and their activation function are not separated by Q/DQ; with integer borders no Q or DQ stands at them.
+    Nodes in `exclude`, or not in `only` (empty: all), stay float.
     """
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    wide = any(scale.dtype is Activations.INT16 for scale in scales.values())
+    copy = at_opset(model, WIDE_OPSET) if wide else ModelProto.FromString(model.SerializeToString())
     overrides = {
         name: [
             {
                 "scale": np.array(scale.scale, np.float32),
-                "zero_point": np.array(scale.zero_point, np.int8),
-                "quant_type": QuantType.QInt8,
+                "zero_point": np.array(scale.zero_point, _TYPES[scale.dtype][1]),
+                "quant_type": _TYPES[scale.dtype][0],
             }
         ]
         for name, scale in scales.items()
@@ -51,8 +68,8 @@ def quantize(
         QuantType.QInt8,
         QuantType.QInt8,
         TensorsData(CalibrationMethod.MinMax, seen),
-        [],
-        [],
+        sorted(only),
+        sorted(exclude),
         sorted({node.op_type for node in copy.graph.node}),
         {
             "ActivationSymmetric": False,
@@ -65,7 +82,7 @@ def quantize(
     )
     quantized: ModelProto = quantizer.quantize_model()
     _fuse_activations(quantized)
-    if border is Border.INT8:
+    if border is Border.INTEGER:
         _integer_inputs(quantized)
         _integer_outputs(quantized)
     drop_unused(quantized)
@@ -110,7 +127,7 @@ def _integer_inputs(model: ModelProto) -> None:
                     node.input[position] = value.name
         for node in following:
             model.graph.node.remove(node)
-        value.type.tensor_type.elem_type = TensorProto.INT8
+        value.type.tensor_type.elem_type = _element_type(model, following[0].input[2])
 
 
 def _integer_outputs(model: ModelProto) -> None:
@@ -132,4 +149,8 @@ def _integer_outputs(model: ModelProto) -> None:
                     node.input[position] = value.name
         q.output[list(q.output).index(integers)] = value.name
         dq.output[0] = real
-        value.type.tensor_type.elem_type = TensorProto.INT8
+        value.type.tensor_type.elem_type = _element_type(model, q.input[2])
+
+
+def _element_type(model: ModelProto, zero_point: str) -> int:
+    return int(next(tensor.data_type for tensor in model.graph.initializer if tensor.name == zero_point))

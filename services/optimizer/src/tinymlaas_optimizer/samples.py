@@ -35,6 +35,11 @@ class Samples:
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 
+    def only(self, places: npt.NDArray[np.int64]) -> Samples:
+        """The samples at these places."""
+        labels = None if self.labels is None else self.labels[places]
+        return Samples({name: values[places] for name, values in self.inputs.items()}, labels)
+
     def feeds(self) -> Iterator[dict[str, npt.NDArray[Any]]]:
         """One inference's inputs after the other, with batch dimension 1."""
         for index in range(len(self)):

@@ -40,7 +40,7 @@ def simplify(model: ModelProto) -> ModelProto:
         raise NotFloat(
             f"the model has operators of type {quantized.op_type}", op=quantized.op_type, node=quantized.name
         )
-    model = _at_least_opset(model)
+    model = at_opset(model, OPSET)
     _bound_folding(model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "folded.onnx"
@@ -57,16 +57,17 @@ def simplify(model: ModelProto) -> ModelProto:
     return with_shapes(folded)
 
 
-def _at_least_opset(model: ModelProto) -> ModelProto:
+def at_opset(model: ModelProto, least: int) -> ModelProto:
+    """A copy of the model at this opset or the newer one that it has; NotQuantizable if it can't be converted."""
     version = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    if version >= OPSET:
+    if version >= least:
         copy = ModelProto()
         copy.CopyFrom(model)
         return copy
     try:
-        return version_converter.convert_version(model, OPSET)
+        return version_converter.convert_version(model, least)
     except (RuntimeError, ValueError) as error:
-        raise NotQuantizable(f"opset {version} can't be converted to {OPSET}: {error}", op="opset_import") from error
+        raise NotQuantizable(f"opset {version} can't be converted to {least}: {error}", op="opset_import") from error
 
 
 def with_shapes(model: ModelProto) -> ModelProto:
@@ -103,7 +104,7 @@ def _keep_standard_opset(model: ModelProto) -> None:
 def _add_biases(model: ModelProto) -> None:
     """Turn MatMul + Add of constants on matrices into Gemm, whose bias is kept as int32 when quantized."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    shapes = _shapes(with_shapes(model))
+    shapes = shapes_of(with_shapes(model))
     reading = readers(model.graph)
     outputs = {value.name for value in model.graph.output}
     gone: list[NodeProto] = []
@@ -130,6 +131,7 @@ def _add_biases(model: ModelProto) -> None:
         model.graph.node.remove(add)
 
 
-def _shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
+def shapes_of(model: ModelProto) -> dict[str, tuple[int, ...]]:
+    """The static shape of every tensor that is not constant, of a model whose shapes are inferred."""
     values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
     return {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in values}

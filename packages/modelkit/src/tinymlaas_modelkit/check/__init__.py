@@ -5,7 +5,13 @@
 model names is ever opened.
 """
 
-from ._isolated import CheckerUnavailable, check_model, check_model_isolated, check_model_isolated_async
+from ._isolated import (
+    CheckerUnavailable,
+    check_model,
+    check_model_here,
+    check_model_isolated,
+    check_model_isolated_async,
+)
 from ._limits import Limits
 from ._rejection import CODES, HELP, Code, ModelRejected, Problem, safe_text
 from ._report import ModelReport, Precision, TensorReport
@@ -25,6 +31,7 @@ __all__ = [
     "Problem",
     "TensorReport",
     "check_model",
+    "check_model_here",
     "check_model_isolated",
     "check_model_isolated_async",
     "check_structure",

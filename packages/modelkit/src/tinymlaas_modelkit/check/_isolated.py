@@ -130,3 +130,12 @@ def check_model(data: bytes, format: Format, limits: Limits | None = None) -> Mo
     limits = limits or Limits()
     accepted = check_structure(data, format, limits)
     return accepted if isinstance(accepted, ModelReport) else check_model_isolated(data, format, limits)
+
+
+def check_model_here(data: bytes, format: Format, limits: Limits | None = None) -> ModelReport:
+    """As `check_model`, all of it in this process: for a file of one's own making, or in a process that may die."""
+    from ._onnx_shapes import check_onnx_shapes  # late: it loads the onnx package's C++ checker
+
+    limits = limits or Limits()
+    accepted = check_structure(data, format, limits)
+    return accepted if isinstance(accepted, ModelReport) else check_onnx_shapes(accepted, limits)

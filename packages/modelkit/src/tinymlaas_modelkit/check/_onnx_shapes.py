@@ -19,7 +19,7 @@ from onnx import ModelProto, NodeProto, helper
 
 from ._limits import Limits
 from ._onnx import CheckedOnnx, _label
-from ._onnx_tensors import check_dims, check_dtype
+from ._onnx_tensors import PACKED, check_dims, check_dtype
 from ._rejection import ModelRejected, Problem
 from ._report import ModelReport, Precision, TensorReport
 
@@ -187,6 +187,11 @@ def _report(checked: CheckedOnnx, shapes: Shapes) -> ModelReport:
         outputs=tuple(tensor(value.name, writers, "input", "QuantizeLinear") for value in graph.output),
         operators=dict(sorted(operators.items())),
         nodes=len(graph.node),
-        parameter_bytes=sum(values.nbytes for name, values in checked.constants.items() if name in used),
+        parameter_bytes=sum(_stored_bytes(values) for name, values in checked.constants.items() if name in used),
         precision=precision,
     )
+
+
+def _stored_bytes(values: np.ndarray[Any, Any]) -> int:
+    """Bytes that a constant takes in the file: 4-bit integers lie two to a byte."""
+    return (values.size + 1) // 2 if values.dtype.name in PACKED.values() else values.nbytes

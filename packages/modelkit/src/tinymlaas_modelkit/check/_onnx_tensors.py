@@ -24,6 +24,8 @@ DTYPES: Final[Mapping[int, str]] = {
     TensorProto.INT64: "int64",
     TensorProto.BOOL: "bool",
 }
+# Weights may also be packed, two to a byte, low half first (onnx.proto); numpy's name comes with the onnx package.
+PACKED: Final[Mapping[int, str]] = {TensorProto.INT4: "int4"}
 # Where each type's values lie when they are not in raw_data (onnx.proto, TensorProto).
 _TYPED: Final[Mapping[int, str]] = {
     TensorProto.FLOAT: "float_data",
@@ -80,6 +82,8 @@ def check_tensor(tensor: TensorProto, where: str, limits: Limits) -> npt.NDArray
     """
     if tensor.data_location != TensorProto.DEFAULT or len(tensor.external_data):
         raise ModelRejected(Problem.EXTERNAL_DATA, where, "its values are said to lie in another file")
+    if tensor.data_type in PACKED:
+        return _check_packed(tensor, where, limits)
     dtype = np.dtype(check_dtype(tensor.data_type, where))
     if tensor.HasField("segment"):
         raise ModelRejected(Problem.MALFORMED, where, "the tensor is only a segment")
@@ -107,6 +111,21 @@ def check_tensor(tensor: TensorProto, where: str, limits: Limits) -> npt.NDArray
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise ModelRejected(Problem.BAD_VALUE, where, "holds NaN or infinity")
     return values.reshape(dims)
+
+
+def _check_packed(tensor: TensorProto, where: str, limits: Limits) -> npt.NDArray[np.generic]:
+    """The values of a constant of 4-bit integers; only raw data is taken."""
+    if tensor.HasField("segment") or any(len(getattr(tensor, store)) for store in _STORES if store != "raw_data"):
+        raise ModelRejected(Problem.MALFORMED, where, "4-bit integers must lie in raw_data")
+    elements = check_dims(list(tensor.dims), 1, where, limits, empty=True)
+    if len(tensor.raw_data) != (elements + 1) // 2:
+        detail = f"its shape needs {(elements + 1) // 2} bytes, the file has {len(tensor.raw_data)}"
+        raise ModelRejected(Problem.DATA_SIZE_MISMATCH, where, detail)
+    halves = np.frombuffer(tensor.raw_data, np.uint8)
+    values = np.stack([halves & 15, halves >> 4], axis=-1).reshape(-1)[:elements].astype(np.int8)
+    return (
+        np.where(values > 7, values - 16, values).astype(np.dtype(PACKED[tensor.data_type])).reshape(list(tensor.dims))
+    )
 
 
 def _typed_values(tensor: TensorProto, store: str, dtype: np.dtype[np.generic], where: str) -> npt.NDArray[np.generic]:

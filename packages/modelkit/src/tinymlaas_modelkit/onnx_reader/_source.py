@@ -140,7 +140,9 @@ def _source(model: onnx.ModelProto, batch: int | None) -> Source:
         if initializer.data_location == onnx.TensorProto.EXTERNAL:
             raise MalformedModel("EXTERNAL_DATA", "weights outside the file are not read", initializer.name)
         try:
-            constants[initializer.name] = np.asarray(numpy_helper.to_array(initializer))
+            stored = np.asarray(numpy_helper.to_array(initializer))
+            # Packed 4-bit weights have the values of int8 ones; which type the graph has no need to know.
+            constants[initializer.name] = stored.astype(np.int8) if stored.dtype.name == "int4" else stored
         except Exception as error:
             raise MalformedModel(
                 "DATA_SIZE_MISMATCH", f"initializer cannot be read: {error}", initializer.name

@@ -123,8 +123,12 @@ class Catalogue:
         data: bytes,
         derived_by: str,
         measurements: Iterable[measurement_pb2.Measurement] = (),
+        attachments: Iterable[models_pb2.Attachment] = (),
     ) -> models_pb2.ModelVersion:
-        """Store bytes that a plugin made as a derived version of the same model; the registry checks them."""
+        """Store bytes that a plugin made as a derived version of the same model; the registry checks them.
+
+        `attachments` are artifacts that are stored already.
+        """
         parts = version.name.split("/")
         digest = hashlib.sha256(data).digest()
         header = models_pb2.ImportModelHeader(
@@ -136,6 +140,7 @@ class Catalogue:
             derived_from=version.name,
             derived_by=derived_by,
             measurements=measurements,
+            attachments=attachments,
         )
 
         async def requests() -> AsyncIterator[models_pb2.ImportModelRequest]:

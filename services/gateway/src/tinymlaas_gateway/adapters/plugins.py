@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -235,11 +235,11 @@ class PluginDirectory:
 
     async def optimize(
         self, plugin: str, header: optimizer_pb2.OptimizeHeader, model: bytes, calibration: bytes, listener: Listener
-    ) -> tuple[optimizer_pb2.OptimizeResult, bytes]:
-        """Optimize a model file; digest and size of the result hold."""
+    ) -> tuple[optimizer_pb2.OptimizeResult, Mapping[str, bytes]]:
+        """Optimize a model file; return the result and its checked blobs, "model" among them."""
         seat, client = self._seat(plugin)
         outcome = await self._run(seat, client.optimize(header, model, calibration), listener)
-        return outcome.result, outcome.blobs["model"]
+        return outcome.result, outcome.blobs
 
     async def profile(
         self,

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from google.protobuf import struct_pb2
 from google.rpc import code_pb2
 
-from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
+from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2, optimizations_pb2
 from tinymlaas.plugin.v1 import optimizer_pb2
 from tinymlaas.registry.v1 import models_pb2, plugins_pb2
 from tinymlaas.type.v1 import measurement_pb2, tensor_pb2
@@ -21,11 +21,21 @@ from ..core.objections import status
 from .calls import back, bounded, sought
 from .context import Context
 from .forms import in_form
-from .ports import KnownPlugin, Sign
+from .ports import KnownPlugin, Listener, Sign
 
 OPTIMIZER_ROLE = "role.optimizer"
-OPTIMIZE_RESULT = "optimize"
+OPTIMIZE_RESULT = "optimized"
 MAX_MEASUREMENTS = 64
+# Blobs of an optimizer that are kept with the version: name of the file and media type.
+ATTACHED = {
+    "recipe": ("recipe.json", "application/json"),
+    "report": ("report.json", "application/json"),
+    "picture": ("picture.svg", "image/svg+xml"),
+}
+
+
+def _unheard(sign: Sign) -> None:
+    """Progress before the race belongs to no candidate."""
 
 
 def _first(context: Context) -> KnownPlugin | None:
@@ -72,8 +82,12 @@ def required(context: Context, options: struct_pb2.Struct, samples_sha256: str) 
 
 
 async def optimized(
-    context: Context, version: models_pb2.ModelVersion, options: struct_pb2.Struct, samples_sha256: str
-) -> models_pb2.ModelVersion:
+    context: Context,
+    version: models_pb2.ModelVersion,
+    options: struct_pb2.Struct,
+    samples_sha256: str,
+    listener: Listener = _unheard,
+) -> optimizations_pb2.OptimizeModelResult:
     """The version that the optimizer makes of `version`, stored as a derived version; one made earlier is taken again.
 
     The optimizer gets the model's ONNX form, and the samples as calibration. Raises what the optimizer refuses with.
@@ -82,23 +96,22 @@ async def optimized(
     await sought(lambda: _first(context), context.limits.plugin_patience_seconds)
     await back(context, choose(context).plugin.name)
     plugin = choose(context).plugin
-    form = await in_form(context, version, tensor_pb2.MODEL_FORMAT_ONNX, _unheard)
-    digest = race.digest("optimize", form.name, form.sha256, samples_sha256, required(context, options, samples_sha256))
-    known = await asyncio.to_thread(context.results.get, OPTIMIZE_RESULT, digest)
+    form = await in_form(context, version, tensor_pb2.MODEL_FORMAT_ONNX, listener)
+    digest = race.digest(
+        "optimized", form.name, form.sha256, samples_sha256, required(context, options, samples_sha256)
+    )
+    known = await _known(context, digest)
     if known is not None:
-        try:
-            return await context.catalogue.model_version(known.decode())
-        except NotFound:
-            pass  # it was deleted: it is made again
+        return known
     model = await context.catalogue.read(project, form.sha256)
     calibration = await context.catalogue.read(project, samples_sha256)
     header = optimizer_pb2.OptimizeHeader(model_format=form.format, options=options)
     async with context.compile_slots:
-        result, data = await bounded(
+        result, blobs = await bounded(
             context,
             plugin.name,
             context.limits.optimize_seconds,
-            lambda: context.plugins.optimize(plugin.name, header, model, calibration, _unheard),
+            lambda: context.plugins.optimize(plugin.name, header, model, calibration, listener),
         )
     # Another format would be taken for an imported form of the float model later.
     if result.model_format != tensor_pb2.MODEL_FORMAT_ONNX:
@@ -108,19 +121,38 @@ async def optimized(
             {"plugin": plugin.name, "field": "model_format"},
             "The plugin's vendor must run the conformance suite against it.",
         )
+    attachments = []
+    for blob, (name, media_type) in ATTACHED.items():
+        if blob in blobs:
+            sha256 = await context.catalogue.write(project, blobs[blob])
+            attachments.append(
+                models_pb2.Attachment(name=name, media_type=media_type, sha256=sha256, size_bytes=len(blobs[blob]))
+            )
     made = await context.catalogue.import_derived(
         form,
         result.model_format,
-        data,
+        blobs["model"],
         f"{plugin.name.removeprefix('plugins/')} {plugin.info.vendor_version}",
         [*_figures(result.before, "before"), *_figures(result.after, "after")],
+        attachments,
     )
-    await asyncio.to_thread(context.results.put, OPTIMIZE_RESULT, digest, made.name.encode())
-    return made
+    answer = optimizations_pb2.OptimizeModelResult(model_version=made, attachments=attachments)
+    await asyncio.to_thread(context.results.put, OPTIMIZE_RESULT, digest, answer.SerializeToString())
+    return answer
 
 
-def _unheard(sign: Sign) -> None:
-    """Progress before the race belongs to no candidate."""
+async def _known(context: Context, digest: str) -> optimizations_pb2.OptimizeModelResult | None:
+    """What the same request gave earlier, with the version as the registry has it now; None when it was deleted."""
+    body = await asyncio.to_thread(context.results.get, OPTIMIZE_RESULT, digest)
+    if body is None:
+        return None
+    known = optimizations_pb2.OptimizeModelResult.FromString(body)
+    try:
+        known.model_version.CopyFrom(await context.catalogue.model_version(known.model_version.name))
+    except NotFound:
+        return None
+    known.cached = True
+    return known
 
 
 def _figures(given: Iterable[measurement_pb2.Measurement], stage: str) -> Iterator[measurement_pb2.Measurement]:
@@ -143,7 +175,7 @@ async def build_step(context: Context, name: str) -> bool:
 
     async def work() -> models_pb2.ModelVersion:
         source = await context.catalogue.model_version(build.model_version)
-        return await optimized(context, source, build.optimize, build.samples_sha256)
+        return (await optimized(context, source, build.optimize, build.samples_sha256)).model_version
 
     try:
         version = await context.build_changes.unless_cancelled(name, work())
@@ -179,5 +211,5 @@ async def for_deployment(context: Context, deployment: deployments_pb2.Deploymen
     """Fill in the optimized version of a deployment that asks for one; raises what the optimizer refuses with."""
     if deployment.HasField("optimize") and not deployment.optimized_model_version:
         source = await context.catalogue.model_version(deployment.model_version)
-        version = await optimized(context, source, deployment.optimize, deployment.samples_sha256)
-        deployment.optimized_model_version = version.name
+        answer = await optimized(context, source, deployment.optimize, deployment.samples_sha256)
+        deployment.optimized_model_version = answer.model_version.name

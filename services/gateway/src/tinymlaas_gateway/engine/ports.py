@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,8 +55,8 @@ class Plugins(Protocol):
 
     async def optimize(
         self, plugin: str, header: optimizer_pb2.OptimizeHeader, model: bytes, calibration: bytes, listener: Listener
-    ) -> tuple[optimizer_pb2.OptimizeResult, bytes]:
-        """Optimize a model file, calibrated with an npz file; return the result and the model."""
+    ) -> tuple[optimizer_pb2.OptimizeResult, Mapping[str, bytes]]:
+        """Optimize a model file with samples (npz); return the result and its checked blobs, "model" among them."""
 
     async def profile(
         self,

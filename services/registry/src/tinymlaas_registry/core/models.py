@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinymlaas.registry.v1 import models_pb2
@@ -15,6 +17,10 @@ ARCHIVES = {tensor_pb2.MODEL_FORMAT_KERAS: "keras", tensor_pb2.MODEL_FORMAT_SAVE
 VERSION_DIGITS = 16
 MAX_TAGS = 64
 MAX_LABELS = 4096
+MAX_ATTACHMENTS = 16
+_FILE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_MEDIA_TYPE = re.compile(r"[a-z0-9.+-]{1,64}/[a-z0-9.+-]{1,64}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _DTYPES = {
     "float32": tensor_pb2.DATA_TYPE_FLOAT32,
@@ -50,11 +56,25 @@ def check_header(header: models_pb2.ImportModelHeader) -> ImportRequest:
         raise _field("header.derived_from", "is of another project")
     if len(header.model.tags) > MAX_TAGS or len(header.model.labels) > MAX_LABELS:
         raise _field("header.model", f"has more than {MAX_TAGS} tags or {MAX_LABELS} labels")
+    _check_attachments(header.attachments)
     if header.model.name and header.model.name != model:
         raise _field("header.model.name", f"is not {model}")
     sha256 = header.sha256.hex()
     version = f"{model}/versions/{sha256[:VERSION_DIGITS]}"
     return ImportRequest(project, model, version, sha256, header)
+
+
+def _check_attachments(given: Sequence[models_pb2.Attachment]) -> None:
+    if len(given) > MAX_ATTACHMENTS:
+        raise _field("header.attachments", f"has more than {MAX_ATTACHMENTS} files")
+    for index, item in enumerate(given):
+        field = f"header.attachments[{index}]"
+        if not _FILE_NAME.fullmatch(item.name) or item.name in {other.name for other in given[:index]}:
+            raise _field(f"{field}.name", "is no name of a file, or is there twice")
+        if not _SHA256.fullmatch(item.sha256):
+            raise _field(f"{field}.sha256", "is no sha256 in hex")
+        if item.media_type and not _MEDIA_TYPE.fullmatch(item.media_type):
+            raise _field(f"{field}.media_type", "is no media type")
 
 
 def describe(request: ImportRequest, size: int, report: ModelReport | None) -> models_pb2.ModelVersion:
@@ -68,6 +88,7 @@ def describe(request: ImportRequest, size: int, report: ModelReport | None) -> m
         derived_from=header.derived_from,
         derived_by=header.derived_by,
         measurements=header.measurements,
+        attachments=header.attachments,
     )
     if report is not None:
         version.inputs.extend(_spec(tensor) for tensor in report.inputs)
