@@ -125,8 +125,13 @@ def _fit_alike(
     one = requant.fit_best(requant.find_steps(of_first, slope[:1], low, high, *clamp), low, high)
     if one is None:
         return None
-    repeated = [np.repeat(values, channels) for values in (one.shifts, one.multipliers, one.offsets)]
-    return requant.Fit(*repeated, None if one.negatives is None else np.repeat(one.negatives, channels))
+    negatives = None if one.negatives is None else np.repeat(one.negatives, channels)
+    return requant.Fit(
+        np.repeat(one.shifts, channels),
+        np.repeat(one.multipliers, channels),
+        np.repeat(one.offsets, channels),
+        negatives,
+    )
 
 
 def make_layer(state: Lowering, op: Op, weights: Int64s) -> Layer:

@@ -6,7 +6,7 @@ from typing import cast
 
 import numpy as np
 
-from tinymlaas_compiler_tvm.int8 import c_long, c_matrix, dsp_asm, long_asm
+from tinymlaas_compiler_tvm.int8 import c_long, c_matrix, c_small, dsp_asm, long_asm
 from tinymlaas_compiler_tvm.int8.channels import Layer, make_layer
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, image, pointer, quantized, unsupported
 from tinymlaas_compiler_tvm.int8.matrix import Family, Matrix, braces, family_of, make_matrix
@@ -14,8 +14,8 @@ from tinymlaas_compiler_tvm.native.program import Buffer
 from tinymlaas_modelkit.graph import Op
 
 # Pixels that a kernel takes at a time, and bytes of its patch for each k.
-_PIXELS = {Family.DSP: 2, Family.LONG: 4, Family.PORTABLE: 2}
-_PATCH = {Family.DSP: 4, Family.LONG: 8, Family.PORTABLE: 2}
+_PIXELS = {Family.DSP: 2, Family.LONG: 4, Family.SMALL: 3, Family.PORTABLE: 2}
+_PATCH = {Family.DSP: 4, Family.LONG: 8, Family.SMALL: 12, Family.PORTABLE: 2}
 
 
 def _window(op: Op) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int]]:
@@ -91,6 +91,9 @@ def _define_planar(state: Lowering, matrix: Matrix) -> str:
         state.define("tim_planar", c_matrix.PLANAR_PORTABLE, "portable_mm")
         return "tim_planar"
     name = f"tim_planar_{matrix.kernel[4:]}"
+    if matrix.family is Family.SMALL:
+        state.define(name, c_small.PLANAR_SMALL.replace("@MM@", matrix.small), "small_common")
+        return name
     if matrix.family is Family.LONG:
         state.define(name, _with_kernels(c_long.PLANAR_LONG, matrix), "long_pack")
     else:
@@ -109,6 +112,10 @@ def _define_ring(state: Lowering, matrix: Matrix, straight: bool) -> str:
     if matrix.family is Family.PORTABLE:
         state.define("tim_conv_run", c_matrix.CONV_PORTABLE, "conv_common", "portable_mm")
         return "tim_conv_run"
+    if matrix.family is Family.SMALL:
+        name = f"tim_conv_{matrix.kernel[4:]}"
+        state.define(name, c_small.CONV_SMALL.replace("@MM@", matrix.small), "conv_common", "small_common")
+        return name
     if matrix.family is Family.LONG:
         kernel = long_asm.pack_four_runs()
         state.program.asm_kernels[kernel.name] = kernel
@@ -144,9 +151,7 @@ def _ring_convolution(state: Lowering, op: Op, layer: Layer, kh: int, kw: int) -
     # Pixels that are taken together may lie in neighbouring rows of the output; the ring holds the rows of all.
     ring_rows = min(padded_rows, (kh - 1) * dh + 1 + sh * _rows_spanned(_PIXELS[family], oh, ow))
     needs_ring = padded_columns != iw or top > 0 or padded_rows > ih or (source.planar and channels > 1)
-    in_place = ow % _PIXELS[family] == 0 and _row_by_row_in_place(
-        state, op, (oh, ow, out_channels), (ih, iw, channels), top, ring_rows
-    )
+    in_place = _in_place(state, op, (kh - 1) * dh + 1, _PIXELS[family])
     if in_place:
         needs_ring = True
     target = state.output(out_name, over=in_name if in_place else None)
@@ -178,8 +183,8 @@ def _ring_convolution(state: Lowering, op: Op, layer: Layer, kh: int, kw: int) -
     state.use("conv_common")
     lines = [f"static const tim_conv c = {braces(values)};"]
     name = _define_ring(state, matrix, straight)
-    argument_type = "tim_mm_args" if family is Family.PORTABLE else "int32_t"
-    size = "" if family is Family.PORTABLE else "[]"
+    argument_type = {Family.PORTABLE: "tim_mm_args", Family.SMALL: "tim_small_args"}.get(family, "int32_t")
+    size = "[]" if argument_type == "int32_t" else ""
     if in_place and len(matrix.parts) > 1:
         raise unsupported(op, "odd channel count in place")
     for number, part in enumerate(matrix.parts):
@@ -192,24 +197,22 @@ def _ring_convolution(state: Lowering, op: Op, layer: Layer, kh: int, kw: int) -
     state.step("conv2d", op, "\n  ".join(lines), [in_name], [out_name], scratch, matrix.bytes, _macs(state, op, layer))
 
 
-def _row_by_row_in_place(
-    state: Lowering,
-    op: Op,
-    out_image: tuple[int, int, int],
-    in_image: tuple[int, int, int],
-    top: int,
-    ring_rows: int,
-) -> bool:
-    """Whether output rows may be written over input rows that the ring has taken in already."""
+def _in_place(state: Lowering, op: Op, window: int, group: int) -> bool:
+    """Whether output pixels, `group` at a time, may be written over input rows that the ring has taken in already.
+
+    `window`: rows of the input that one output row reads.
+    """
     in_name, out_name = str(op.inputs[0]), op.outputs[0]
-    (oh, ow, out_channels), (ih, iw, channels) = out_image, in_image
+    ih, iw, channels = image(state.tensor(in_name))
+    oh, ow, out_channels = image(state.tensor(out_name))
     if (state.place(in_name).planar and channels > 1) or (out_name in state.planar and out_channels > 1):
         return False
     if out_channels % 2 or not state.can_overwrite(in_name, state.tensor(out_name).nbytes):
         return False
-    (sh, _), _, _ = _window(op)
-    for y in range(oh):
-        taken = min(max(y * sh + ring_rows - top, 0), ih)
-        if (y + 1) * ow * out_channels > taken * iw * channels:
+    (sh, _), _, (top, _, _, _) = _window(op)
+    for start in range(0, oh * ow, group):
+        last = min(start + group, oh * ow) - 1
+        taken = min(max((last // ow) * sh + window - top, 0), ih)
+        if (last + 1) * out_channels > taken * iw * channels:
             return False
     return True

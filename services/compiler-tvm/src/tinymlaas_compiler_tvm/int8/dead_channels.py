@@ -78,7 +78,8 @@ def _is_layer(graph: Graph, op: Op) -> bool:
         return _channels(graph.tensor(str(op.inputs[0]))) == graph.tensor(str(op.inputs[1])).shape[1]
     if op.kind is OpKind.DEPTHWISE_CONV_2D:
         return _channels(graph.tensor(str(op.inputs[0]))) == _channels(graph.tensor(op.outputs[0]))
-    return True
+    # Groups read only some of the channels.
+    return _channels(graph.tensor(str(op.inputs[0]))) == graph.tensor(str(op.inputs[1])).shape[-1]
 
 
 def _passes(graph: Graph, op: Op) -> bool:
@@ -155,7 +156,8 @@ def _absorbable(graph: Graph, op: Op, ranges: dict[str, _Range]) -> Bools:
     quantization = graph.tensor(name).quantization
     if quantization is None:
         return np.zeros_like(given.constant)
-    return np.logical_and(given.constant, given.low == quantization.zero_point)
+    at_zero: Bools = given.low == quantization.zero_point
+    return given.constant & at_zero
 
 
 def _live(graph: Graph, ranges: dict[str, _Range]) -> dict[str, Bools]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinymlaas_compiler_tvm.int8 import dsp_asm, long_asm, long_streams
+from tinymlaas_compiler_tvm.int8 import c_small, dsp_asm, long_asm, long_streams, small_asm
 from tinymlaas_compiler_tvm.int8.channels import Layer, make_layer
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, pointer, quantized, unsupported, words
 from tinymlaas_compiler_tvm.int8.matrix import Family, braces, epilogue_of, family_of, pack_halfwords
@@ -69,6 +69,9 @@ def lower_dense(state: Lowering, op: Op) -> None:
     if family is Family.PORTABLE:
         _portable(state, op, in_name, layer, rows, macs)
         return
+    if family is Family.SMALL:
+        _small(state, op, in_name, layer, rows, macs)
+        return
     if family is Family.LONG:
         _long(state, op, in_name, layer, rows, macs)
         return
@@ -104,7 +107,8 @@ def lower_dense(state: Lowering, op: Op) -> None:
         f"    {kernel.name}({pointer(scratch, 'int32_t')}, W({stream}), {pointer(target.buffer)} + i * {channels}, a);\n"
         "  }"
     )
-    state.step("dense", op, body, [in_name], [out_name], [scratch], len(data), macs)
+    grown, workspaces = (scratch, []) if over else (None, [scratch])
+    state.step("dense", op, body, [in_name], [out_name], workspaces, len(data), macs, grown=grown)
 
 
 def _stream(layer: Layer, padded: int, uniform: bool) -> bytes:
@@ -144,6 +148,33 @@ def _long(state: Lowering, op: Op, in_name: str, layer: Layer, rows: int, macs: 
         f"{prototype}\n  for (int32_t i = 0; i < {rows}; ++i)\n"
         f"    {kernel.name}({pointer(source.buffer)} + i * {k}, W({stream}), {pointer(target.buffer)} + i * {channels}, "
         f"W({stream + len(data)}));"
+    )
+    state.step("dense", op, body, [in_name], [op.outputs[0]], [], len(data), macs)
+
+
+def _small(state: Lowering, op: Op, in_name: str, layer: Layer, rows: int, macs: int) -> None:
+    channels, k = layer.weights.shape
+    kernel = small_asm.dense(small_asm.unrolled(k, state.settings.unroll))
+    state.program.asm_kernels[kernel.name] = kernel
+    name = f"tim_dense_{kernel.name[4:]}"
+    state.define(name, c_small.DENSE_SMALL.replace("@SUMS@", kernel.name), "portable_requant")
+    total = -(-channels // 4) * 4
+    weights = np.zeros((total, k), np.int64)
+    weights[:channels] = layer.weights
+    parts = []
+    for c in range(0, total, 4):
+        halves = np.stack([256 * weights[c] + weights[c + 1], 256 * weights[c + 2] + weights[c + 3]], axis=1)
+        parts.append(halves.astype(np.int16).tobytes())
+        for channel in range(c, c + 4):
+            bias = int(layer.biases[channel]) if channel < channels else 0
+            parts.append(words([bias, *layer.portable_parameters(channel if channel < channels else -1)]))
+    data = b"".join(parts)
+    stream = state.constant(data)
+    source, target = state.place(in_name), state.output(op.outputs[0])
+    body = (
+        f"for (int32_t i = 0; i < {rows}; ++i)\n"
+        f"    {name}({pointer(source.buffer)} + i * {k}, W({stream}), {pointer(target.buffer)} + i * {channels}, "
+        f"{channels}, {k}, {layer.low}, {layer.high});"
     )
     state.step("dense", op, body, [in_name], [op.outputs[0]], [], len(data), macs)
 

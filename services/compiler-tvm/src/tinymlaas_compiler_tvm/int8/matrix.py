@@ -7,7 +7,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from tinymlaas_compiler_tvm.int8 import dsp_asm, long_asm, long_streams
+from tinymlaas_compiler_tvm.int8 import c_small, dsp_asm, long_asm, long_streams, small_asm
 from tinymlaas_compiler_tvm.int8.asm_text import Epilogue
 from tinymlaas_compiler_tvm.int8.channels import Layer
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, words
@@ -54,10 +54,11 @@ def portable_pair_stream(layer: Layer, first: int, second: int) -> bytes:
 
 
 class Family(StrEnum):
-    """Kernels by what they need: DSP instructions, 64-bit multiply-accumulate on Thumb-2, or nothing but C."""
+    """Kernels by what they need: DSP instructions, 64-bit multiply-accumulate on Thumb-2, Armv6-M, or nothing but C."""
 
     DSP = "dsp"
     LONG = "long"
+    SMALL = "small"
     PORTABLE = "portable"
 
 
@@ -67,6 +68,8 @@ def family_of(state: Lowering, layer: Layer) -> Family:
         return Family.DSP
     if state.machine.mainline and long_streams.fits_fields(layer):
         return Family.LONG
+    if state.machine.arm and layer.packable:
+        return Family.SMALL
     return Family.PORTABLE
 
 
@@ -81,6 +84,17 @@ def epilogue_of(layer: Layer, family: Family, uniform: bool = False) -> Epilogue
     )
 
 
+def small_pair_stream(layer: Layer, first: int, second: int) -> bytes:
+    """Stream of one channel pair for `small_asm.two_by_three`; a channel of -1 is one of zeros."""
+    a = np.zeros(layer.weights.shape[1], np.int64) if first < 0 else layer.weights[first]
+    weights = (256 * a + layer.weights[second]).astype(np.int16).tobytes()
+    parts = [weights + b"\0" * (-len(weights) % 4)]
+    for channel in (first, second):
+        bias = 0 if channel < 0 else int(layer.biases[channel])
+        parts.append(words([bias, *layer.portable_parameters(channel)]))
+    return b"".join(parts)
+
+
 @dataclass(frozen=True)
 class Part:
     """One call of a driver: the channels from `first_channel` on, their stream and the C of the kernel's arguments."""
@@ -92,7 +106,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Kernels chosen for a layer (`small` for a rest of one or two pixels, if there is one), and the calls they need."""
+    """Kernels chosen for a layer (`small`: for a rest of one or two pixels, or the C around the kernel), and their calls."""
 
     family: Family
     kernel: str
@@ -112,6 +126,7 @@ def make_matrix(state: Lowering, layer: Layer, pixel_stride: int, channel_stride
     pack = {
         Family.DSP: pair_stream,
         Family.LONG: long_streams.pair_stream,
+        Family.SMALL: small_pair_stream,
         Family.PORTABLE: portable_pair_stream,
     }[family]
     even = channels - channels % 2
@@ -129,6 +144,10 @@ def make_matrix(state: Lowering, layer: Layer, pixel_stride: int, channel_stride
     elif family is Family.LONG:
         kernels = [long_asm.two_by_four(k, unroll, epilogue), long_asm.two_by_two(k, min(unroll, 8), epilogue)]
         small = kernels[1].name
+    elif family is Family.SMALL:
+        kernels = [small_asm.two_by_three(small_asm.unrolled(k, unroll))]
+        small = f"tim_small_{kernels[0].name[4:]}"
+        state.define(small, c_small.SMALL_MM.replace("@SUMS@", kernels[0].name), "small_common")
     else:
         state.use("portable_mm")
         kernels = []
@@ -140,6 +159,9 @@ def make_matrix(state: Lowering, layer: Layer, pixel_stride: int, channel_stride
             arguments: tuple[int, ...] = (pixel_stride, distance, len(data), 64 // 2 * (-(-k // 4) // 2))
         elif family is Family.LONG:
             arguments = (pixel_stride, 2 * pixel_stride, 3 * pixel_stride, distance, len(data))
+        elif family is Family.SMALL:
+            pairs = even // 2 if distance else 1
+            arguments = (-(-k // 2) * 4, pixel_stride, distance, pairs, k, layer.low, layer.high)
         else:
             pairs = even // 2 if distance else 1
             arguments = (pixel_stride, distance, pairs, -(-k // 4) * 4, layer.low, layer.high)
