@@ -102,7 +102,9 @@ def _bind_outputs(context: Context) -> Graph:
     """Name the results as the file names its outputs, in the layout and type that the file says."""
     rename: dict[str, str] = {}
     for name in context.source.outputs:
-        value = context.values[name]
+        value = context.values.get(name)
+        if value is None:
+            raise UnsupportedOperator([OffendingOperator("output", name, "unknown", "a result that the graph lacks")])
         if isinstance(value, Const):
             raise UnsupportedOperator(
                 [OffendingOperator("output", name, "unknown", "a constant as output of the model")]
