@@ -139,6 +139,20 @@ async def test_a_known_build_is_answered_at_once_and_cancel_watch_list_and_opera
     assert is_now == was
     assert (await operations.WaitOperation(operations_pb2.WaitOperationRequest(name=operation.name))).done
 
+    wish = operations_pb2.ListOperationsRequest(name=f"{PROJECT}/operations", page_size=2)
+    listed = await operations.ListOperations(wish)
+    wish.page_token = listed.next_page_token
+    last = await operations.ListOperations(wish)
+    assert last.next_page_token == ""
+    identities = [item.name.rsplit("/", 1)[-1] for item in (*listed.operations, *last.operations)]
+    assert identities == [f"builds.{item.name.rsplit('/', 1)[-1]}" for item in (other, second, first)]
+    for field, value in (("page_token", "nonsense"), ("filter", "done"), ("name", "nowhere")):
+        wrong = operations_pb2.ListOperationsRequest(name=PROJECT)
+        setattr(wrong, field, value)
+        with pytest.raises(grpc.RpcError) as caught:
+            await operations.ListOperations(wrong)
+        assert from_rpc_error(caught.value).code == "INVALID_ARGUMENT"
+
     options = struct_pb2.Struct()
     options["tiel"] = 4
     bad = request(model)

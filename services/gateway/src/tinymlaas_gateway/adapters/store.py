@@ -168,18 +168,26 @@ class Resources(Generic[Body]):
 
     def page(self, project: str, size: int, before: int | None) -> tuple[list[Body], int | None]:
         """Return at most `size` resources of a project, newest first, and the cursor behind the last (None: no more)."""
+        found = self.latest(project, size + 1, before)
+        more = found[size - 1][0] if len(found) > size else None
+        return [record.body for _, record in found[:size]], more
+
+    def latest(self, project: str, size: int, before: int | None) -> list[tuple[int, Record[Body]]]:
+        """Return at most `size` resources of a project, newest first, each with its cursor.
+
+        Cursors rise with time over all kinds of resources, so that pages of several kinds can be merged.
+        """
         query = (
             _resources.select()
             .where(_resources.c.kind == self._kind, _resources.c.project == project)
             .order_by(_resources.c.sequence.desc())
-            .limit(size + 1)
+            .limit(size)
         )
         if before is not None:
             query = query.where(_resources.c.sequence < before)
         with self._engine.connect() as connection:
             rows = connection.execute(query).all()
-        more = rows[size - 1].sequence if len(rows) > size else None
-        return [self._record(row).body for row in rows[:size]], more
+        return [(row.sequence, self._record(row)) for row in rows]
 
     def unfinished(self) -> list[str]:
         """Names of resources that have not ended, oldest first."""

@@ -64,8 +64,8 @@ async def create(
 ) -> tuple[deployments_pb2.Deployment, bool]:
     """Make a deployment from a request; return it and whether somebody has to run it.
 
-    Repeating a `request_id` returns the deployment that it made. With `validate_only` the plan is in the answer and
-    nothing is stored. Raises for an unknown model or device and for a project without devices.
+    Repeating a `request_id` returns the deployment that it made. With `validate_only` the plan, for the model as it was
+    given, is in the answer and nothing is stored. Raises for an unknown model or device and for a project without devices.
     """
     given = Deployment()
     given.CopyFrom(wanted)
@@ -96,8 +96,7 @@ async def create(
     if given.HasField("optimize"):
         optimizing.required(context, given.optimize, given.samples_sha256)
     found = await _devices(context, project, given)
-    if validate_only:
-        await optimizing.for_deployment(context, deployment)
+    if validate_only:  # optimizing takes minutes and stores a version: a plan is about the model as it was given
         await _plan(context, deployment, found)
         return deployment, False
     del deployment.devices[:]

@@ -8,27 +8,14 @@ from collections.abc import AsyncIterator
 from google.longrunning import operations_pb2
 
 from tinymlaas.gateway.v1 import builds_pb2, builds_pb2_grpc
-from tinymlaas_servicekit import InvalidArgument, NotFound, decode_page_token, encode_page_token, page_size
+from tinymlaas_servicekit import NotFound, decode_page_token, encode_page_token, page_size
 
 from ..core.projection import ended
 from ..engine import builds, durable
 from ..engine.context import Context
 from .operations import operation_of
+from .requests import cursor, project_in
 from .types import ServicerContext
-
-
-def project_in(parent: str) -> str:
-    """Project id in `projects/{project}`; the name was checked by the interceptor."""
-    return parent.split("/")[1]
-
-
-def cursor(token: str | None) -> int | None:
-    """The sequence number in a page token of ours."""
-    if token is None:
-        return None
-    if not token.isdigit():
-        raise InvalidArgument("page_token is not valid", "PAGE_TOKEN_INVALID", {"field": "page_token"})
-    return int(token)
 
 
 class BuildsServicer(builds_pb2_grpc.BuildsServicer):

@@ -12,8 +12,8 @@ from tinymlaas_servicekit import FailedPrecondition, NotFound, decode_page_token
 
 from ..engine import deployments, durable
 from ..engine.context import Context
-from .builds import cursor, project_in
 from .operations import operation_of
+from .requests import cursor, project_in
 from .types import ServicerContext
 
 Deployment = deployments_pb2.Deployment

@@ -9,13 +9,19 @@ from google.protobuf import empty_pb2
 from google.rpc import code_pb2
 
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
-from tinymlaas_servicekit import InvalidArgument, NotFound, Unimplemented
+from tinymlaas_servicekit import (
+    InvalidArgument,
+    NotFound,
+    Unimplemented,
+    decode_page_token,
+    encode_page_token,
+    page_size,
+)
 
 from ..core.objections import status
-from ..core.projection import ended as build_ended
 from ..engine.changes import Changes
 from ..engine.context import Context
-from ..engine.deployments import ended as deployment_ended
+from .requests import cursor
 from .types import ServicerContext
 
 MAX_WAIT_SECONDS = 600.0
@@ -95,16 +101,21 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):  # type: ignor
     async def ListOperations(
         self, request: operations_pb2.ListOperationsRequest, context: ServicerContext
     ) -> operations_pb2.ListOperationsResponse:
-        """Operations of `projects/{project}/operations/builds` or `.../deployments`, newest first, at most 1000."""
+        """A page of the operations of `projects/{project}`, newest first; builds and deployments in one list."""
         parts = request.name.strip("/").split("/")
-        if len(parts) < 2 or parts[0] != "projects":
+        if len(parts) not in (2, 3) or parts[0] != "projects" or parts[2:] not in ([], ["operations"]):
             raise InvalidArgument("name must be projects/{project}", "NAME_INVALID", {"field": "name"})
-        size = min(request.page_size or 50, 1000)
-        response = operations_pb2.ListOperationsResponse()
-        builds, _ = await asyncio.to_thread(self._context.builds.page, parts[1], size, None)
-        deployments, _ = await asyncio.to_thread(self._context.deployments.page, parts[1], size, None)
-        response.operations.extend(operation_of(item, build_ended(item)) for item in builds)
-        response.operations.extend(operation_of(item, deployment_ended(item)) for item in deployments)
+        if request.filter:
+            raise InvalidArgument("operations cannot be filtered", "FIELD_INVALID", {"field": "filter"})
+        size, before = page_size(request.page_size), cursor(decode_page_token(request))
+        builds = await asyncio.to_thread(self._context.builds.latest, parts[1], size + 1, before)
+        deployments = await asyncio.to_thread(self._context.deployments.latest, parts[1], size + 1, before)
+        found = [(place, operation_of(record.body, record.ended)) for place, record in builds]
+        found += [(place, operation_of(record.body, record.ended)) for place, record in deployments]
+        found.sort(key=lambda entry: entry[0], reverse=True)
+        response = operations_pb2.ListOperationsResponse(operations=[operation for _, operation in found[:size]])
+        if len(found) > size:
+            response.next_page_token = encode_page_token(str(found[size - 1][0]), request)
         return response
 
     async def CancelOperation(

@@ -7,7 +7,7 @@ from tinymlaas_servicekit import FieldViolation, InvalidArgument
 
 from ..engine.context import Context
 from ..engine.explain import Place, explain
-from .builds import project_in
+from .requests import project_in
 from .types import ServicerContext
 
 MAX_DESTINATIONS = 1000

@@ -79,7 +79,8 @@ class DeploymentsServicer:
 
     def CreateDeployment(self, request, context):
         """Plans, builds what is missing, installs and activates; the operation's response is a Deployment.
-        Idempotent by `request_id`. With `validate_only` the plan is returned and nothing is done.
+        Idempotent by `request_id`. With `validate_only` the plan is returned and nothing is done; with `optimize` too, so that
+        plan is about the model as it was given, not about the one that an optimizer would make of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,8 @@ class DeploymentsStub:
     def __new__(cls, channel: _aio.Channel) -> DeploymentsAsyncStub: ...
     CreateDeployment: _grpc.UnaryUnaryMultiCallable[_deployments_pb2.CreateDeploymentRequest, _operations_pb2.Operation]
     """Plans, builds what is missing, installs and activates; the operation's response is a Deployment.
-    Idempotent by `request_id`. With `validate_only` the plan is returned and nothing is done.
+    Idempotent by `request_id`. With `validate_only` the plan is returned and nothing is done; with `optimize` too, so that
+    plan is about the model as it was given, not about the one that an optimizer would make of it.
     """
     GetDeployment: _grpc.UnaryUnaryMultiCallable[_deployments_pb2.GetDeploymentRequest, _deployments_pb2.Deployment]
     ListDeployments: _grpc.UnaryUnaryMultiCallable[_deployments_pb2.ListDeploymentsRequest, _deployments_pb2.ListDeploymentsResponse]
@@ -57,7 +58,8 @@ class DeploymentsAsyncStub(DeploymentsStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateDeployment: _aio.UnaryUnaryMultiCallable[_deployments_pb2.CreateDeploymentRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Plans, builds what is missing, installs and activates; the operation's response is a Deployment.
-    Idempotent by `request_id`. With `validate_only` the plan is returned and nothing is done.
+    Idempotent by `request_id`. With `validate_only` the plan is returned and nothing is done; with `optimize` too, so that
+    plan is about the model as it was given, not about the one that an optimizer would make of it.
     """
     GetDeployment: _aio.UnaryUnaryMultiCallable[_deployments_pb2.GetDeploymentRequest, _deployments_pb2.Deployment]  # type: ignore[assignment]
     ListDeployments: _aio.UnaryUnaryMultiCallable[_deployments_pb2.ListDeploymentsRequest, _deployments_pb2.ListDeploymentsResponse]  # type: ignore[assignment]
@@ -81,7 +83,8 @@ class DeploymentsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Plans, builds what is missing, installs and activates; the operation's response is a Deployment.
-        Idempotent by `request_id`. With `validate_only` the plan is returned and nothing is done.
+        Idempotent by `request_id`. With `validate_only` the plan is returned and nothing is done; with `optimize` too, so that
+        plan is about the model as it was given, not about the one that an optimizer would make of it.
         """
 
     @_abc_1.abstractmethod
