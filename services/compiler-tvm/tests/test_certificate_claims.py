@@ -18,6 +18,9 @@ def unwritten_reads(parts: CompiledParts) -> list[str]:
         written[whole.offset : whole.offset + whole.bytes] = b"\1" * whole.bytes
     found = []
     for step in evidence.steps:
+        for buffer in evidence.buffers:
+            if buffer.first == step.index > 0:  # what an earlier buffer left there is not this one's
+                written[buffer.offset : buffer.offset + buffer.bytes] = bytes(buffer.bytes)
         for read in step.reads:
             scratch = any(
                 w.first <= step.index <= w.last and w.offset <= read.offset < w.offset + w.bytes for w in workspaces
