@@ -48,7 +48,10 @@ MAX_INPUT_BYTES = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class DeviceSettings:
-    """How the device reaches its server. `lifetime_s` is the registration's; `retry_s` the pause after a failure."""
+    """How the device reaches its server. `lifetime_s` is the registration's; `retry_s` the pause after a failure.
+
+    `queue_mode` tells the server to ask only shortly after an update; the device itself listens all the time.
+    """
 
     endpoint: str
     server: str
@@ -58,6 +61,7 @@ class DeviceSettings:
     port: int = 0
     state_file: FilePath | None = None
     allow_plain_coap: bool = False
+    queue_mode: bool = False
     download: DownloadSettings = field(default_factory=DownloadSettings)
 
 
@@ -111,6 +115,10 @@ class LwM2mDevice:
                 async with asyncio.timeout(2.0):
                     await self._context.request(message, handle_blockwise=False).response
         await self.vanish()
+
+    def wake(self) -> None:
+        """Send a registration update now, as a device does that wakes up."""
+        self._update_now.set()
 
     async def vanish(self) -> None:
         """Stop at once and say nothing to the server."""
@@ -306,6 +314,7 @@ class LwM2mDevice:
             f"lt={self._memory.lifetime_s}",
             "lwm2m=1.1",
             f"b={BINDING}",
+            *(("Q",) if self._settings.queue_mode else ()),
         )
         message.payload = self.links()
         answer = await self._context.request(message).response

@@ -39,6 +39,7 @@ from .core.installer import Installer, InstallSettings
 from .core.ports import ArtifactSource, ImageCheck
 from .core.records import RecordEvent, Records
 from .core.registration import Registration
+from .core.sleep import AWAKE_S, Sleepers, asleep_error
 from .core.survey import Surveyor
 from .images import TensorShapes
 from .store import SqlStore
@@ -65,6 +66,8 @@ class BridgeSettings:
     max_devices: int = 20_000
     max_input_bytes: int = 4 * 1024 * 1024
     expiry_poll_s: float = 1.0
+    awake_s: float = AWAKE_S
+    wake_wait_s: float = 300.0
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,8 @@ class Bridge:
         """Serve CoAP and take up open installs."""
         self.endpoint = await CoapEndpoint.start(self.directory, self._settings.coap, self._settings.link)
         self._link = self.endpoint.link
+        self._sleepers = Sleepers(self.directory, self._clock, awake_s=self._settings.awake_s)
+        self._link.heard = self._sleepers.heard
         self._surveyor = Surveyor(self._link, self._catalogue)
         self._records = Records(self.directory, self._surveyor)
         self._installer = Installer(
@@ -130,6 +135,7 @@ class Bridge:
             self._check,
             self._store,
             self._surveyor,
+            self._sleepers,
             self._clock,
             self._settings.install,
         )
@@ -166,7 +172,7 @@ class Bridge:
 
     async def read_capabilities(self, endpoint: str) -> devices_pb2.Device:
         """The device's record, afresh from the device."""
-        return await self._records.refresh(self.directory.get(endpoint))
+        return await self._records.refresh(await self._awake(endpoint))
 
     def install(self, request: InstallRequest) -> AsyncIterator[InstallEvent]:
         """Bring a module into a slot and self-test it; the timeline until its end."""
@@ -179,7 +185,7 @@ class Bridge:
     async def trigger_bootstrap(self, endpoint: str) -> None:
         """Let a registered device ask its bootstrap server for its accounts anew (Core TS 1.1, clause 6.1.3)."""
         async with self._installer.device_lock(endpoint):
-            await self._link.execute(self.directory.get(endpoint), Path(SERVER, 0, ServerRes.BOOTSTRAP_TRIGGER))
+            await self._link.execute(await self._awake(endpoint), Path(SERVER, 0, ServerRes.BOOTSTRAP_TRIGGER))
 
     def bootstrapped(self, endpoint: str) -> BootstrapRecord | None:
         """How the last bootstrap of an endpoint went, or None."""
@@ -199,7 +205,7 @@ class Bridge:
     async def activate(self, endpoint: str, slot: int) -> None:
         """Make a self-tested module the active one. Repeatable."""
         async with self._installer.device_lock(endpoint):
-            device = self.directory.get(endpoint)
+            device = await self._awake(endpoint)
             view = await self._surveyor.view(device)
             state = view.slot(slot)
             if state.active or (state.firmware and state.update_state == UpdateState.INSTALLED):
@@ -215,14 +221,14 @@ class Bridge:
     async def deactivate(self, endpoint: str, slot: int) -> None:
         """Take the module of a slot out of use. Repeatable."""
         async with self._installer.device_lock(endpoint):
-            device = self.directory.get(endpoint)
+            device = await self._awake(endpoint)
             if (await self._surveyor.view(device)).slot(slot).active:
                 await self._link.execute(device, software(slot, SoftwareRes.DEACTIVATE))
 
     async def rollback(self, endpoint: str) -> None:
         """Make the module active again that was active before."""
         async with self._installer.device_lock(endpoint):
-            device = self.directory.get(endpoint)
+            device = await self._awake(endpoint)
             before = (await self._surveyor.view(device)).active
             try:
                 await self._link.execute(device, ml(MlRes.ROLLBACK))
@@ -239,7 +245,7 @@ class Bridge:
     async def uninstall(self, endpoint: str, slot: int) -> None:
         """Empty a slot, deactivating it first where needed. Repeatable."""
         async with self._installer.device_lock(endpoint):
-            device = self.directory.get(endpoint)
+            device = await self._awake(endpoint)
             state = (await self._surveyor.view(device)).slot(slot)
             if state.empty:
                 return
@@ -254,7 +260,7 @@ class Bridge:
 
     async def observe(self, endpoint: str) -> AsyncIterator[Observation]:
         """Counters and self-test result now and whenever the device notifies."""
-        device = self.directory.get(endpoint)
+        device = await self._awake(endpoint)
         if not device.has(ml(MlRes.ISA).object_id):
             raise BridgeError(Reason.DEVICE_REJECTED, "the device has no ML capability object", device=endpoint)
         async for values in self._link.observe(device, Path(ml(MlRes.ISA).object_id, 0)):
@@ -263,7 +269,7 @@ class Bridge:
     async def infer(self, endpoint: str, inputs: tuple[bytes, ...]) -> Inference:
         """Run the active module once; `inputs` has the bytes of each input tensor in table order."""
         async with self._installer.device_lock(endpoint):
-            device = self.directory.get(endpoint)
+            device = await self._awake(endpoint)
             active = (await self._surveyor.view(device)).active
             if active is None or active.digest is None:
                 raise BridgeError(Reason.NO_ACTIVE_MODULE, f"{endpoint} has no active module", device=endpoint)
@@ -312,6 +318,14 @@ class Bridge:
         return Inference(
             tuple(outputs), _count(values.get(ml(MlRes.LAST_LATENCY))), str(unit.get(ml(MlRes.LATENCY_UNIT), ""))
         )
+
+    async def _awake(self, endpoint: str) -> Registration:
+        """The registration of a device that listens; one in queue mode is waited for, at most `wake_wait_s`."""
+        try:
+            async with asyncio.timeout(self._settings.wake_wait_s):
+                return await self._sleepers.woken(endpoint)
+        except TimeoutError as error:
+            raise asleep_error(self.directory.get(endpoint)) from error
 
     async def _confirm_active(self, device: Registration, slot: int) -> None:
         """Ask the device rather than believe that a switch worked."""

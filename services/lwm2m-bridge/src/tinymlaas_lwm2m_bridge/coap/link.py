@@ -59,6 +59,8 @@ class CoapLink:
         self._settings = settings
         self._remotes: OrderedDict[str, tuple[str, Any]] = OrderedDict()
         self._formats: OrderedDict[str, Format] = OrderedDict()
+        self.heard: Callable[[str], None] = lambda endpoint: None
+        """Is told the endpoint of each answer: a device that sleeps was awake then."""
 
         class Tuning(TransportTuning):  # type: ignore[misc]  # aiocoap is not typed
             ACK_TIMEOUT = settings.ack_timeout_s
@@ -105,7 +107,7 @@ class CoapLink:
         message = self._message(device, Code.PUT, path)
         message.opt.content_format = content_format
         message.payload = encode(content_format, {path: value}, path)
-        self._expect(await self._ask(message, self._settings.answer_s, path), path)
+        self._expect(await self._ask(device, message, self._settings.answer_s, path), path)
 
     async def push(self, device: Registration, path: Path, data: bytes, progress: Callable[[int], None]) -> None:
         """Write an opaque resource, in blocks where it is longer than one (RFC 7959, Block1)."""
@@ -123,7 +125,7 @@ class CoapLink:
                     message.opt.size1 = len(data)
             # The last block may start real work on the device, such as checking a signature.
             limit = self._settings.answer_s if more else self._settings.execute_s
-            answer = await self._ask(message, limit, path)
+            answer = await self._ask(device, message, limit, path)
             self._expect(answer, path)
             offset += len(part)
             progress(offset)
@@ -140,7 +142,7 @@ class CoapLink:
         if arguments:
             message.opt.content_format = Format.TEXT
             message.payload = format_arguments(arguments)
-        self._expect(await self._ask(message, self._settings.execute_s, path), path)
+        self._expect(await self._ask(device, message, self._settings.execute_s, path), path)
 
     async def observe(self, device: Registration, path: Path) -> AsyncIterator[Values]:
         """The values at `path` now and at each notification (RFC 7641)."""
@@ -185,7 +187,7 @@ class CoapLink:
                 message.opt.accept = content_format
                 if first is not None:
                     message.opt.block2 = BlockOption.BlockwiseTuple(len(body) >> (szx + 4), False, szx)
-                answer = await self._ask(message, self._settings.answer_s, path)
+                answer = await self._ask(device, message, self._settings.answer_s, path)
                 self._expect(answer, path)
                 first = first or answer
                 if answer.opt.etag != first.opt.etag:
@@ -218,8 +220,10 @@ class CoapLink:
         message.opt.uri_path = path.segments
         return message
 
-    async def _ask(self, message: Message, limit: float, path: Path) -> Message:
-        return await self._await(self._context.request(message, handle_blockwise=False).response, limit, path)
+    async def _ask(self, device: Registration, message: Message, limit: float, path: Path) -> Message:
+        answer = await self._await(self._context.request(message, handle_blockwise=False).response, limit, path)
+        self.heard(device.endpoint)
+        return answer
 
     @staticmethod
     async def _await(response: asyncio.Future[Message], limit: float, path: Path) -> Message:

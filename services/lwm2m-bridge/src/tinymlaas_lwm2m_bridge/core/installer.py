@@ -26,6 +26,7 @@ from .install_plan import Action, SlotView, choose_slot, holds, next_action
 from .install_record import Failure, InstallEvent, InstallRecord, InstallRequest, Step, Transfer
 from .ports import ArtifactSource, DeviceLink, ImageCheck, InstallStore, PackageServer
 from .registration import Registration
+from .sleep import Sleepers, asleep_error
 from .survey import Surveyor
 from .targets import Target, slot_target
 
@@ -33,6 +34,7 @@ log = structlog.get_logger("tinymlaas.bridge.install")
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_LOOK_AT_SLEEPER_S = 60.0
 _RETRIED = {Reason.CONNECTION_LOST}
 
 
@@ -60,6 +62,7 @@ class Installer:
         check: ImageCheck,
         store: InstallStore,
         surveyor: Surveyor,
+        sleepers: Sleepers,
         clock: Clock,
         settings: InstallSettings,
     ) -> None:
@@ -70,6 +73,7 @@ class Installer:
         self._check = check
         self._store = store
         self._surveyor = surveyor
+        self._sleepers = sleepers
         self._clock = clock
         self._settings = settings
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -238,6 +242,8 @@ class _Run:
         while True:
             try:
                 seen = self._in._directory.get(self._request.endpoint)
+                if not self._in._sleepers.awake(seen):
+                    return seen, asleep_error(seen)
                 if await self._step(seen):
                     return seen, None
                 self._offline_since = None
@@ -432,14 +438,17 @@ class _Run:
         if self._offline_since is None:
             self._offline_since = loop.time()
             self._tell(self._record.step, f"waiting for the device: {error.detail}", done=self._bytes_done, always=True)
-        if loop.time() - self._offline_since > self._in._settings.offline_s:
+        asleep = self._in._sleepers.asleep(self._request.endpoint)
+        if asleep:
+            # What only sleeps is not away: no time runs out before its lifetime does.
+            self._offline_since = loop.time()
+        elif loop.time() - self._offline_since > self._in._settings.offline_s:
             raise error
         waiting = asyncio.ensure_future(self._in._directory.wait_for_update(self._request.endpoint, seen))
         cancel = asyncio.ensure_future(self._cancel.wait())
         try:
-            await asyncio.wait(
-                {waiting, cancel}, timeout=10 * self._in._settings.poll_s, return_when=asyncio.FIRST_COMPLETED
-            )
+            pause = _LOOK_AT_SLEEPER_S if asleep else 10 * self._in._settings.poll_s
+            await asyncio.wait({waiting, cancel}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
         finally:
             waiting.cancel()
             cancel.cancel()
