@@ -56,3 +56,11 @@ def test_multipliers_are_normalized_and_exact_to_the_double() -> None:
         multiplier, shift = arithmetic.quantize_multiplier(real)
         assert 2**30 <= multiplier < 2**31
         assert abs(multiplier * 2.0 ** (shift - 31) - real) <= real * 2.0**-30
+
+
+def test_a_clamp_to_a_single_value_is_fitted() -> None:
+    low, high = np.array([-100]), np.array([100])
+    steps = requant.find_steps(lambda acc: np.full_like(acc, 7), np.array([0.1]), low, high, 7, 7)
+    fitted = requant.fit_best(steps, low, high)
+    assert fitted is not None
+    assert set(requant.apply(fitted, np.array([[-100, 0, 100]]), 7, 7).ravel()) == {7}

@@ -94,9 +94,10 @@ def _offset_bounds(
     # The least accumulator at or above the level, and the greatest below it, as far as the range has them.
     least_at = np.maximum(steps.at, low)
     greatest_below = np.minimum(steps.at - 1, high)
-    least = np.where(some & (steps.at <= high), levels - _high_word(least_at, multipliers), -_BIG).max(axis=1)
-    greatest = np.where(some & (steps.at > low), levels - 1 - _high_word(greatest_below, multipliers), _BIG).min(axis=1)
-    return least, greatest
+    lower = np.where(some & (steps.at <= high), levels - _high_word(least_at, multipliers), -_BIG)
+    upper = np.where(some & (steps.at > low), levels - 1 - _high_word(greatest_below, multipliers), _BIG)
+    # A clamp to a single value has no levels and bounds nothing.
+    return lower.max(axis=1, initial=-_BIG), upper.min(axis=1, initial=_BIG)
 
 
 def fit(steps: Steps, acc_low: Int64s, acc_high: Int64s, shifts: Int64s, signed: bool) -> Fit | None:

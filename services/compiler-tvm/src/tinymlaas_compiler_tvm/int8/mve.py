@@ -325,7 +325,7 @@ def lower_depthwise(state: Lowering, op: Op) -> bool:
 
 
 def lower_add(state: Lowering, op: Op) -> bool:
-    """ADD and SUB of two tensors of one shape and layout, where one linear form is exact for all pairs of values."""
+    """ADD and SUB of two tensors of one shape and layout, with one linear form where that is exact for all pairs of values."""
     names = [str(name) for name in op.inputs[:2]]
     if any(state.tensor(name).is_constant for name in names):
         return False
@@ -337,18 +337,30 @@ def lower_add(state: Lowering, op: Op) -> bool:
     low, high = arithmetic.activation_range(activation_of(op), out_scale, out_zero)
     sign = -1 if op.kind is OpKind.SUB else 1
     scales, zeros = (a_scale, b_scale, out_scale), (a_zero, b_zero, out_zero)
-    wanted = tables.add_table(arithmetic.AddParameters.of(scales, zeros, low, high, sign))
-    linear = tables.linear_add(wanted, scales, zeros, low, high, sign)
-    if linear is None:
+    parameters = arithmetic.AddParameters.of(scales, zeros, low, high, sign)
+    linear = tables.linear_add(tables.add_table(parameters), scales, zeros, low, high, sign)
+    shifts = (parameters.shift_1, parameters.shift_2)
+    if linear is None and (max(shifts) > 0 or all(shifts)):
         return False
-    alpha, beta, gamma, shift = linear
     sources = [state.place(name).buffer for name in names]
     over = next((name for name in names if state.can_overwrite(name, out.nbytes)), None)
     target = state.output(op.outputs[0], over=over)
-    name = _declare(state, mve_asm.add(), "void {}(const int8_t *, const int8_t *, int8_t *, const int32_t *);")
-    values = (out.elements, alpha, beta, gamma, -shift, low, high)
+    if linear is not None:
+        alpha, beta, gamma, shift = linear
+        kernel = mve_asm.add()
+        values = [out.elements, alpha, beta, gamma, -shift, low, high]
+    else:
+        shifted = 1 if shifts[0] else 2 if shifts[1] else 0
+        kernel = mve_asm.add_exact(shifted, op.kind is OpKind.SUB)
+        first, second = -a_zero * (1 << 20), -b_zero * (1 << 20)
+        out_shift = parameters.shift_out
+        values = [
+            out.elements, first, parameters.multiplier_1, second, parameters.multiplier_2, sum(shifts),
+            parameters.multiplier_out, max(out_shift, 0), min(out_shift, 0), out_zero, low, high,
+        ]  # fmt: skip
+    name = _declare(state, kernel, "void {}(const int8_t *, const int8_t *, int8_t *, const int32_t *);")
     body = (
-        f"static const int32_t d[7] = {{{', '.join(map(str, values))}}};\n"
+        f"static const int32_t d[{len(values)}] = {{{', '.join(map(str, values))}}};\n"
         f"  {name}({pointer(sources[0])}, {pointer(sources[1])}, {pointer(target.buffer)}, d);"
     )
     state.step("add", op, body, names, [op.outputs[0]])

@@ -282,3 +282,31 @@ def add() -> AsmKernel:
     lines += ["vshl.s32 q0, r7", "vmax.s32 q0, q0, q2", "vmin.s32 q0, q0, q3", "vstrb.32 q0, [r2], #4", "letp lr, 1b"]
     lines += ["vpop {d8-d9}", "pop {r4-r8, pc}"]
     return _function("tim_mve_add", lines, 24 + 16)
+
+
+def add_exact(shifted: int, subtract: bool) -> AsmKernel:
+    """TFLite's ADD with its roundings: `f(a, b, out, arguments)`; `shifted` of the operands (0: none) is divided by a power of 2.
+
+    The arguments are words: n, -zero * 2**20 and multiplier of a, the same of b, minus the exponent of the division,
+    multiplier, left shift and minus the exponent of the sum, output zero point, low, high. VQRDMULH is the reference's doubling
+    high multiply; a division rounds half away from zero, which is VRSHL after one is taken from negative values.
+    """
+    name = f"tim_mve_add_exact{shifted}{'s' if subtract else ''}"
+    lines = ["push {r4-r11, lr}", "vpush {d8-d15}", "sub sp, #4", "ldr r4, [r3, #4]", "ldr r5, [r3, #8]"]
+    lines += ["ldr r6, [r3, #12]", "ldr r7, [r3, #16]", "ldr r8, [r3, #24]", "ldr r9, [r3, #36]", "ldr r10, [r3, #28]"]
+    for register, at in (("q5", 40), ("q6", 44), ("q7", 20), ("q4", 32)):
+        lines += [f"ldr r12, [r3, #{at}]", f"vdup.32 {register}, r12"]
+    lines += ["mov.w r11, #0x100000", "vdup.32 q3, r11", "ldr r12, [r3]", "dlstp.32 lr, r12", "1:"]
+
+    def divide(value: str, exponent: str) -> list[str]:
+        sign = [f"vand q2, {value}, {exponent}", "vshr.s32 q2, q2, #31", f"vqadd.s32 {value}, {value}, q2"]
+        return [*sign, f"vrshl.s32 {value}, {value}, {exponent}"]
+
+    for number, (value, pointer, offset, multiplier) in enumerate((("q0", "r0", "r4", "r5"), ("q1", "r1", "r6", "r7"))):
+        lines += [f"vldrb.s32 {value}, [{pointer}], #4", f"vmlas.s32 {value}, q3, {offset}"]
+        lines += [f"vqrdmulh.s32 {value}, {value}, {multiplier}"]
+        lines += divide(value, "q7") if shifted == number + 1 else []
+    lines += [f"{'vsub' if subtract else 'vadd'}.i32 q0, q0, q1", "vshl.s32 q0, r10", "vqrdmulh.s32 q0, q0, r8"]
+    lines += [*divide("q0", "q4"), "vadd.i32 q0, q0, r9", "vmax.s32 q0, q0, q5", "vmin.s32 q0, q0, q6"]
+    lines += ["vstrb.32 q0, [r2], #4", "letp lr, 1b", "add sp, #4", "vpop {d8-d15}", "pop {r4-r11, pc}"]
+    return _function(name, lines, 4 + _PUSHED)
