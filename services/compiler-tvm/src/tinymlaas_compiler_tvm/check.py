@@ -52,19 +52,21 @@ def _macs(graph: Graph) -> int:
 
 
 def _check_int8(graph: Graph, machine: Machine, options: Options) -> ModelCheck:
-    graph, rounding = prepare(graph, options.rounding)
-    options = dataclasses.replace(options, rounding=rounding)
-    settings = settings_for(options)
-    program, refusals = try_lower(thinned(graph, machine, settings), machine, settings, INT8_OPERATORS)
-    refused = {id(refusal.op): refusal.error for refusal in refusals}
+    prepared, rounding = prepare(graph, options.rounding)
+    settings = settings_for(dataclasses.replace(options, rounding=rounding), machine)
+    program, refusals = try_lower(thinned(prepared, machine, settings), machine, settings, INT8_OPERATORS)
+    if refusals and rounding == "tflite":
+        return _check_int8(graph, machine, dataclasses.replace(options, rounding="onnx"))
+    graph = prepared
+    refused = {refusal.op.outputs[0]: refusal.error for refusal in refusals}
     nodes = tuple(
         NodeCheck(
             op.origin,
             operator_name(op),
             "float32" if on_reals(graph, op) else "int8",
-            id(op) not in refused,
-            refused[id(op)].reason if id(op) in refused else "",
-            str(refused[id(op)]) if id(op) in refused else "",
+            op.outputs[0] not in refused,
+            refused[op.outputs[0]].reason if op.outputs[0] in refused else "",
+            str(refused[op.outputs[0]]) if op.outputs[0] in refused else "",
         )
         for op in graph.ops
     )

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from tinymlaas_compiler_tvm.errors import CompilerFault, ModelInvalid, ModelRefused
+from tinymlaas_compiler_tvm import tune
+from tinymlaas_compiler_tvm.errors import CompilerFault, ModelInvalid, ModelRefused, OpUnsupported
 from tinymlaas_compiler_tvm.int8.dead_channels import thinned
 from tinymlaas_compiler_tvm.int8.lowering import Settings, lower_graph
 from tinymlaas_compiler_tvm.int8.operators import INT8_OPERATORS
+from tinymlaas_compiler_tvm.int8.variants import LAYERS, shipped, signature
 from tinymlaas_compiler_tvm.islands import on_reals
 from tinymlaas_compiler_tvm.native.assemble import Interface, assemble
-from tinymlaas_compiler_tvm.native.program import Buffer
+from tinymlaas_compiler_tvm.native.program import Buffer, Program
 from tinymlaas_compiler_tvm.options import Options
 from tinymlaas_compiler_tvm.parts import CompiledParts, Numerics, NumericsClass
 from tinymlaas_compiler_tvm.prepare import numerics_of, prepare
@@ -35,10 +37,12 @@ def compile_model(
     target: TargetSpec,
     options: Mapping[str, object] | None = None,
     check: Callable[[bytes], None] = check_shapes,
+    progress: tune.Progress | None = None,
 ) -> CompiledParts:
     """A native module for the model on the target.
 
     `check` infers shapes before TVM sees a file; callers whose own process may die can do that at home.
+    `progress` hears what a search for kernel variants (option `tune`) is at.
     Raises a `CompileError`: ModelInvalid, OpUnsupported, DoesNotFit, TargetUnsupported, OptionUnknown, OptionInvalid.
     Deterministic: equal arguments give equal parts.
     """
@@ -46,6 +50,8 @@ def compile_model(
     machine = machine_for(target)
     graph = read_graph(onnx_bytes)
     if graph is not None and has_integer_kernels(graph):
+        if checked.tune:
+            return tuned(graph, machine, target, checked, progress)[1]
         return compile_graph(graph, machine, target, checked)
     return compile_float(onnx_bytes, machine, target, checked, check)
 
@@ -103,25 +109,66 @@ def check_file(onnx_bytes: bytes, check: Callable[[bytes], None] | None = None) 
         raise CompilerFault(str(error), detail="model check") from error
 
 
-def settings_for(options: Options) -> Settings:
-    """What checked options mean for lowering."""
+def settings_for(options: Options, machine: Machine, variants: Mapping[str, int] | None = None) -> Settings:
+    """What checked options mean for lowering; `variants` instead of the shipped database's."""
     return Settings(
         unroll=_UNROLL[options.objective],
         scratch_free_dense=options.objective == "ram",
         rounding=options.rounding,
+        variants=shipped(machine, options.objective) if variants is None else variants,
     )
 
 
-def compile_graph(graph: Graph, machine: Machine, target: TargetSpec, options: Options) -> CompiledParts:
-    """A native module for a graph with int8 operators; what computes on reals in it goes through TVM."""
-    prepared, rounding = prepare(graph, options.rounding)
-    options = dataclasses.replace(options, rounding=rounding)
-    settings = settings_for(options)
-    program = lower_graph(thinned(prepared, machine, settings), machine, settings, INT8_OPERATORS)
+def tuned(
+    graph: Graph, machine: Machine, target: TargetSpec, options: Options, progress: tune.Progress | None
+) -> tuple[dict[str, int], CompiledParts]:
+    """Variants of the layers' kernels found by search from the shipped ones, and the module made of them."""
+    small = thinned(prepare(graph, options.rounding)[0], machine, settings_for(options, machine))
+    layers = [op for op in small.ops if op.kind in LAYERS and small.tensor(str(op.inputs[1])).is_constant]
+    names = list(dict.fromkeys(signature(small, op) for op in layers))
+    chosen, parts, log = tune.search(
+        options.tune,
+        options.objective,
+        names,
+        shipped(machine, options.objective),
+        lambda variants: compile_graph(graph, machine, target, options, variants),
+        lambda made: tune.count(made, machine.cpu),
+        progress or (lambda *_: None),
+    )
+    return chosen, dataclasses.replace(parts, log=(*log, *parts.log))
+
+
+def compile_graph(
+    graph: Graph, machine: Machine, target: TargetSpec, options: Options, variants: Mapping[str, int] | None = None
+) -> CompiledParts:
+    """A native module for a graph with int8 operators; what computes on reals in it goes through TVM.
+
+    `variants`: how far loops unroll by layer signature, instead of what the shipped database says.
+    """
+    program, rounding = _lowered(graph, machine, options, variants)
     optimize = "-O2" if options.objective == "latency" else "-Os"
     inputs = [_interface(graph, name, buffer) for name, buffer in zip(graph.inputs, program.inputs, strict=True)]
     outputs = [_interface(graph, name, buffer) for name, buffer in zip(graph.outputs, program.outputs, strict=True)]
     return assemble(program, machine, target, inputs, outputs, numerics_of(graph, rounding), optimize)
+
+
+def _lowered(
+    graph: Graph, machine: Machine, options: Options, variants: Mapping[str, int] | None
+) -> tuple[Program, str]:
+    """The program, and whose rounding it follows: ONNX's where an operator has no kernel with TFLite's."""
+    prepared, rounding = prepare(graph, options.rounding)
+    settings = settings_for(dataclasses.replace(options, rounding=rounding), machine, variants)
+    try:
+        program = lower_graph(thinned(prepared, machine, settings), machine, settings, INT8_OPERATORS)
+    except OpUnsupported as error:
+        if rounding == "onnx":
+            raise
+        program, rounding = _lowered(graph, machine, dataclasses.replace(options, rounding="onnx"), variants)
+        program.log.insert(0, f"rounding follows onnx: {error} ({error.metadata.get('op', '')})")
+        return program, rounding
+    if rounding != options.rounding:
+        program.log.append(f"rounding follows {rounding}: TFLite has no form for some operator of this graph")
+    return program, rounding
 
 
 def _interface(graph: Graph, name: str, buffer: Buffer) -> Interface:

@@ -33,7 +33,7 @@ _REFERENCES = {"tflite": tensor_pb2.REFERENCE_TFLITE, "onnx": tensor_pb2.REFEREN
 def compile(job: CompileJob, report: Reporter) -> CompileOutput:
     """Compile a model for a target."""
     report.progress("compiling", 0.0)
-    parts = compile_model(job.model, target_spec(job.target), job.options)
+    parts = compile_model(job.model, target_spec(job.target), job.options, progress=report.progress)
     for line in parts.log:
         report.log(line)
     report.progress("done", 1.0)

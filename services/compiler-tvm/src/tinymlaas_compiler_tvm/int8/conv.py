@@ -140,7 +140,7 @@ def _ring_convolution(state: Lowering, op: Op, layer: Layer, kh: int, kw: int) -
     in_name, out_name = str(op.inputs[0]), op.outputs[0]
     _, _, zero = quantized(state, op, in_name)
     ih, iw, channels = image(state.tensor(in_name))
-    oh, ow, out_channels = image(state.tensor(out_name))
+    oh, ow, _ = image(state.tensor(out_name))
     (sh, sw), (dh, dw), (top, left, _, _) = _window(op)
     source = state.place(in_name)
     in_pixel, in_channel = state.strides(in_name)

@@ -78,7 +78,7 @@ def lower_dense(state: Lowering, op: Op) -> None:
     padded = -(-k // 8) * 8
     eights = padded // 8
     # Twice a convolution's: there is one kernel for most layers, and few turns of its loop an output.
-    unroll = max(u for u in range(1, 2 * state.settings.unroll + 1) if eights % u == 0)
+    unroll = max(u for u in range(1, 2 * state.unroll() + 1) if eights % u == 0)
     epilogue = epilogue_of(layer, family, uniform=True)
     kernel = dsp_asm.dense(unroll, epilogue)
     data = _stream(layer, padded, epilogue.uniform)
@@ -137,7 +137,7 @@ def _stream(layer: Layer, padded: int, uniform: bool) -> bytes:
 def _long(state: Lowering, op: Op, in_name: str, layer: Layer, rows: int, macs: int) -> None:
     """Two products a 64-bit multiply-accumulate, straight from the int8 row: no scratch memory."""
     channels, k = layer.weights.shape
-    kernel = long_asm.dense(k, state.settings.unroll, epilogue_of(layer, Family.LONG))
+    kernel = long_asm.dense(k, state.unroll(), epilogue_of(layer, Family.LONG))
     state.program.asm_kernels[kernel.name] = kernel
     data = long_streams.dense_stream(layer)
     stream = state.constant(data)
@@ -154,7 +154,7 @@ def _long(state: Lowering, op: Op, in_name: str, layer: Layer, rows: int, macs: 
 
 def _small(state: Lowering, op: Op, in_name: str, layer: Layer, rows: int, macs: int) -> None:
     channels, k = layer.weights.shape
-    kernel = small_asm.dense(small_asm.unrolled(k, state.settings.unroll))
+    kernel = small_asm.dense(small_asm.unrolled(k, state.unroll()))
     state.program.asm_kernels[kernel.name] = kernel
     name = f"tim_dense_{kernel.name[4:]}"
     state.define(name, c_small.DENSE_SMALL.replace("@SUMS@", kernel.name), "portable_requant")

@@ -91,7 +91,7 @@ def _lower_fast(state: Lowering, op: Op, in_name: str, layer: Layer, stride: int
     # Reading the second element of the last pair may pass the last line by a word.
     scratch = state.program.workspace((scratch_lines * shape.pitch + 4) * 2)
     epilogue = epilogue_of(layer, Family.DSP)
-    kernel = dsp_asm.depthwise(shape, epilogue, 4 if state.settings.unroll >= 8 else 1)
+    kernel = dsp_asm.depthwise(shape, epilogue, 4 if state.unroll() >= 8 else 1)
     state.program.asm_kernels[kernel.name] = kernel
     state.use("fill16")
     turned = shape.in_step != 1 or shape.in_line == 1

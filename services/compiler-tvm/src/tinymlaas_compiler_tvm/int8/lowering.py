@@ -12,6 +12,7 @@ from tinymlaas_compiler_tvm.errors import OpUnsupported
 from tinymlaas_compiler_tvm.int8 import c_real, c_strided
 from tinymlaas_compiler_tvm.int8.c_kernels import COPY_BYTES, COPY_FAST, KERNELS
 from tinymlaas_compiler_tvm.int8.mve_layouts import planar_tensors
+from tinymlaas_compiler_tvm.int8.variants import signature
 from tinymlaas_compiler_tvm.native.program import Access, Buffer, BufferKind, CKernel, Program, Step
 from tinymlaas_compiler_tvm.target import Machine
 from tinymlaas_modelkit.graph import Activation, DType, Graph, Op, OpKind, Tensor
@@ -31,12 +32,14 @@ ELEMENTWISE = frozenset(
 @dataclass(frozen=True)
 class Settings:
     """What the options mean for lowering: how far loops unroll, whether operators may work in place,
-    whether fully connected layers do without a widened copy of their input, and whose rounding the kernels follow."""
+    whether fully connected layers do without a widened copy of their input, whose rounding the kernels follow,
+    and how far the loops of a layer unroll that has a variant of its own (by `variants.signature`)."""
 
     unroll: int = 8
     in_place: bool = True
     scratch_free_dense: bool = False
     rounding: str = "tflite"
+    variants: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,11 @@ class Lowering:
             return float_arithmetic.activation_range(activation, scale, zero_point)
         return arithmetic.activation_range(activation, scale, zero_point)
 
+    def unroll(self) -> int:
+        """How far the loops of the operator at hand may unroll."""
+        chosen = self.settings.variants
+        return chosen.get(signature(self.graph, self.graph.ops[self.current]), self.settings.unroll)
+
     def constant(self, data: bytes, alignment: int = 4) -> int:
         """Offset of a constant."""
         return self.program.constants.add(data, alignment)
@@ -180,12 +188,18 @@ class Lowering:
         constant_bytes: int = 0,
         macs: int = 0,
         note: str = "",
+        grown: Buffer | None = None,
     ) -> None:
-        """Append a step that reads and writes whole tensors and whole workspaces."""
+        """Append a step that reads and writes whole tensors and whole workspaces.
+
+        `grown` is a buffer that the step fills beyond the tensor in it: more is written than was there to be read.
+        """
         scratch = [Access(buffer, 0, buffer.size) for buffer in workspaces or []]
         touched_in = [Access(self.places[name].buffer, 0, self.tensor(name).nbytes) for name in reads]
         # Kernels that store words, or channels in fours, may touch the buffer up to its rounded size.
         touched_out = [Access(self.places[name].buffer, 0, -(-self.tensor(name).nbytes // 4) * 4) for name in writes]
+        if grown is not None:
+            touched_out.append(Access(grown, 0, grown.size))
         index = len(self.program.steps)
         self.program.steps.append(
             Step(

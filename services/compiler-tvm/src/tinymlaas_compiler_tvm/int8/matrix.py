@@ -135,7 +135,7 @@ def make_matrix(state: Lowering, layer: Layer, pixel_stride: int, channel_stride
         # The missing partner is a channel of zeros, whose outputs the last channel's overwrite.
         streams.append((channels - 1, pack(layer, -1, channels - 1), 0))
     epilogue = epilogue_of(layer, family)
-    unroll = state.settings.unroll
+    unroll = state.unroll()
     small = ""
     if family is Family.DSP:
         eights, tail = divmod(-(-k // 4), 2)
