@@ -7,6 +7,7 @@ prints the folder that holds monocypher.c and monocypher.h. A second run needs n
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import shutil
 import subprocess
@@ -26,11 +27,17 @@ def fetch(folder: Path = DEFAULT_FOLDER) -> Path:
     """Return ``folder`` with Monocypher's files in it; download them when they are not there yet.
 
     Raises ``RuntimeError`` when pip cannot download the package or its hash is not the pinned one. Safe when several
-    processes call it at once: the folder appears with a rename.
+    processes call it at once: one downloads, the others wait for it, and the folder appears with a rename.
     """
     if all((folder / name).is_file() for name in FILES):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed, also when this process dies
+        return folder if all((folder / name).is_file() for name in FILES) else _fetch(folder)
+
+
+def _fetch(folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         sdist = _download(Path(scratch))
         staged = Path(scratch) / "staged"
@@ -41,11 +48,7 @@ def fetch(folder: Path = DEFAULT_FOLDER) -> Path:
                 if member is None:
                     raise RuntimeError(f"{name} is not in {sdist.name}")
                 (staged / name).write_bytes(member.read())
-        try:
-            staged.rename(folder)
-        except OSError:  # another process was faster
-            if not all((folder / name).is_file() for name in FILES):
-                raise
+        staged.rename(folder)
     return folder
 
 

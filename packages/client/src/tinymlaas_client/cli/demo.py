@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.rule import Rule
 from rich.table import Table
 
@@ -37,7 +37,9 @@ BOARDS = {
     "hub-tflm": "tflm-m4f",
     "chip-m0plus": "chip-m0plus",
 }
-REGISTRATION_SECONDS = 60.0
+# The first time each board builds its firmware, which takes minutes on a busy machine.
+REGISTRATION_SECONDS = 600.0
+_WAITING = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
 
 
 @dataclass
@@ -111,7 +113,7 @@ async def _journey(session: Session, report: Report) -> None:
             )
 
         with _Step(session, report, "register", "3  The boards say over LwM2M what they are"):
-            await _registered(client, set(BOARDS), since)
+            await _registered(session, client, set(BOARDS), since)
             devices = [device for device in await client.list_devices() if device.name.rsplit("/", 1)[-1] in BOARDS]
             _say(session, device_table(devices))
 
@@ -145,23 +147,30 @@ async def _journey(session: Session, report: Report) -> None:
         )
 
 
-async def _registered(client: AsyncClient, endpoints: set[str], since: float) -> None:
+async def _registered(session: Session, client: AsyncClient, endpoints: set[str], since: float) -> None:
     """Waits until all boards have registered after `since` (seconds of the epoch): earlier runs have left records too."""
     deadline = time.monotonic() + REGISTRATION_SECONDS
-    while True:
-        known = {
-            device.name.rsplit("/", 1)[-1]
-            for device in await client.list_devices()
-            if device.state == devices_pb2.Device.STATE_REGISTERED and device.last_seen_time.seconds >= int(since)
-        }
-        if endpoints <= known:
-            return
-        if time.monotonic() > deadline:
+    suite = session.suite()
+    with Progress(*_WAITING, console=session.console, transient=True, disable=session.as_json) as progress:
+        task = progress.add_task("the boards start; the first time they build their firmware", total=len(endpoints))
+        while True:
+            known = {
+                device.name.rsplit("/", 1)[-1]
+                for device in await client.list_devices()
+                if device.state == devices_pb2.Device.STATE_REGISTERED and device.last_seen_time.seconds >= int(since)
+            }
+            progress.update(task, completed=len(endpoints & known))
+            if endpoints <= known:
+                return
             missing = sorted(endpoints - known)
-            raise SuiteError(
-                f"not registered after {REGISTRATION_SECONDS:.0f} s: {', '.join(missing)}; see `tinymlaas logs device-{missing[0]}`"
-            )
-        await asyncio.sleep(0.1)
+            records = suite.records()
+            ended = [name for name in missing if not records[f"device-{name}"].running]
+            if ended:
+                raise SuiteError(f"board {ended[0]} ended; see `tinymlaas logs device-{ended[0]}`")
+            if time.monotonic() > deadline:
+                names, log = ", ".join(missing), f"tinymlaas logs device-{missing[0]}"
+                raise SuiteError(f"not registered after {REGISTRATION_SECONDS:.0f} s: {names}; see `{log}`")
+            await asyncio.sleep(0.1)
 
 
 async def _classify(
