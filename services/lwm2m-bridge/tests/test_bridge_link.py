@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,7 +17,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lwm2m_rig import image_of, within
 
-from tinymlaas_lwm2m import Format, MlRes, ObjectLink, Path, SoftwareRes, Values, encode, ml, software
+from tinymlaas_lwm2m import (
+    Format,
+    Kind,
+    MlRes,
+    ObjectDef,
+    ObjectLibrary,
+    ObjectLink,
+    Operations,
+    Path,
+    ResourceDef,
+    SoftwareRes,
+    Values,
+    encode,
+    ml,
+    software,
+)
 from tinymlaas_lwm2m_bridge import BridgeError, LinkSettings, Reason, Registration
 from tinymlaas_lwm2m_bridge.coap.link import CoapLink
 from tinymlaas_lwm2m_bridge.coap.server import PackageResource
@@ -128,7 +144,7 @@ async def test_a_representation_that_changes_between_blocks_is_read_anew_and_not
         assert count == 6
 
 
-@pytest.mark.parametrize("spoken", [Format.TLV, Format.SENML_CBOR, Format.SENML_JSON])
+@pytest.mark.parametrize("spoken", [Format.TLV, Format.SENML_CBOR, Format.SENML_JSON, Format.LWM2M_CBOR])
 async def test_the_format_that_a_device_speaks_is_found_and_remembered(spoken: Format) -> None:
     """DO-CAP-005."""
     values: Values = {Path(3, 0, 0): "Maker", Path(3, 0, 9): 55}
@@ -143,6 +159,20 @@ async def test_the_format_that_a_device_speaks_is_found_and_remembered(spoken: F
         asked = len(site.requests)
         assert await within(link.read(device, Path(3, 0))) == values
         assert len(site.requests) == asked + 1
+
+
+async def test_an_object_that_nobody_knows_passes_as_opaque_and_one_of_a_users_file_as_its_types() -> None:
+    """DO-CAP-007."""
+
+    async def handler(request: Message) -> Message:
+        return content(b"\xc4\x4d" + struct.pack(">f", 1.5))
+
+    added = ObjectDef(30_000, "Vendor", False, {77: ResourceDef(77, "Level", Operations.READ, Kind.FLOAT)})
+    at = Path(30_000, 0, 77)
+    async with scripted(handler) as (link, device, _):
+        assert await within(link.read(device, Path(30_000, 0))) == {at: struct.pack(">f", 1.5)}
+        link._types = ObjectLibrary([added]).kind_of
+        assert await within(link.read(device, Path(30_000, 0))) == {at: 1.5}
 
 
 async def test_a_device_without_a_common_format_is_refused() -> None:

@@ -11,7 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinymlaas.registry.v1 import devices_pb2
-from tinymlaas_lwm2m import MlRes, ObjectLink, Path, SelfTestResult, UpdateResult, UpdateState, Value, ml
+from tinymlaas_lwm2m import (
+    MlRes,
+    ObjectDef,
+    ObjectLibrary,
+    ObjectLink,
+    Path,
+    SelfTestResult,
+    UpdateResult,
+    UpdateState,
+    Value,
+    ml,
+)
 from tinymlaas_lwm2m.objects import DEVICE, ML_DEF, SOFTWARE
 from tinymlaas_lwm2m_bridge import BridgeError, Catalogue, InstallRequest, Reason
 from tinymlaas_lwm2m_bridge.core.capabilities import build_device
@@ -226,6 +237,14 @@ def test_an_unknown_device_has_no_invented_values() -> None:
 def test_any_values_of_a_device_become_a_record(found: dict[tuple[int, int | None], Any]) -> None:
     values: dict[Path, Value] = {Path(42769, 0, resource, index): value for (resource, index), value in found.items()}
     build_device(values, OBJECTS, CATALOGUE).SerializeToString()
+
+
+def test_a_peripheral_that_only_a_users_definition_knows_has_its_name() -> None:
+    """DO-CAP-007."""
+    library = ObjectLibrary([ObjectDef(3399, "Gas / VOC Sensor", True)])
+    for known, kind in ((library, "gas_voc_sensor"), (None, "ipso-3399")):
+        record = build_device({}, OBJECTS, CATALOGUE, known)
+        assert (kind, 3399) in [(p.kind, p.object_id) for p in record.capabilities.peripherals]
 
 
 def test_users_can_add_boards_and_mistakes_in_their_file_are_named(tmp_path: FilePath) -> None:

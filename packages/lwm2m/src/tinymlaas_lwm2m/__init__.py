@@ -5,7 +5,8 @@ from .core_objects import ConnectivityRes, DeviceRes, SecurityMode, SecurityRes,
 from .execute import format_arguments, parse_arguments
 from .firmware_object import FirmwareRes, FirmwareResult, FirmwareState, firmware
 from .ipso import IPSO_FIRST, IPSO_LAST, IPSO_SENSORS, IpsoRes
-from .linkformat import ObjectLink, format_discovery, format_registration, parse_registration
+from .library import ObjectLibrary
+from .linkformat import ObjectLink, format_discovery, format_registration, parse_discovery, parse_registration
 from .ml_object import ML_CAPABILITY, MlRes, SelfTestResult, SlotState, ml
 from .model import ObjectDef, Operations, ResourceDef
 from .objects import OBJECTS, kind_of
@@ -32,6 +33,7 @@ __all__ = [
     "MlRes",
     "ObjLink",
     "ObjectDef",
+    "ObjectLibrary",
     "ObjectLink",
     "Operations",
     "Path",
@@ -62,6 +64,7 @@ __all__ = [
     "ml",
     "multiple",
     "parse_arguments",
+    "parse_discovery",
     "parse_registration",
     "single",
     "software",

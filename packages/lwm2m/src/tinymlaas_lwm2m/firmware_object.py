@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from .model import EXECUTE, INTEGER, OPAQUE, READ, STRING, WRITE, ResourceDef, define
+from .model import EXECUTE, INTEGER, OPAQUE, READ, READ_WRITE, STRING, WRITE, ResourceDef, define
 from .values import Path
 
 FIRMWARE = 5
@@ -55,7 +55,7 @@ FIRMWARE_DEF = define(
     "Firmware Update",
     False,
     ResourceDef(FirmwareRes.PACKAGE, "Package", WRITE, OPAQUE, mandatory=True),
-    ResourceDef(FirmwareRes.PACKAGE_URI, "Package URI", WRITE, STRING, mandatory=True),
+    ResourceDef(FirmwareRes.PACKAGE_URI, "Package URI", READ_WRITE, STRING, mandatory=True),
     ResourceDef(FirmwareRes.UPDATE, "Update", EXECUTE, None, mandatory=True),
     ResourceDef(FirmwareRes.STATE, "State", READ, INTEGER, mandatory=True, range="0..3"),
     ResourceDef(FirmwareRes.UPDATE_RESULT, "Update Result", READ, INTEGER, mandatory=True, range="0..11"),

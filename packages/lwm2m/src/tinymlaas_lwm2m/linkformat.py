@@ -83,6 +83,25 @@ def _object_link(target: str, version: str) -> ObjectLink:
     return ObjectLink(object_id, instance_id, version)
 
 
+def parse_discovery(payload: bytes) -> tuple[Path, ...]:
+    """Paths in an answer to Discover, in its order, attributes left out; `CodecError` where it is malformed or oversize."""
+    if len(payload) > MAX_BYTES:
+        raise CodecError("links", f"{len(payload)} bytes, more than {MAX_BYTES}")
+    try:
+        text = payload.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CodecError("links", "are not UTF-8") from error
+    paths: list[Path] = []
+    offset = 0
+    while offset < len(text):
+        match = _LINK.match(text, offset)
+        if not match or (match.end() < len(text) and text[match.end()] != ","):
+            raise CodecError("links", f"malformed at character {offset}")
+        offset = match.end() + 1
+        paths.append(Path.parse(match[1]))
+    return tuple(paths)
+
+
 def format_discovery(paths: Iterable[Path], versions: Mapping[int, str]) -> bytes:
     """Answer to Discover (Core TS 1.1, clause 6.3.2): objects, instances, resources; `dim` counts resource instances."""
     instances: dict[Path, int] = {}

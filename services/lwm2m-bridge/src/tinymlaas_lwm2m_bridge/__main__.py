@@ -42,6 +42,7 @@ async def serve(settings: LwM2mBridgeSettings) -> None:
         SignedImages(settings.trusted_keys, settings.trusted_keys_file),
         settings.bridge(),
         catalogue=Catalogue.builtin(*extra),
+        library=settings.resolve_library(),
         admit=sessions.admit,
         issue_key=keys.reissue,
     )

@@ -13,6 +13,7 @@ import structlog
 from tinymlaas.registry.v1 import devices_pb2
 from tinymlaas_lwm2m import (
     MlRes,
+    ObjectLibrary,
     Path,
     SelfTestResult,
     ServerRes,
@@ -102,6 +103,7 @@ class Bridge:
         settings: BridgeSettings | None = None,
         *,
         catalogue: Catalogue | None = None,
+        library: ObjectLibrary | None = None,
         clock: Clock = time.time,
         admit: Admission = admit_anyone,
         issue_key: IssueKey | None = None,
@@ -111,6 +113,7 @@ class Bridge:
         self._check = check
         self._settings = settings or BridgeSettings()
         self._catalogue = catalogue or Catalogue.builtin()
+        self._library = library or ObjectLibrary()
         self._clock = clock
         self._admit = admit
         self._issue_key = issue_key
@@ -121,11 +124,13 @@ class Bridge:
 
     async def start(self) -> None:
         """Serve CoAP and take up open installs."""
-        self.endpoint = await CoapEndpoint.start(self.directory, self._settings.coap, self._settings.link)
+        self.endpoint = await CoapEndpoint.start(
+            self.directory, self._settings.coap, self._settings.link, self._library.kind_of
+        )
         self._link = self.endpoint.link
         self._sleepers = Sleepers(self.directory, self._clock, awake_s=self._settings.awake_s)
         self._link.heard = self._sleepers.heard
-        self._surveyor = Surveyor(self._link, self._catalogue)
+        self._surveyor = Surveyor(self._link, self._catalogue, self._library)
         self._records = Records(self.directory, self._surveyor)
         self._installer = Installer(
             self.directory,

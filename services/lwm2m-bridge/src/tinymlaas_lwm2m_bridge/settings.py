@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from tinymlaas_lwm2m import CodecError, ObjectLibrary
 from tinymlaas_servicekit import ServiceSettings
 
 from .bridge import BridgeSettings
@@ -13,6 +14,7 @@ from .coap.bootstrap import BootstrapSettings
 from .coap.endpoint import CoapSettings
 from .coap.link import LinkSettings
 from .core.bootstrap import Account
+from .core.errors import BridgeError, Reason
 from .core.installer import InstallSettings
 from .key_store import master_key
 
@@ -46,6 +48,9 @@ class LwM2mBridgeSettings(ServiceSettings):
     )
     coap_require_dtls: bool = Field(False, description="serve only devices that come through a DTLS front")
     board_catalogue: Path | None = Field(None, description="YAML file with boards beside the built-in ones")
+    object_definitions: Path | None = Field(
+        None, description="folder of OMA object definitions (*.xml) beside the built-in ones"
+    )
     max_devices: int = Field(20_000, ge=1)
     max_image_bytes: int = Field(16 * 1024 * 1024, ge=1024)
     concurrent_installs: int = Field(16, ge=1)
@@ -101,6 +106,15 @@ class LwM2mBridgeSettings(ServiceSettings):
         if self.master_key_file is not None:
             return master_key(self.master_key_file, make=False)
         return master_key(self.state_dir / "device-keys.master", make=True)
+
+    def resolve_library(self) -> ObjectLibrary:
+        """Object definitions; ARGUMENT_INVALID names the file that can't be read."""
+        if self.object_definitions is None:
+            return ObjectLibrary()
+        try:
+            return ObjectLibrary.of_folder(self.object_definitions)
+        except (CodecError, OSError) as error:
+            raise BridgeError(Reason.ARGUMENT_INVALID, str(error), field="object_definitions") from error
 
     def resolve_database_url(self) -> str:
         """The URL, or that of a SQLite file in the state folder, which is made."""

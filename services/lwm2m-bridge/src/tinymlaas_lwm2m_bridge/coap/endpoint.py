@@ -11,6 +11,8 @@ from typing import Any
 import aiocoap
 import structlog
 
+from tinymlaas_lwm2m import TypeLookup, kind_of
+
 from ..core.directory import Directory
 from ..core.errors import BridgeError, Reason
 from .link import CoapLink, LinkSettings
@@ -53,7 +55,10 @@ class CoapEndpoint:
 
     @staticmethod
     async def start(
-        directory: Directory, settings: CoapSettings, link_settings: LinkSettings | None = None
+        directory: Directory,
+        settings: CoapSettings,
+        link_settings: LinkSettings | None = None,
+        types: TypeLookup = kind_of,
     ) -> CoapEndpoint:
         """Bind; devices are answered 5.03 until `serve` is called.
 
@@ -62,7 +67,7 @@ class CoapEndpoint:
         check_address(settings)
         port = free_port(settings.host, settings.port)
         context = await ServerContext.create_server_context(None, bind=(settings.host, port), transports=["udp6"])
-        link = CoapLink(context, link_settings or LinkSettings())
+        link = CoapLink(context, link_settings or LinkSettings(), types)
         packages = PackageResource()
         packages.announce(settings.public_address or None)
         context.serversite = build_site(directory, packages, link.remember)

@@ -23,18 +23,23 @@ from tinymlaas_lwm2m import (
     Kind,
     Limits,
     Path,
+    TypeLookup,
     Value,
     Values,
     decode,
+    decode_composite,
     encode,
+    encode_composite,
+    encode_paths,
     format_arguments,
     kind_of,
+    parse_discovery,
 )
 
 from ..core.errors import BridgeError, Reason
 from ..core.registration import Registration
 
-_FORMATS = (Format.TLV, Format.SENML_CBOR, Format.SENML_JSON)
+_FORMATS = (Format.TLV, Format.SENML_CBOR, Format.SENML_JSON, Format.LWM2M_CBOR)
 _SZX = 6
 _BLOCK = 1 << (_SZX + 4)
 
@@ -54,8 +59,9 @@ class LinkSettings:
 class CoapLink:
     """Implements `DeviceLink` on one aiocoap context, which is also the server that devices registered at."""
 
-    def __init__(self, context: aiocoap.Context, settings: LinkSettings) -> None:
+    def __init__(self, context: aiocoap.Context, settings: LinkSettings, types: TypeLookup = kind_of) -> None:
         self._context = context
+        self._types = types
         self._settings = settings
         self._remotes: OrderedDict[str, tuple[str, Any]] = OrderedDict()
         self._formats: OrderedDict[str, Format] = OrderedDict()
@@ -74,7 +80,7 @@ class CoapLink:
 
     async def read(self, device: Registration, path: Path) -> Values:
         """Values at or under `path`; a resource that the device does not have gives none."""
-        opaque = path.depth >= 3 and kind_of(path.object_id, path.resource_id or 0) is Kind.OPAQUE
+        opaque = path.depth >= 3 and self._types(path.object_id, path.resource_id or 0) is Kind.OPAQUE
         accepted = self._accepted(device.endpoint)
         if opaque and path.depth == 3:
             accepted = (Format.OPAQUE, *accepted)
@@ -93,20 +99,20 @@ class CoapLink:
             return values
         raise BridgeError(
             Reason.DEVICE_ANSWER_INVALID,
-            f"{path}: the device speaks none of TLV, SenML-CBOR and SenML-JSON",
+            f"{path}: the device speaks none of TLV, SenML-CBOR, SenML-JSON and LwM2M CBOR",
             path=str(path),
         )
 
     async def write(self, device: Registration, path: Path, value: Value) -> None:
         """Write one resource (replacing it) or one resource instance."""
-        kind = kind_of(path.object_id, path.resource_id or 0)
+        kind = self._types(path.object_id, path.resource_id or 0)
         if isinstance(value, bytes) and (kind is Kind.OPAQUE or kind is None):
             await self.push(device, path, value, lambda _: None)
             return
         content_format = Format.TEXT if path.depth == 3 else self._accepted(device.endpoint)[0]
         message = self._message(device, Code.PUT, path)
         message.opt.content_format = content_format
-        message.payload = encode(content_format, {path: value}, path)
+        message.payload = encode(content_format, {path: value}, path, types=self._types)
         self._expect(await self._ask(device, message, self._settings.answer_s, path), path)
 
     async def push(self, device: Registration, path: Path, data: bytes, progress: Callable[[int], None]) -> None:
@@ -144,6 +150,74 @@ class CoapLink:
             message.payload = format_arguments(arguments)
         self._expect(await self._ask(device, message, self._settings.execute_s, path), path)
 
+    async def create(self, device: Registration, object_id: int, instance_id: int | None, values: Values) -> Path:
+        """Create an instance with these values, given at `instance_id` (or 0 where the device may choose); its path.
+
+        Core TS 1.1, clause 6.3.6. TLV alone can leave the id to the device.
+        """
+        base = Path(object_id, 0 if instance_id is None else instance_id)
+        message = self._message(device, Code.POST, Path(object_id))
+        message.opt.content_format = Format.TLV
+        given = base if instance_id is None else Path(object_id)
+        message.payload = encode(Format.TLV, values, given, types=self._types)
+        answer = await self._ask(device, message, self._settings.answer_s, Path(object_id))
+        self._expect(answer, Path(object_id))
+        location = answer.opt.location_path
+        try:
+            return Path.of(location) if location else base
+        except CodecError as error:
+            raise BridgeError(
+                Reason.DEVICE_ANSWER_INVALID, f"the created instance has no path: {error}", path=str(base)
+            ) from error
+
+    async def delete(self, device: Registration, path: Path) -> None:
+        """Delete an object instance (clause 6.3.7)."""
+        self._expect(
+            await self._ask(device, self._message(device, Code.DELETE, path), self._settings.answer_s, path), path
+        )
+
+    async def discover(self, device: Registration, path: Path) -> tuple[Path, ...]:
+        """Objects, instances and resources at or under a path, without their attributes (clause 6.3.2)."""
+        _, payload = await self._get(device, path, Format.LINK)
+        try:
+            return tuple(found for found in parse_discovery(payload) if path.covers(found))
+        except CodecError as error:
+            raise BridgeError(Reason.DEVICE_ANSWER_INVALID, f"{path}: {error}", path=str(path)) from error
+
+    async def read_several(self, device: Registration, paths: tuple[Path, ...]) -> Values:
+        """Values of several objects at one moment (Read-Composite, clause 6.3.8), as far as they fit one datagram.
+
+        DEVICE_REJECTED with 4.05 where the device does not know the operation, as LwM2M 1.0 does not.
+        """
+        message = self._composite(device, Code.FETCH)
+        message.payload = encode_paths(Format.SENML_CBOR, paths)
+        answer = await self._ask(device, message, self._settings.answer_s, paths[0])
+        self._expect(answer, paths[0])
+        if answer.opt.block2 is not None and answer.opt.block2.more:
+            raise BridgeError(
+                Reason.LIMIT_EXCEEDED, "the values fill more than one datagram: read them one by one", limit="datagram"
+            )
+        try:
+            values = decode_composite(
+                answer.opt.content_format, answer.payload, types=self._types, limits=self._limits()
+            )
+        except CodecError as error:
+            raise BridgeError(Reason.DEVICE_ANSWER_INVALID, str(error), path=str(paths[0])) from error
+        return {at: value for at, value in values.items() if any(path.covers(at) for path in paths)}
+
+    async def write_several(self, device: Registration, values: Values) -> None:
+        """Write resources of several objects at once (Write-Composite, clause 6.3.9)."""
+        message = self._composite(device, Code.iPATCH)
+        message.payload = encode_composite(Format.SENML_CBOR, values, types=self._types)
+        self._expect(await self._ask(device, message, self._settings.answer_s, next(iter(values))), next(iter(values)))
+
+    def _composite(self, device: Registration, code: Code) -> Message:
+        message = self._message(device, code, None)
+        message.opt.content_format = Format.SENML_CBOR
+        if code is Code.FETCH:
+            message.opt.accept = Format.SENML_CBOR
+        return message
+
     async def observe(self, device: Registration, path: Path) -> AsyncIterator[Values]:
         """The values at `path` now and at each notification (RFC 7641)."""
         message = self._message(device, Code.GET, path)
@@ -170,6 +244,9 @@ class CoapLink:
         if answer.opt.block2 is not None and answer.opt.block2.more:
             return await self.read(device, path)
         return self._decode(answer.opt.content_format, answer.payload, path)
+
+    def _limits(self) -> Limits:
+        return Limits(max_bytes=self._settings.max_answer_bytes)
 
     def _accepted(self, endpoint: str) -> tuple[Format, ...]:
         """Formats to try, the one that the device used last first."""
@@ -210,14 +287,14 @@ class CoapLink:
                 szx = block.size_exponent
         raise BridgeError(Reason.DEVICE_ANSWER_INVALID, f"{path} changes faster than it can be read", path=str(path))
 
-    def _message(self, device: Registration, code: Code, path: Path) -> Message:
+    def _message(self, device: Registration, code: Code, path: Path | None) -> Message:
         message = Message(code=code, transport_tuning=self._tuning)
         known = self._remotes.get(device.endpoint)
         if known is not None and known[0] == device.address:
             message.remote = known[1]
         else:
             message.unresolved_remote = device.address.removeprefix("coap://")
-        message.opt.uri_path = path.segments
+        message.opt.uri_path = path.segments if path is not None else ()
         return message
 
     async def _ask(self, device: Registration, message: Message, limit: float, path: Path) -> Message:
@@ -257,7 +334,8 @@ class CoapLink:
                 None if content_format is None else int(content_format),
                 payload,
                 path,
-                limits=Limits(max_bytes=self._settings.max_answer_bytes),
+                types=self._types,
+                limits=self._limits(),
             )
         except CodecError as error:
             raise BridgeError(Reason.DEVICE_ANSWER_INVALID, f"{path}: {error}", path=str(path)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from tinymlaas.registry.v1 import devices_pb2
@@ -12,6 +13,7 @@ from tinymlaas_lwm2m import (
     IPSO_SENSORS,
     DeviceRes,
     MlRes,
+    ObjectLibrary,
     ObjectLink,
     Path,
     SlotState,
@@ -47,7 +49,10 @@ _UPDATE_STATES = {
 
 
 def build_device(
-    values: Mapping[Path, Value], objects: tuple[ObjectLink, ...], catalogue: Catalogue
+    values: Mapping[Path, Value],
+    objects: tuple[ObjectLink, ...],
+    catalogue: Catalogue,
+    library: ObjectLibrary | None = None,
 ) -> devices_pb2.Device:
     """The record of a device from decoded resources of objects 3, 9, 42769 and its object list.
 
@@ -68,7 +73,7 @@ def build_device(
     record.trust()
     _slots(device.capabilities, values)
     _limit_flash_to_slots(device.capabilities)
-    _peripherals(device.capabilities, objects)
+    _peripherals(device.capabilities, objects, library or ObjectLibrary())
     return device
 
 
@@ -244,12 +249,23 @@ def _state_of_object_9(values: Mapping[Path, Value], index: int) -> devices_pb2.
     return devices_pb2.Slot.STATE_UNSPECIFIED
 
 
-def _peripherals(capabilities: devices_pb2.Capabilities, objects: tuple[ObjectLink, ...]) -> None:
-    """Each instance of an IPSO sensor object is something that a model may need as its input."""
+def _peripherals(
+    capabilities: devices_pb2.Capabilities, objects: tuple[ObjectLink, ...], library: ObjectLibrary
+) -> None:
+    """Each instance of an IPSO sensor object is something that a model may need as its input.
+
+    One that is not known here is called as its definition says, where a user has added that.
+    """
     for link in objects:
         if IPSO_FIRST <= link.object_id <= IPSO_LAST and link.instance_id is not None:
-            kind = IPSO_SENSORS.get(link.object_id, f"ipso-{link.object_id}")
+            kind = IPSO_SENSORS.get(link.object_id) or _kind_of_object(link.object_id, library)
             capabilities.peripherals.add(object_id=link.object_id, kind=kind, instance=link.instance_id)
+
+
+def _kind_of_object(object_id: int, library: ObjectLibrary) -> str:
+    definition = library.get(object_id)
+    name = re.sub(r"[^a-z0-9]+", "_", definition.name.lower()).strip("_")[:64] if definition else ""
+    return name or f"ipso-{object_id}"
 
 
 def _text(values: Mapping[Path, Value], path: Path) -> str:

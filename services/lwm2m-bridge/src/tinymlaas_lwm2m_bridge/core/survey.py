@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tinymlaas.registry.v1 import devices_pb2
-from tinymlaas_lwm2m import ML_CAPABILITY, Path, Values
+from tinymlaas_lwm2m import ML_CAPABILITY, ObjectLibrary, Path, Values
 from tinymlaas_lwm2m.objects import DEVICE, FIRMWARE, SOFTWARE
 
 from .capabilities import build_device
@@ -19,9 +19,10 @@ _MAX_SLOTS = 16
 class Surveyor:
     """Asks devices what they are and how they stand."""
 
-    def __init__(self, link: DeviceLink, catalogue: Catalogue) -> None:
+    def __init__(self, link: DeviceLink, catalogue: Catalogue, library: ObjectLibrary) -> None:
         self._link = link
         self._catalogue = catalogue
+        self._library = library
 
     async def capabilities(self, device: Registration) -> devices_pb2.Device:
         """The device's record, read afresh from objects 3, 9 and 42769 and the object list."""
@@ -31,7 +32,7 @@ class Surveyor:
                 values |= await self._link.read(device, Path(object_id, 0))
         if device.has(SOFTWARE):
             values |= await self._link.read(device, Path(SOFTWARE))
-        return build_device(values, device.objects, self._catalogue)
+        return build_device(values, device.objects, self._catalogue, self._library)
 
     async def view(self, device: Registration) -> DeviceView:
         """State of all slots, or of the firmware of a device without; INSTALL_UNSUPPORTED where it has neither."""
