@@ -1,4 +1,4 @@
-"""Lowering for cores with MVE: convolutions, fully connected layers, 3 by 3 depthwise, sums and additions.
+"""Lowering for cores with MVE: convolutions, fully connected layers, means and additions.
 
 Each `lower_...` gives whether it has lowered the operator; where it has not, the kernels of cores without MVE do.
 """
@@ -15,17 +15,16 @@ from tinymlaas_compiler_tvm.int8 import mve_asm, tables
 from tinymlaas_compiler_tvm.int8.channels import Layer, make_layer
 from tinymlaas_compiler_tvm.int8.lowering import Lower, Lowering, activation_of, image, pointer, quantized, words
 from tinymlaas_compiler_tvm.int8.mve_asm import LANES, MveEpilogue
-from tinymlaas_compiler_tvm.int8.mve_depthwise_asm import Plane, depthwise, weight_vectors
+from tinymlaas_compiler_tvm.int8.mve_depthwise import lower_depthwise
+from tinymlaas_compiler_tvm.int8.mve_parts import declare, epilogue_of, parameters
 from tinymlaas_compiler_tvm.int8.simple import as_planar
-from tinymlaas_compiler_tvm.native.program import AsmKernel
-from tinymlaas_compiler_tvm.requant import PRE_SHIFT
 from tinymlaas_modelkit.graph import Op, OpKind
 
 _SCATTER_LIMIT = 1 << 16
 _MAX_STEPS = 255
 _MATRIX = "void {}(const int8_t *, const int8_t *, int8_t *, const uint8_t *, const void *);"
 _ROW = "void {}(const int8_t *, int8_t *, const uint8_t *, const void *);"
-_DEPTHWISE = "void {}(const int8_t *, int8_t *, const uint8_t *, int8_t *);"
+
 
 _ARGUMENTS = """
 typedef struct { uint16_t at[8]; int32_t bytes, step, last; } tim_mve_args;
@@ -78,34 +77,11 @@ static NOINLINE void @NAME@(const @NAME@_desc *d, const int8_t *in, int8_t *out,
 """
 
 
-def _declare(state: Lowering, kernel: AsmKernel, prototype: str) -> str:
-    state.program.asm_kernels[kernel.name] = kernel
-    state.define(f"{kernel.name}_prototype", prototype.format(kernel.name))
-    return kernel.name
-
-
 def _vector_copies(state: Lowering) -> None:
     """Let rows be copied by vectors wherever a C kernel copies bytes."""
     if "copy" not in state.program.c_kernels:
-        name = _declare(state, mve_asm.copy(), "void {}(int8_t *, const int8_t *, int32_t);")
+        name = declare(state, mve_asm.copy(), "void {}(int8_t *, const int8_t *, int32_t);")
         state.define("copy", f"#define TIM_COPY {name}")
-
-
-def _epilogue(layer: Layer) -> MveEpilogue:
-    return MveEpilogue(layer.fitted.shift, layer.signed, bool(np.any(layer.biases)), layer.low, layer.high)
-
-
-def _parameters(layer: Layer, epilogue: MveEpilogue, first: int, count: int) -> list[list[int]]:
-    """Per kind of parameter, the values of channels `first` to `first + count`; zeros for channels that are none."""
-    fitted = layer.fitted
-    kinds = [layer.biases << PRE_SHIFT] if epilogue.biased else []
-    kinds += [fitted.multipliers, fitted.offsets]
-    if fitted.negatives is not None:
-        kinds.append(fitted.negatives)
-    if epilogue.shift < 0:
-        kinds.append(-fitted.shifts)
-    total = layer.weights.shape[0]
-    return [[int(kind[c]) if c < total else 0 for c in range(first, first + count)] for kind in kinds]
 
 
 def _stream(layer: Layer, epilogue: MveEpilogue, group: int) -> bytes:
@@ -118,7 +94,7 @@ def _stream(layer: Layer, epilogue: MveEpilogue, group: int) -> bytes:
     for first in range(0, weights.shape[0], group):
         block = weights[first : first + group].reshape(group, steps, LANES)
         parts.append(np.ascontiguousarray(block.transpose(1, 0, 2)).tobytes())
-        parts += [words(values) for values in _parameters(layer, epilogue, first, group)]
+        parts += [words(values) for values in parameters(layer, epilogue, first, group)]
     return b"".join(parts)
 
 
@@ -164,11 +140,11 @@ def _points(state: Lowering, op: Op, in_name: str, layer: Layer, strides: tuple[
     out_name = op.outputs[0]
     _, iw, channels = image(state.tensor(in_name))
     oh, ow, out_channels = image(state.tensor(out_name))
-    epilogue = _epilogue(layer)
+    epilogue = epilogue_of(layer)
     kernel = mve_asm.matrix(channels, out_channels % 4 != 0, epilogue, padded=False)
     name = f"tim_mve_points_{kernel.name[8:]}"
     state.define("tim_mve_args", _ARGUMENTS)
-    state.define(name, _POINTS.replace("@MM@", _declare(state, kernel, _MATRIX)))
+    state.define(name, _POINTS.replace("@MM@", declare(state, kernel, _MATRIX)))
     data = _stream(layer, epilogue, 4)
     stream = state.constant(data)
     source, target = state.place(in_name), state.output(out_name)
@@ -205,7 +181,7 @@ def _patches(
     source = state.place(in_name)
     target = state.output(out_name, over=in_name if in_place else None)
     pixel, channel = state.strides(out_name)
-    epilogue = _epilogue(layer)
+    epilogue = epilogue_of(layer)
     depth = layer.weights.shape[1]
     room = -(-depth // LANES) * LANES
     kernel = mve_asm.matrix(depth, out_channels % 4 != 0, epilogue, padded=True)
@@ -213,9 +189,9 @@ def _patches(
     _vector_copies(state)
     state.use("conv_common")
     state.define("tim_mve_args", _ARGUMENTS)
-    _declare(state, rows, "int8_t *{}(int8_t *, const int8_t *, int32_t, int32_t, int32_t);")
+    declare(state, rows, "int8_t *{}(int8_t *, const int8_t *, int32_t, int32_t, int32_t);")
     name = f"tim_mve_patches_{kernel.name[8:]}"
-    state.define(name, _PATCHES.replace("@MM@", _declare(state, kernel, _MATRIX)))
+    state.define(name, _PATCHES.replace("@MM@", declare(state, kernel, _MATRIX)))
     data = _stream(layer, epilogue, 4)
     stream = state.constant(data)
     scratch = [state.program.workspace(2 * room)]
@@ -274,9 +250,9 @@ def lower_dense(state: Lowering, op: Op) -> bool:
     rows, rest = divmod(state.tensor(in_name).elements, depth)
     if rest:
         return False
-    epilogue = _epilogue(layer)
+    epilogue = epilogue_of(layer)
     state.define("tim_mve_args", _ARGUMENTS)
-    name = _declare(state, mve_asm.dense(depth, channels % 8 != 0, epilogue), _ROW)
+    name = declare(state, mve_asm.dense(depth, channels % 8 != 0, epilogue), _ROW)
     stream_data = _stream(layer, epilogue, 8)
     stream = state.constant(stream_data)
     source, target = state.place(in_name), state.output(out_name)
@@ -288,39 +264,6 @@ def lower_dense(state: Lowering, op: Op) -> bool:
         f"    {name}({pointer(source.buffer)} + i * {depth}, {pointer(target.buffer)} + i * {channels}, W({stream}), &a);"
     )
     state.step("dense", op, body, [in_name], [out_name], [], len(stream_data), rows * channels * depth)
-    return True
-
-
-def lower_depthwise(state: Lowering, op: Op) -> bool:
-    """A 3 by 3 depthwise convolution with stride 1 or 2, planes in, any layout out."""
-    in_name, out_name = str(op.inputs[0]), op.outputs[0]
-    data = state.tensor(op.inputs[1]).data
-    strides = cast("tuple[int, int]", tuple(op.attributes["strides"]))  # type: ignore[arg-type]
-    dilations = cast("tuple[int, int]", tuple(op.attributes.get("dilations", (1, 1))))  # type: ignore[arg-type]
-    top, left, _, _ = cast("tuple[int, int, int, int]", tuple(op.attributes["pads"]))  # type: ignore[arg-type]
-    (ih, iw, channels), (oh, ow, out_channels) = image(state.tensor(in_name)), image(state.tensor(out_name))
-    if data is None or data.shape[1:3] != (3, 3) or strides not in ((1, 1), (2, 2)) or dilations != (1, 1):
-        return False
-    pixel, channel = (1, oh * ow) if out_name in state.planar else (out_channels, 1)
-    plane = Plane(ih, iw, oh, ow, strides[0], top, left, pixel, channel)
-    if channels != out_channels or not plane.usable:
-        return False
-    layer = make_layer(state, op, data.astype(np.int64).reshape(9, out_channels).T.copy())
-    _, _, zero = quantized(state, op, in_name)
-    in_name = as_planar(state, op, in_name)
-    epilogue = _epilogue(layer)
-    name = _declare(state, depthwise(plane, channels, zero, epilogue), _DEPTHWISE)
-    parts = []
-    for c in range(channels):
-        parts.append(weight_vectors(layer.weights[c].reshape(3, 3), plane.stride))
-        parts.append(words([values[0] for values in _parameters(layer, epilogue, c, 1)]))
-    stream_data = b"".join(parts)
-    stream = state.constant(stream_data)
-    source, target = state.place(in_name), state.output(out_name)
-    scratch = state.program.workspace(plane.scratch_bytes)
-    body = f"{name}({pointer(source.buffer)}, {pointer(target.buffer)}, W({stream}), {pointer(scratch)});"
-    macs = oh * ow * int(layer.weights.size)
-    state.step("depthwise", op, body, [in_name], [out_name], [scratch], len(stream_data), macs)
     return True
 
 
@@ -358,7 +301,7 @@ def lower_add(state: Lowering, op: Op) -> bool:
             out.elements, first, parameters.multiplier_1, second, parameters.multiplier_2, sum(shifts),
             parameters.multiplier_out, max(out_shift, 0), min(out_shift, 0), out_zero, low, high,
         ]  # fmt: skip
-    name = _declare(state, kernel, "void {}(const int8_t *, const int8_t *, int8_t *, const int32_t *);")
+    name = declare(state, kernel, "void {}(const int8_t *, const int8_t *, int8_t *, const int32_t *);")
     body = (
         f"static const int32_t d[{len(values)}] = {{{', '.join(map(str, values))}}};\n"
         f"  {name}({pointer(sources[0])}, {pointer(sources[1])}, {pointer(target.buffer)}, d);"
@@ -394,7 +337,7 @@ def lower_average(state: Lowering, op: Op) -> bool:
     if state.settings.rounding != "tflite":
         return False
     low, high = arithmetic.activation_range(activation_of(op), out_scale, out_zero)
-    _declare(state, mve_asm.sums(), "void {}(const int8_t *, int32_t *, int32_t, int32_t);")
+    declare(state, mve_asm.sums(), "void {}(const int8_t *, int32_t *, int32_t, int32_t);")
     state.define("tim_mve_means", _MEANS, "requant")
     source, target = state.place(in_name), state.output(out_name)
     scratch = state.program.workspace(4 * channels)

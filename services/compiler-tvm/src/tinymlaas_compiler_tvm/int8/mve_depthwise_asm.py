@@ -1,9 +1,9 @@
-"""Depthwise 3 by 3 for cores with MVE, as assembly text.
+"""Depthwise kernels for cores with MVE, as assembly text: 3 by 3 over planes, and any other over channels side by side.
 
-The input lies in planes. Four rows of a plane are interleaved in scratch by VST4, column by column, so that one vector holds
-four columns of four rows: the patches of two by two neighbouring outputs (stride 1), or that of one output (stride 2). A
+3 by 3: the input lies in planes. Four rows of a plane are interleaved in scratch by VST4, column by column, so that one vector
+holds four columns of four rows: the patches of two by two neighbouring outputs (stride 1), or that of one output (stride 2). A
 patch's sum is one VMLADAV with weights that stand in the lanes of its nine values; zeros stand in the others. Outputs are
-scattered, so that they may lie in either layout.
+scattered, so that they may lie in either layout. Any other: a pixel's taps are given by their addresses, four channels at a time.
 """
 
 from __future__ import annotations
@@ -251,3 +251,38 @@ def _next_rows(plane: Plane) -> list[str]:
         outputs = 1 if plane.stride == 2 else 2
         lines += ["add.w r9, r9, #2", *_advance("r5", 2 * plane.in_columns), *_advance("r7", outputs * row)]
     return [*lines, "b.w 11b", "13:"]
+
+
+def taps(channels: int, epilogue: MveEpilogue) -> AsmKernel:
+    """One pixel of any depthwise convolution: `f(addresses, out, stream, {taps, output's channel stride})`.
+
+    Channels lie side by side at each address. The stream has, for each four channels, their weights tap by tap, then the
+    epilogue's parameters. Reads and writes exactly `channels` bytes.
+    """
+    ragged = channels % 4 != 0
+    name = f"tim_mve_taps{channels}_{epilogue.tag}"
+    lines = [*_prologue(12), "mov r10, r0", "ldr r4, [r3]", "ldr r5, [r3, #4]", "movs r8, #0"]
+    lines += ["vidup.u32 q3, r8, #1", "vmul.i32 q3, q3, r5", "lsls r5, r5, #2", f"movw r6, #{channels}", "movs r9, #0"]
+    lines += ["1:", "vmov.i32 q0, #0", "mov r8, r10", *(["vctp.32 r6"] if ragged else []), "dls lr, r4", "2:"]
+    lines += ["ldr r7, [r8], #4", "add r7, r9"]
+    lines += ["vpst", "vldrbt.s32 q1, [r7]"] if ragged else ["vldrb.s32 q1, [r7]"]
+    lines += [
+        "vldrb.s32 q2, [r2], #4",
+        "vmul.i32 q1, q1, q2",
+        "vadd.i32 q0, q0, q1",
+        "le lr, 2b",
+        "vshl.i32 q0, q0, #8",
+    ]
+    load = "vldrw.u32 q1, [r2], #16"
+    lines += [load, "vadd.i32 q0, q0, q1"] if epilogue.biased else []
+    lines += [load, "vmulh.s32 q2, q0, q1", load, "vadd.i32 q2, q2, q1"]
+    lines += [load, "vpt.s32 lt, q0, zr", "vsubt.i32 q2, q2, q1"] if epilogue.signed else []
+    if epilogue.shift < 0:
+        lines += [load, "vshl.s32 q2, q2, q1", "vqmovnb.s32 q2, q2"]
+    else:
+        lines += [f"vshr.s32 q2, q2, #{epilogue.shift - 16}"] if epilogue.shift > 16 else []
+        lines.append(f"vqshrnb.s32 q2, q2, #{min(epilogue.shift, 16)}")
+    lines += _clamp("q2", "q1", epilogue)
+    lines += ["vctp.32 r6", "vpst", "vstrbt.32 q2, [r1, q3]"] if ragged else ["vstrb.32 q2, [r1, q3]"]
+    lines += ["add r1, r5", "adds r9, #4", "subs r6, #4", "bgt 1b", *_end(12)]
+    return _function(name, lines, 12 + _PUSHED)
