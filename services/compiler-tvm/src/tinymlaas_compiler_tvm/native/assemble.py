@@ -10,7 +10,7 @@ from pathlib import Path
 from tinymlaas_compiler_tvm.errors import DoesNotFit
 from tinymlaas_compiler_tvm.native import codegen, toolchain
 from tinymlaas_compiler_tvm.native.image import Image, StackBound, read_image, stack_bound
-from tinymlaas_compiler_tvm.native.planner import ALIGNMENT, Plan, Request, plan_arena
+from tinymlaas_compiler_tvm.native.planner import ALIGNMENT, Plan, Request, lower_bound, plan_arena
 from tinymlaas_compiler_tvm.native.program import Access, Buffer, BufferKind, Program
 from tinymlaas_compiler_tvm.parts import (
     ArenaBuffer,
@@ -89,8 +89,21 @@ def assemble(
         log=(
             *program.log,
             f"{len(program.steps)} steps, {len(image.payload)} B payload ({image.code_bytes} B code), "
-            f"{arena_bytes} B arena (live at once: {plan.lower_bound} B), {stack.bytes} B stack",
+            f"{stack.bytes} B stack",
+            _arena_line(plan, used),
         ),
+    )
+
+
+def _arena_line(plan: Plan, used: list[Buffer]) -> str:
+    """The arena beside the bounds that no plan of these buffers, and none of the tensors alone, can beat."""
+    tensors = [Request(b.size, b.first, b.last) for b in used if b.kind is BufferKind.TENSOR]
+    proven = (
+        "no plan is smaller" if plan.size == plan.lower_bound else f"{plan.size - plan.lower_bound} B above the bound"
+    )
+    return (
+        f"arena {plan.size} B, lower bound {plan.lower_bound} B ({proven}); "
+        f"tensors alone need {lower_bound(tensors)} B at once"
     )
 
 
