@@ -22,7 +22,7 @@ from tinymlaas_servicekit import ServiceSettings, connect
 
 HERE = Path(__file__).parent
 TOKEN = "test-token"
-DEADLINE = 60.0
+DEADLINE = 150.0
 
 
 async def until(condition: Callable[[], Any], what: str, seconds: float = DEADLINE) -> Any:
