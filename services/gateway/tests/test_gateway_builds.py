@@ -30,7 +30,7 @@ def started(operation: Any) -> builds_pb2.Build:
 
 async def finished(world: World, name: str) -> builds_pb2.Build:
     last = None
-    async for build in world.builds.WatchBuild(builds_pb2.WatchBuildRequest(name=name), timeout=60):
+    async for build in world.builds.WatchBuild(builds_pb2.WatchBuildRequest(name=name), timeout=150):
         last = build
     assert last is not None
     return last
