@@ -50,6 +50,22 @@ def test_a_refusal_shows_reason_and_next_step_and_no_traceback(running: RunningS
     assert "Traceback" not in done.stderr + done.stdout
 
 
+def test_a_device_key_is_told_once_listed_without_its_secret_and_taken_back(running: RunningSuite) -> None:
+    state = running.suite.state
+    done = tinymlaas(state, "devices", "keys", "create", "keyed-1", "--json")
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    assert len(bytes.fromhex(made["secret"])) == 16
+    listed = tinymlaas(state, "devices", "keys", "list", "keyed-1", "--json").stdout
+    assert [key["identity"] for key in json.loads(listed)] == [made["identity"]]
+    assert made["secret"] not in listed
+    assert tinymlaas(state, "devices", "keys", "delete", made["identity"]).returncode == 0
+    assert json.loads(tinymlaas(state, "devices", "keys", "list", "--json").stdout) == []
+    refused = tinymlaas(state, "devices", "keys", "create", "no such/name", "--json")
+    assert refused.returncode == 3
+    assert json.loads(refused.stderr)["error"]["reason"] == "REGISTRATION_INVALID"
+
+
 def test_status_names_every_process_and_compilers_list_every_plugin(running: RunningSuite) -> None:
     rows = json.loads(tinymlaas(running.suite.state, "status", "--json").stdout)
     assert {row["name"]: row["state"] for row in rows if row["role"] != "device"} == {

@@ -15,6 +15,7 @@ from google.longrunning import operations_pb2
 from google.protobuf import struct_pb2
 from google.protobuf.json_format import ParseDict
 
+from tinymlaas.bridge.v1 import security_pb2, security_pb2_grpc
 from tinymlaas.gateway.v1 import (
     builds_pb2,
     builds_pb2_grpc,
@@ -73,6 +74,7 @@ class AsyncClient:
         self._artifacts = artifacts_pb2_grpc.ArtifactsStub(self._channel)
         self._modules = modules_pb2_grpc.ModulesStub(self._channel)
         self._devices = devices_pb2_grpc.DevicesStub(self._channel)
+        self._device_keys = security_pb2_grpc.DeviceKeysStub(self._channel)
         self._plugins = plugins_pb2_grpc.PluginsStub(self._channel)
         self._routing = routing_pb2_grpc.RoutingStub(self._channel)
         self._optimizations = optimizations_pb2_grpc.OptimizationsStub(self._channel)
@@ -235,6 +237,27 @@ class AsyncClient:
     def device_name(self, name: str) -> str:
         """Full resource name of a device given by its endpoint name."""
         return name if name.startswith("projects/") else f"{self.project}/devices/{name}"
+
+    async def create_device_key(self, endpoint: str) -> security_pb2.CreateDeviceKeyResponse:
+        """A new pre-shared key for an endpoint name, with its secret, which is told this once."""
+        request = security_pb2.CreateDeviceKeyRequest(parent=self.project, endpoint=endpoint)
+        return await _call(self._device_keys.CreateDeviceKey(request))
+
+    async def list_device_keys(self, endpoint: str = "") -> list[security_pb2.DeviceKey]:
+        """Keys of one endpoint, or of all, without their secrets."""
+        return await _all_pages(
+            lambda token: self._device_keys.ListDeviceKeys(
+                security_pb2.ListDeviceKeysRequest(
+                    parent=self.project, endpoint=endpoint, page_size=1000, page_token=token
+                )
+            ),
+            "keys",
+        )
+
+    async def delete_device_key(self, identity: str) -> None:
+        """Take a key back; its open sessions end. Repeatable."""
+        request = security_pb2.DeleteDeviceKeyRequest(parent=self.project, identity=identity)
+        await _call(self._device_keys.DeleteDeviceKey(request))
 
     async def list_plugins(self) -> list[plugins_pb2.Plugin]:
         """Every plugin that the gateway knows."""

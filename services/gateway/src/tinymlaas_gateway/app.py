@@ -36,7 +36,7 @@ from .services.builds import BuildsServicer
 from .services.deployments import DeploymentsServicer
 from .services.operations import OperationsServicer
 from .services.optimizations import OptimizationsServicer
-from .services.proxy import Proxy
+from .services.proxy import CATALOGUE, DEVICE_KEYS, Proxy
 from .services.routing import RoutingServicer
 from .settings import GatewaySettings
 
@@ -60,7 +60,7 @@ class Gateway:
             Location(settings.registry_address, settings.registry_address_file),
             settings.resolve_peer_token(),
         )
-        self._proxy = Proxy(self._registry.channel)
+        self._catalogue = Proxy(self._registry.channel, CATALOGUE, "registry")
         self.context: Context | None = None
 
     @asynccontextmanager
@@ -83,6 +83,7 @@ class Gateway:
         bridges = BridgeDirectory(
             _manifest(settings.bridges, settings.bridges_manifest), catalogue, settings.projects, token
         )
+        self._device_keys = Proxy(bridges.any_channel, DEVICE_KEYS, "bridge")
         build_store = Resources(engine, "build", builds_pb2.Build, projection.ended)
         deployment_store = Resources(engine, "deployment", deployments_pb2.Deployment, deployments.ended)
         self.context = Context(
@@ -128,12 +129,13 @@ class Gateway:
         routing_pb2_grpc.add_RoutingServicer_to_server(RoutingServicer(context), server)
         optimizations_pb2_grpc.add_OptimizationsServicer_to_server(OptimizationsServicer(context), server)
         operations_pb2_grpc.add_OperationsServicer_to_server(OperationsServicer(context), server)
-        server.add_generic_rpc_handlers((self._proxy,))
+        server.add_generic_rpc_handlers((self._catalogue, self._device_keys))
         own = ("Builds", "Deployments", "Optimizations", "Routing")
         return [
             *(f"tinymlaas.gateway.v1.{name}" for name in own),
             "google.longrunning.Operations",
-            *self._proxy.services,
+            *self._catalogue.services,
+            *self._device_keys.services,
         ]
 
 

@@ -10,10 +10,12 @@ from rich.table import Table
 from tinymlaas.registry.v1 import devices_pb2, plugins_pb2
 from tinymlaas.type.v1 import target_pb2
 from tinymlaas_client import figures as _figures
+from tinymlaas_client.cli import key_commands
 from tinymlaas_client.cli._context import Session, run
 from tinymlaas_client.suite import ProcessRecord, SuiteError
 
 app = typer.Typer(no_args_is_help=True, help="List, show and start devices.")
+app.add_typer(key_commands.app, name="keys")
 compilers = typer.Typer(
     no_args_is_help=True, help="List and show the plugins: compilers, optimizers, importers, profilers."
 )

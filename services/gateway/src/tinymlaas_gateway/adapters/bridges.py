@@ -115,6 +115,12 @@ class BridgeDirectory:
         except ServiceError as error:
             log.warning("a device was not recorded", device=device.name, error=str(error)[:500])
 
+    def any_channel(self) -> grpc.aio.Channel:
+        """Channel to one of the bridges, for what all of them know; BRIDGE_UNAVAILABLE where there is none."""
+        for endpoint in self._endpoints.values():
+            return endpoint.channel()
+        raise Unavailable("no bridge is there", "BRIDGE_UNAVAILABLE", help="Start a bridge, then call again.")
+
     def _stub(self, device: str) -> AsyncBridge:
         entry = self._owners.get(device)
         if entry is None:

@@ -1,6 +1,6 @@
-"""Catalogue calls forwarded to the registry as bytes: same protos, nothing parsed, nothing translated.
+"""Calls forwarded as bytes: the catalogue's to the registry, those of device keys to a bridge; nothing parsed or translated.
 
-The registry validates and answers; its status travels back unchanged. Authentication happens before, in the interceptor.
+Who is called validates and answers; its status travels back unchanged. Authentication happens before, in the interceptor.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from typing import Any, ClassVar
 import grpc
 import grpc.aio
 from google.protobuf import empty_pb2
-from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor import ServiceDescriptor
 
+from tinymlaas.bridge.v1 import security_pb2
 from tinymlaas.registry.v1 import artifacts_pb2, devices_pb2, models_pb2, modules_pb2, plugins_pb2
 from tinymlaas_servicekit import PermissionDenied, Unavailable
 
 from .types import RpcMethodHandler, ServicerContext
 
-FORWARDED: tuple[FileDescriptor, ...] = (
-    models_pb2.DESCRIPTOR,
-    artifacts_pb2.DESCRIPTOR,
-    modules_pb2.DESCRIPTOR,
-    devices_pb2.DESCRIPTOR,
-    plugins_pb2.DESCRIPTOR,
+CATALOGUE: tuple[ServiceDescriptor, ...] = tuple(
+    service
+    for file in (models_pb2, artifacts_pb2, modules_pb2, devices_pb2, plugins_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
 )
+DEVICE_KEYS: tuple[ServiceDescriptor, ...] = (security_pb2.DESCRIPTOR.services_by_name["DeviceKeys"],)
 # Called by gateway and bridges directly at the registry; a client could forge evidence with them.
 INTERNAL = frozenset(
     {
@@ -54,14 +54,16 @@ def _unwrap(message: Opaque) -> bytes:
 
 
 class Proxy(grpc.GenericRpcHandler):
-    """Handles every method of the catalogue's services by forwarding it; `channel` gives the registry's channel now."""
+    """Handles every method of some services by forwarding it; `channel` gives the channel to `peer` ("registry") now."""
 
-    def __init__(self, channel: Callable[[], grpc.aio.Channel]) -> None:
+    def __init__(
+        self, channel: Callable[[], grpc.aio.Channel], services: tuple[ServiceDescriptor, ...], peer: str
+    ) -> None:
         self._channel = channel
+        self._peer = peer
         self._methods = {
             f"/{service.full_name}/{method.name}": (method.client_streaming, method.server_streaming)
-            for file in FORWARDED
-            for service in file.services_by_name.values()
+            for service in services
             for method in service.methods
         }
 
@@ -99,7 +101,7 @@ class Proxy(grpc.GenericRpcHandler):
                 answer: Opaque = await self._call("unary_unary", method)(request, timeout=_seconds(context))
                 return answer
             except grpc.aio.AioRpcError as error:
-                await _pass_on(context, error)
+                await self._pass_on(context, error)
                 raise
 
         return forward
@@ -111,7 +113,7 @@ class Proxy(grpc.GenericRpcHandler):
                 async for answer in call:
                     yield answer
             except grpc.aio.AioRpcError as error:
-                await _pass_on(context, error)
+                await self._pass_on(context, error)
             finally:
                 call.cancel()
 
@@ -124,7 +126,7 @@ class Proxy(grpc.GenericRpcHandler):
                 answer: Opaque = await call
                 return answer
             except grpc.aio.AioRpcError as error:
-                await _pass_on(context, error)
+                await self._pass_on(context, error)
                 raise
 
         return forward
@@ -136,11 +138,24 @@ class Proxy(grpc.GenericRpcHandler):
                 async for answer in call:
                     yield answer
             except grpc.aio.AioRpcError as error:
-                await _pass_on(context, error)
+                await self._pass_on(context, error)
             finally:
                 call.cancel()
 
         return forward
+
+    async def _pass_on(self, context: ServicerContext, error: grpc.aio.AioRpcError) -> None:
+        """End the call with the peer's own status, details included; one that never reached it is ..._UNAVAILABLE."""
+        trailers = tuple(error.trailing_metadata() or ())
+        details = any(key == "grpc-status-details-bin" for key, _ in trailers)
+        if error.code() is grpc.StatusCode.UNAVAILABLE and not details:
+            raise Unavailable(
+                f"the {self._peer} cannot be reached",
+                f"{self._peer.upper()}_UNAVAILABLE",
+                help=f"Check that the {self._peer} runs, then call again.",
+            ) from error
+        kept = tuple(pair for pair in trailers if pair[0] == "grpc-status-details-bin")
+        await context.abort(error.code(), error.details() or "", kept)
 
 
 def _remaining(context: ServicerContext) -> float | None:
@@ -150,17 +165,3 @@ def _remaining(context: ServicerContext) -> float | None:
 
 def _seconds(context: ServicerContext) -> float:
     return min(_remaining(context) or UNARY_SECONDS, UNARY_SECONDS)
-
-
-async def _pass_on(context: ServicerContext, error: grpc.aio.AioRpcError) -> None:
-    """End the call with the registry's own status, details included; one that never reached it is REGISTRY_UNAVAILABLE."""
-    trailers = tuple(error.trailing_metadata() or ())
-    details = any(key == "grpc-status-details-bin" for key, _ in trailers)
-    if error.code() is grpc.StatusCode.UNAVAILABLE and not details:
-        raise Unavailable(
-            "the registry cannot be reached",
-            "REGISTRY_UNAVAILABLE",
-            help="Check that the registry runs, then call again.",
-        ) from error
-    kept = tuple(pair for pair in trailers if pair[0] == "grpc-status-details-bin")
-    await context.abort(error.code(), error.details() or "", kept)
