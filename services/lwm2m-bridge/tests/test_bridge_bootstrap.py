@@ -10,9 +10,10 @@ from pathlib import Path
 import aiocoap
 import pytest
 from aiocoap import Code, Message, resource
-from lwm2m_rig import Artifacts, Clock, accept_any, eventually, within
+from lwm2m_rig import Artifacts, Clock, Rig, accept_any, eventually, within
 
-from tinymlaas_lwm2m import Format, SecurityMode, SecurityRes, ServerRes, decode
+from tinymlaas_device.lwm2m_bootstrap import BootstrapSession
+from tinymlaas_lwm2m import Format, SecurityMode, SecurityRes, ServerRes, decode, encode
 from tinymlaas_lwm2m import Path as LwPath
 from tinymlaas_lwm2m_bridge import (
     Account,
@@ -224,3 +225,47 @@ def test_a_discovery_tells_the_instances_that_are_taken() -> None:
         frozenset({5}),
     )
     assert parse_request(["ep=node-1", "pct=112"]) == "node-1"
+
+
+async def test_our_device_asks_registers_and_asks_again_when_it_is_told_to(tmp_path: Path) -> None:
+    """DO-BOOT-002, DO-BOOT-005: begun by the device, then by the bridge; remembered over a reboot."""
+    rig = Rig(tmp_path, Artifacts())
+    bridge = await rig.bridge(bootstrap=BootstrapSettings(CoapSettings(port=0)), account=Account("", lifetime_s=123))
+    assert bridge.bootstrap is not None
+    port = int(bridge.bootstrap.address.rsplit(":", 1)[1])
+    node = await rig.device(server_port=port, bootstrap=True)
+    await within(node.registered.wait())
+    first = bridge.registration("node-1")
+    assert first.lifetime_s == 123
+    await ended(bridge)
+    rig.clock.now += 10
+    await within(bridge.trigger_bootstrap("node-1"))
+    await eventually(lambda: bridge.registration("node-1").id != first.id, "it has registered anew")
+    record = bridge.bootstrapped("node-1")
+    assert record is not None
+    assert record.requested_at == rig.clock.now
+    again = bridge.registration("node-1").id
+    await within(node.reboot())
+    await eventually(lambda: bridge.registration("node-1").id != again, "it has registered after the reboot")
+    assert bridge.bootstrapped("node-1") == record or record.ended_at is None
+    await node.close()
+    await bridge.close()
+
+
+@pytest.mark.parametrize(
+    "account", [Account("coaps://127.0.0.1", identity="i", secret=b"k" * 16), Account("http://127.0.0.1")]
+)
+async def test_our_device_refuses_to_finish_with_a_server_that_it_can_not_use(account: Account) -> None:
+    """DO-BOOT-005: and keeps asking instead of registering somewhere."""
+    session = BootstrapSession("coap://127.0.0.1:5")
+    for path, values in account_instances(account, frozenset({0}), frozenset()):
+        message = Message(code=Code.PUT, payload=encode(Format.TLV, values, path))
+        message.opt.uri_path, message.opt.content_format = path.segments, Format.TLV
+        assert session.answer(message).code is Code.CHANGED
+    finish = Message(code=Code.POST)
+    finish.opt.uri_path = ("bs",)
+    assert session.answer(finish).code is Code.NOT_ACCEPTABLE
+    assert not session.finished.is_set()
+    own = Message(code=Code.PUT, payload=b"")
+    own.opt.uri_path, own.opt.content_format = ("0", "0"), Format.TLV
+    assert session.answer(own).code is Code.METHOD_NOT_ALLOWED

@@ -47,6 +47,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="local address (%(default)s)")
     parser.add_argument("--port", type=int, default=0, help="local UDP port (0: a free one)")
     parser.add_argument("--allow-plain-coap", action="store_true", help="accept a server on another host: INSECURE")
+    parser.add_argument("--bootstrap", action="store_true", help="the server is a bootstrap server: ask it for another")
     parser.add_argument("--queue-mode", action="store_true", help="tell the server to ask only shortly after updates")
     parser.add_argument("--log-level", default="info", choices=sorted(_LEVELS))
     return parser.parse_args(arguments)
@@ -80,6 +81,7 @@ async def run(options: argparse.Namespace) -> None:
             state_file=memory,
             allow_plain_coap=options.allow_plain_coap,
             queue_mode=options.queue_mode,
+            bootstrap=options.bootstrap,
         ),
     )
     stop = asyncio.Event()

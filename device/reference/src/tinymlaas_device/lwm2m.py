@@ -14,8 +14,6 @@ from urllib.parse import urlsplit
 import aiocoap
 import structlog
 from aiocoap import Code, Message
-from aiocoap.numbers import COAP_PORT
-from aiocoap.util import hostportjoin
 
 from tinymlaas_lwm2m import (
     ML_CAPABILITY,
@@ -35,6 +33,7 @@ from tinymlaas_lwm2m.objects import DEVICE, SERVER, SOFTWARE
 
 from .board import Board, BoardError, SlotState
 from .lwm2m_board import BoardWorker
+from .lwm2m_bootstrap import BootstrapError, BootstrapSession, ask, hostinfo
 from .lwm2m_download import DownloadSettings, Fetcher
 from .lwm2m_objects import BINDING, ObjectTree
 from .lwm2m_site import DeviceSite
@@ -50,6 +49,7 @@ MAX_INPUT_BYTES = 4 * 1024 * 1024
 class DeviceSettings:
     """How the device reaches its server. `lifetime_s` is the registration's; `retry_s` the pause after a failure.
 
+    With `bootstrap` the server is a bootstrap server, which is asked for the one to register at.
     `queue_mode` tells the server to ask only shortly after an update; the device itself listens all the time.
     """
 
@@ -62,6 +62,7 @@ class DeviceSettings:
     state_file: FilePath | None = None
     allow_plain_coap: bool = False
     queue_mode: bool = False
+    bootstrap: bool = False
     download: DownloadSettings = field(default_factory=DownloadSettings)
 
 
@@ -208,6 +209,10 @@ class LwM2mDevice:
             self._reboot_soon()
         elif at == (SERVER, ServerRes.REGISTRATION_UPDATE_TRIGGER):
             self._update_now.set()
+        elif at == (SERVER, ServerRes.BOOTSTRAP_TRIGGER) and self._settings.bootstrap:
+            self._memory.server = ""
+            self._memory.save()
+            self._update_now.set()
         elif path.object_id == SOFTWARE:
             await self._execute_software(path)
         elif at == (ML_CAPABILITY, MlRes.SELF_TEST):
@@ -287,11 +292,13 @@ class LwM2mDevice:
         """Register, then update before the lifetime ends, for ever; a 4.04 to an update registers anew."""
         while True:
             try:
+                if self._settings.bootstrap and not self._memory.server:
+                    await self._bootstrap()
                 if self._location is None:
                     await self._register()
                 else:
                     await self._update()
-            except (aiocoap.error.Error, OSError, RefusedError) as error:
+            except (aiocoap.error.Error, OSError, RefusedError, BootstrapError) as error:
                 log.warning(
                     "registration failed", endpoint=self._settings.endpoint, error=str(error) or type(error).__name__
                 )
@@ -305,6 +312,17 @@ class LwM2mDevice:
                 pause = max(self._memory.lifetime_s * 0.5, self._memory.lifetime_s - 100)
                 async with asyncio.timeout(pause):
                     await self._update_now.wait()
+
+    async def _bootstrap(self) -> None:
+        self._location = self._server_remote = None
+        session = self._site.bootstrap = BootstrapSession(self._settings.server)
+        try:
+            account = await ask(self._context, session, self._settings.server, self._settings.endpoint)
+        finally:
+            self._site.bootstrap = None
+        self._memory.server = account.uri
+        self._memory.lifetime_s = self._tree.lifetime_s = account.lifetime_s
+        self._memory.save()
 
     async def _register(self) -> None:
         message = self._to_server(Code.POST, ("rd",))
@@ -335,7 +353,7 @@ class LwM2mDevice:
 
     def _to_server(self, code: Code, path: tuple[str, ...]) -> Message:
         message = Message(code=code)
-        message.unresolved_remote = urlsplit(self._settings.server).netloc
+        message.unresolved_remote = urlsplit(self._memory.server or self._settings.server).netloc
         message.opt.uri_path = path
         return message
 
@@ -354,9 +372,7 @@ class LwM2mDevice:
         """
         if self._server_remote is not None:
             return bool(remote == self._server_remote)
-        parts = urlsplit(self._settings.server)
-        port = None if parts.port in (None, COAP_PORT) else parts.port
-        return bool(remote.hostinfo == hostportjoin(parts.hostname or "", port))
+        return bool(remote.hostinfo == hostinfo(self._memory.server or self._settings.server))
 
     def _changed(self) -> None:
         if hasattr(self, "_site"):

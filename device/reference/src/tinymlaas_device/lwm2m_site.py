@@ -29,6 +29,7 @@ from tinymlaas_lwm2m import (
     parse_arguments,
 )
 
+from .lwm2m_bootstrap import BootstrapSession
 from .lwm2m_software import RefusedError
 
 log = structlog.get_logger("tinymlaas.device.coap")
@@ -79,6 +80,8 @@ class DeviceSite(resource.ObservableResource):  # type: ignore[misc]  # aiocoap 
         super().__init__()
         self._operations = operations
         self._trusted = trusted
+        self.bootstrap: BootstrapSession | None = None
+        """The bootstrap under way; its server may write accounts and nothing else."""
         self._watches: dict[Any, tuple[Path, ...]] = {}
         self._last: dict[Any, Values | None] = {}
 
@@ -120,6 +123,8 @@ class DeviceSite(resource.ObservableResource):  # type: ignore[misc]  # aiocoap 
 
     async def render(self, request: Message) -> Message:
         """Answer one request."""
+        if self.bootstrap is not None and self.bootstrap.is_server(request.remote):
+            return self.bootstrap.answer(request)
         if not self._trusted(request.remote):
             return Message(code=Code.UNAUTHORIZED)
         try:

@@ -30,6 +30,7 @@ class Memory:
     lifetime_s: int = 60
     slots: dict[int, SlotMemory] = field(default_factory=dict)
     previous_slot: int | None = None
+    server: str = ""
 
     @staticmethod
     def load(file: FilePath | None, lifetime_s: int) -> Memory:
@@ -39,6 +40,7 @@ class Memory:
             document = json.loads(file.read_text(encoding="utf-8"))
             memory.lifetime_s = int(document["lifetime_s"])
             memory.previous_slot = document["previous_slot"]
+            memory.server = str(document.get("server", ""))
             memory.slots = {int(index): SlotMemory(**slot) for index, slot in document["slots"].items()}
         return memory
 
@@ -53,6 +55,7 @@ class Memory:
         document = {
             "lifetime_s": self.lifetime_s,
             "previous_slot": self.previous_slot,
+            "server": self.server,
             "slots": {index: asdict(slot) for index, slot in self.slots.items()},
         }
         scratch = self.file.with_name(self.file.name + ".new")
