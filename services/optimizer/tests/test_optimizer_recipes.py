@@ -20,6 +20,7 @@ from tinymlaas_modelkit.onnx_reader import read_onnx
 from tinymlaas_optimizer import BoundMissed, Optimized, Options, RecipeInvalid, Result, optimize
 from tinymlaas_optimizer.canonical import canonical
 from tinymlaas_optimizer.channels import prune_channels
+from tinymlaas_optimizer.evaluate import compare
 from tinymlaas_optimizer.layers import find_layers
 from tinymlaas_optimizer.report import front, smallest
 from tinymlaas_optimizer.runtime import session
@@ -262,6 +263,17 @@ def test_of_several_recipes_the_smallest_within_the_bound_is_taken_and_the_rest_
     assert result.model == with_recipes("kws", recipes[3]).model
     # int8 and weights of int8 have the same bytes, and nobody changed a class.
     assert [entry.pareto for entry in report.results] == [False, True, True, True]
+
+
+def test_a_drop_counts_right_answers_where_labels_are_and_changed_classes_elsewhere() -> None:
+    before = {"y": np.eye(4)[[0, 1, 2, 3, 0, 1]]}
+    after = {"y": np.eye(4)[[0, 2, 1, 3, 1, 1]]}
+    labels = np.array([0, 1, 1, -1, -1, -1])
+    found = compare(before, after, labels, classes=True)
+    # Of the labelled one is lost and one is won; of the others one changes its class.
+    assert (found.accuracy_before, found.accuracy_after, found.agreement) == (2 / 3, 2 / 3, 0.5)
+    assert found.drop == pytest.approx(1 / 6)
+    assert compare(before, after, None, classes=False).drop is None
 
 
 def test_a_bound_that_nothing_keeps_is_an_error_that_names_the_nearest() -> None:

@@ -1,5 +1,10 @@
 """Makes models smaller: float ONNX, samples and recipes to ONNX that is folded, pruned or quantized."""
 
+import os
+
+# Before numpy is loaded: sums of the refit must not depend on how many cores there are, nor its threads wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 from tinymlaas_optimizer.errors import (
     BoundMissed,
     LimitExceeded,

@@ -35,7 +35,9 @@ class Evaluation:
 
     Accuracies are None without labels, and all shares unless the output scores classes.
 
-    `agreement` is the share of samples whose largest output is the same before and after.
+    `agreement` is the share of samples whose largest output is the same before and after. `drop` is the share of samples
+    lost: labelled ones that are right no more, less those that are right now, and others that changed their class; where
+    all have labels, the accuracy lost.
     """
 
     samples: int
@@ -43,6 +45,7 @@ class Evaluation:
     accuracy_before: float | None
     accuracy_after: float | None
     agreement: float | None
+    drop: float | None
     outputs: tuple[OutputFidelity, ...]
 
 
@@ -134,8 +137,16 @@ def compare(
         agreement=float(np.equal(best_before, best_after).mean())
         if best_before is not None and best_after is not None
         else None,
+        drop=_drop(best_before, best_after, true, known)
+        if best_before is not None and best_after is not None
+        else None,
         outputs=tuple(_fidelity(name, before[name], after[name]) for name in before),
     )
+
+
+def _drop(before: Array, after: Array, true: Array, known: Array) -> float:
+    lost = np.equal(before, true).astype(np.int64) - np.equal(after, true)
+    return float(np.where(known, lost, np.not_equal(before, after)).mean())
 
 
 def _fidelity(name: str, before: Array, after: Array) -> OutputFidelity:

@@ -28,8 +28,8 @@ class Task(StrEnum):
 class Bound:
     """What a result must keep to be taken.
 
-    `max_drop`: accuracy lost, in shares of the labelled samples; without labels the share of samples that change their
-    class. `min_snr_db`: signal to noise ratio of every output against the float model.
+    `max_drop`: share of samples lost: labelled ones that are right no more, others that change their class.
+    `min_snr_db`: signal to noise ratio of every output against the float model.
     """
 
     max_drop: float | None = None
@@ -62,7 +62,7 @@ SCHEMA: Final[Mapping[str, Any]] = {
                 "max_drop": {"type": ["number", "null"], "minimum": 0, "maximum": 1, "default": None},
                 "min_snr_db": {"type": ["number", "null"], "default": None},
             },
-            "description": "What a result must keep: accuracy lost at most, signal to noise ratio at least. Without it one "
+            "description": "What a result must keep: share of samples lost at most, signal to noise ratio at least. Without it one "
             "recipe is taken as it comes, and of several one that loses at most 0.01, or keeps 20 dB where no classes are.",
         },
         "sensitivity": {

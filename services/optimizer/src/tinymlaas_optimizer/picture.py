@@ -25,6 +25,8 @@ _STYLE: Final = (
     ".w{font-weight:600}"
 )
 _BEFORE, _OTHER, _PARETO, _TAKEN, _OUT = "#616e7c", "#7b93a8", "#0b7285", "#c2410c", "#c3cad3"
+# Title, what is shown of a result, and its value before.
+Panel = tuple[str, Callable[[Result], float | None], float | None]
 # Signal to noise ratios beyond this are drawn at it.
 _QUIET: Final = 80.0
 
@@ -44,10 +46,9 @@ def draw(report: Report) -> bytes:
         line += f" · {report.samples} samples, {report.labelled} labelled"
     parts.append(_text(_MARGIN, y, line, "s"))
     y += 22
-    accuracy = any(_accuracy(result) is not None for _, result in made)
-    panels: list[tuple[str, Callable[[Result], float | None], float | None]] = []
-    if accuracy:
-        panels.append((_accuracy_title(report), _accuracy, _before(report)))
+    kept = _kept_panel(report)
+    accuracy = kept is not None
+    panels: list[Panel] = [kept] if kept is not None else []
     if report.samples:
         panels.append(("signal to noise ratio, dB", _snr, None))
     if panels:
@@ -74,23 +75,21 @@ def draw(report: Report) -> bytes:
 
 
 def _accuracy(result: Result) -> float | None:
-    if result.evaluation is None:
-        return None
-    found = result.evaluation.accuracy_after
-    return found if found is not None else result.evaluation.agreement
+    return None if result.evaluation is None else result.evaluation.accuracy_after
 
 
-def _before(report: Report) -> float | None:
+def _agreement(result: Result) -> float | None:
+    return None if result.evaluation is None else result.evaluation.agreement
+
+
+def _kept_panel(report: Report) -> Panel | None:
+    """Accuracy where most samples have labels, else the share that keeps its class; None where there are no classes."""
     evaluation = report.taken.evaluation
     if evaluation is None or evaluation.agreement is None:
         return None
-    return evaluation.accuracy_before if evaluation.accuracy_before is not None else 1.0
-
-
-def _accuracy_title(report: Report) -> str:
-    evaluation = report.taken.evaluation
-    labelled = evaluation is not None and evaluation.accuracy_after is not None
-    return "accuracy on the labelled samples" if labelled else "same class as the float model"
+    if evaluation.accuracy_before is not None and 2 * evaluation.labelled > evaluation.samples:
+        return "accuracy on the labelled samples", _accuracy, evaluation.accuracy_before
+    return "same class as the float model", _agreement, 1.0
 
 
 def _snr(result: Result) -> float | None:
@@ -115,11 +114,16 @@ def _panel(
     xs = [dot[0] for dot in dots] + [float(report.before.parameter_bytes)]
     ys = [dot[1] for dot in dots] + ([before] if before is not None else [])
     left, right, top, bottom = x + 40, x + width, y + 24, y + _PANEL_HEIGHT
-    share = value is _accuracy
+    share = value is not _snr
     x_ticks = _ticks(0.0, max(xs) / 1024 * 1.02)
     low, high = min(ys), max(ys)
     room = max(high - low, 0.05 if share else 3.0) * 0.12
-    y_ticks = _ticks(max(low - room, 0.0) if share else low - room, min(high + room, 1.0) if share else high + room)
+    if share:
+        high = min(high + room, 1.0)
+        low = max(min(low - room, high - 0.05), 0.0)
+    else:
+        low, high = low - room, high + room
+    y_ticks = _ticks(low, high)
     first, last = y_ticks[0], y_ticks[-1]
 
     def across(size: float) -> float:
@@ -181,12 +185,13 @@ def _colour(result: Result, report: Report) -> str:
     return _PARETO if result.pareto else _OTHER
 
 
-_COLUMNS: Final = (("parameters", 470), ("not zero", 540), ("accuracy", 610), ("SNR dB", 670))
+_COLUMNS: Final = (("parameters", 420), ("not zero", 480), ("accuracy", 540), ("same class", 606), ("SNR dB", 660))
+_OF_CLASSES: Final = ("accuracy", "same class")
 
 
 def _legend_head(y: float, *, accuracy: bool) -> str:
     heads = [_text(_MARGIN + 24, y, "recipe", "s")]
-    heads += [_text(x, y, title, "s e") for title, x in _COLUMNS if accuracy or title != "accuracy"]
+    heads += [_text(x, y, title, "s e") for title, x in _COLUMNS if accuracy or title not in _OF_CLASSES]
     return "".join(heads)
 
 
@@ -195,22 +200,23 @@ def _legend(y: float, number: int, result: Result, report: Report, *, accuracy: 
     parts = [
         f'<circle cx="{_MARGIN + 8}" cy="{y - 4}" r="8" fill="{colour}"/>',
         _text(_MARGIN + 8, y - 0.5, str(number), "n"),
-        _text(_MARGIN + 24, y, _short(result.recipe.name, 56), "w" if result is report.taken else ""),
+        _text(_MARGIN + 24, y, _short(result.recipe.name, 46), "w" if result is report.taken else ""),
     ]
     if result.size is None:
         reason = str((result.error or {}).get("reason", ""))
         return "".join([*parts, _text(_COLUMNS[0][1], y, reason, "s e")])
-    found, snr = _accuracy(result), result.snr_db
+    found, same, snr = _accuracy(result), _agreement(result), result.snr_db
     values = [
         _size(result.size.parameter_bytes),
         f"{result.size.nonzero_parameters / max(result.size.parameters, 1):.0%}",
         "–" if found is None else f"{found:.1%}",
+        "–" if same is None else f"{same:.1%}",
         "–" if result.evaluation is None else "no noise" if snr is None else f"{snr:.1f}",
     ]
     parts += [
         _text(x, y, value, "e")
         for (title, x), value in zip(_COLUMNS, values, strict=True)
-        if accuracy or title != "accuracy"
+        if accuracy or title not in _OF_CLASSES
     ]
     mark = "taken" if result is report.taken else "" if result.within_bound else "over the bound"
     return "".join([*parts, _text(_COLUMNS[-1][1] + 10, y, mark, "s")])
@@ -230,7 +236,7 @@ def _bars(y: float, layers: Sequence[Sensitivity]) -> list[str]:
         colour = _TAKEN if layer.snr_db is not None and layer.snr_db == worst else _OTHER
         label = "no noise" if layer.snr_db is None else f"{layer.snr_db:.1f}"
         if layer.drop:
-            label += f" · accuracy {-layer.drop:+.1%}"
+            label += f" · {layer.drop:.1%} of the samples lost"
         parts.append(_text(left - 8, y + 4, _short(layer.layer, 26), "e"))
         parts.append(f'<rect x="{left}" y="{y - 6:.1f}" width="{length:.1f}" height="12" rx="2" fill="{colour}"/>')
         parts.append(_text(left + length + 6, y + 4, label, "s"))

@@ -13,7 +13,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from tinymlaas_optimizer.evaluate import Evaluation
 from tinymlaas_optimizer.options import USUAL, USUAL_UNCLASSIFIED, Bound
 from tinymlaas_optimizer.recipe import Recipe
-from tinymlaas_optimizer.sensitivity import Sensitivity, drop, worst_snr
+from tinymlaas_optimizer.sensitivity import Sensitivity, worst_snr
 
 VERSION: Final = 1
 
@@ -48,8 +48,8 @@ class Result:
 
     @property
     def drop(self) -> float | None:
-        """See `sensitivity.drop`."""
-        return None if self.evaluation is None else drop(self.evaluation)
+        """See `Evaluation`."""
+        return None if self.evaluation is None else self.evaluation.drop
 
     @property
     def snr_db(self) -> float | None:

@@ -23,10 +23,9 @@ _SILENT = 999.0
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The model with only this layer quantized, against the float model.
+    """The model with only this layer quantized, against the same model in float.
 
-    `snr_db` is that of the worst output (None: no noise); `drop` the accuracy lost (without labels: share of samples
-    that change their class), None unless the model classifies.
+    `snr_db` is that of the worst output (None: no noise); `drop` the share of samples lost (see `Evaluation`).
     """
 
     layer: str
@@ -68,12 +67,14 @@ def sensitivities(
     progress: Progress,
 ) -> list[Sensitivity]:
     """Each layer's sensitivity to being quantized as `step` would, in the order of the layers."""
+    # Against this model, not the one before pruning, whose noise would cover that of a layer.
+    alone = Measured(measured.samples, run(model, measured.samples, _silent, ""), measured.classes)
     found = []
     for index, layer in enumerate(layers):
         single = quantized(model, ranges, step, only=with_followers(model, [layer.name]))
-        evaluation = measured.evaluate(single)
+        evaluation = alone.evaluate(single)
         parameters = sum(constant(model, name).size for name in (layer.weights, layer.bias) if name)
-        found.append(Sensitivity(layer.name, layer.op, parameters, worst_snr(evaluation), drop(evaluation)))
+        found.append(Sensitivity(layer.name, layer.op, parameters, worst_snr(evaluation), evaluation.drop))
         progress("measure layers", (index + 1) / len(layers))
     return found
 
@@ -142,10 +143,3 @@ def quantized(
 def worst_snr(evaluation: Evaluation) -> float | None:
     """The lowest signal to noise ratio of the outputs in dB; None: there is no noise."""
     return min((output.snr_db for output in evaluation.outputs if output.snr_db is not None), default=None)
-
-
-def drop(evaluation: Evaluation) -> float | None:
-    """Accuracy lost; without labels the share of samples that change their class; None unless the model classifies."""
-    if evaluation.accuracy_before is not None and evaluation.accuracy_after is not None:
-        return evaluation.accuracy_before - evaluation.accuracy_after
-    return None if evaluation.agreement is None else 1.0 - evaluation.agreement

@@ -55,7 +55,7 @@ def optimize(
     ],
     recipe: RecipeOption = None,
     max_drop: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Accuracy that may be lost, such as 0.01.")
+        float | None, typer.Option(min=0, max=1, help="Share of the samples that may be lost, such as 0.01.")
     ] = None,
     min_snr_db: Annotated[float | None, typer.Option(help="Signal to noise ratio that every output must keep.")] = None,
     picture: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the trade-off here, as SVG.")] = None,
@@ -163,7 +163,7 @@ def layer_table(told: dict[str, Any]) -> Table | None:
     layers = told["layers"]
     if not layers:
         return None
-    table = Table("layer", "operator", "parameters", "SNR dB", "accuracy lost", title="Only this layer quantized")
+    table = Table("layer", "operator", "parameters", "SNR dB", "samples lost", title="Only this layer quantized")
     for entry in sorted(layers, key=lambda entry: (entry["snr_db"] is None, entry["snr_db"] or 0.0)):
         snr = "no noise" if entry["snr_db"] is None else f"{entry['snr_db']:.1f}"
         table.add_row(entry["layer"], entry["op"], f"{entry['parameters']:,}", snr, _share(entry["drop"]))
