@@ -141,3 +141,43 @@ def conv(context: Context, node: Node) -> None:
     )
     result = from_image(context, tensor, sequence)
     context.finish(target, result.tensor, result.perm)
+
+
+def conv_transpose(context: Context, node: Node) -> None:
+    """ConvTranspose of images, without groups or dilations, to TRANSPOSE_CONV."""
+    x = context.act(node)
+    weights = context.const(node, 1)
+    bias = context.const(node, 2) if node.has_input(2) else None
+    if int(node.attributes.get("group", 1)) != 1 or any(
+        d != 1 for d in int_tuple(node.attributes.get("dilations", [1]))
+    ):
+        raise NotExpressible("transposed convolution with groups or dilations")
+    if len(x.perm) != 4 or weights.array.ndim != 4:
+        raise NotExpressible("only two spatial dimensions are supported")
+    if str(node.attributes.get("auto_pad", "NOTSET")) != "NOTSET" or "output_shape" in node.attributes:
+        raise NotExpressible("transposed convolution whose padding follows from its shape")
+    if weights.quantization is not None and weights.quantization.axis not in (None, 1):
+        raise NotExpressible("filter quantized along another axis than the output channels")
+    target = context.target(node, x.view and can_be_integer(weights), fuse=False)
+    if not target.integer:
+        x = context.real(x)
+    image = context.layout(x, NCHW)
+    n, h, w, channels = context.tensors[image.tensor].shape
+    depth, filters, *kernel = weights.array.shape
+    if depth != channels:
+        raise NotExpressible(f"filter of {depth} channels for {channels}")
+    strides, extra = spatial(node, "strides", 2, 1), spatial(node, "output_padding", 2, 0)
+    pads = int_tuple(node.attributes.get("pads", [0, 0, 0, 0]))
+    size = tuple((s - 1) * strides[i] + kernel[i] + extra[i] - pads[i] - pads[i + 2] for i, s in enumerate((h, w)))
+    if min(size) < 1 or min(pads) < 0:
+        raise NotExpressible("padding beyond the result")
+    input_q = context.quantization_of(image)
+    scale = input_q.scale if target.integer and input_q is not None else None
+    names = add_weights(context, weights, (1, 2, 3, 0), (filters, *kernel, depth), bias, scale, filters)
+    attributes: dict[str, object] = {
+        "strides": strides, "pads": pads, "output_padding": extra, "activation": target.activation,
+    }  # fmt: skip
+    shape = (n, *size, filters)
+    inputs = (image.tensor, *names)
+    tensor = context.emit(OpKind.TRANSPOSE_CONV, inputs, target.name, shape, target.quantization, attributes, node.name)
+    context.finish(target, tensor, NCHW)

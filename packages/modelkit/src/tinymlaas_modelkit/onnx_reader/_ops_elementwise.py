@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import numpy as np
 
 from tinymlaas_modelkit.graph import Activation, OpKind
@@ -10,7 +13,14 @@ from tinymlaas_modelkit.onnx_reader._ops_shape import reshape_value
 from tinymlaas_modelkit.onnx_reader._source import Node
 from tinymlaas_modelkit.quantization import same_quantization
 
-BINARY = {"Add": OpKind.ADD, "Sub": OpKind.SUB, "Mul": OpKind.MUL}
+BINARY = {
+    "Add": OpKind.ADD, "Sub": OpKind.SUB, "Mul": OpKind.MUL, "Div": OpKind.DIV, "Min": OpKind.MINIMUM, "Max": OpKind.MAXIMUM,
+    "PRelu": OpKind.PRELU,
+}  # fmt: skip
+_FOLDED: Mapping[str, Callable[[Any, Any], Any]] = {
+    "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide, "Min": np.minimum, "Max": np.maximum,
+    "PRelu": lambda x, slope: np.where(x < 0, x * slope, x),
+}  # fmt: skip
 UNARY = {
     "Sigmoid": OpKind.LOGISTIC,
     "Tanh": OpKind.TANH,
@@ -30,13 +40,16 @@ def _rank(value: Value) -> int:
 
 
 def binary(context: Context, node: Node) -> None:
-    """Add, Sub, Mul of two tensors, one of which may be constant."""
+    """Add, Sub, Mul, Div, Min, Max and PRelu of two tensors, one of which may be constant."""
+    if len(node.inputs) != 2:
+        raise NotExpressible(f"{node.op} of {len(node.inputs)} tensors")
     a, b = context.value(node, 0), context.value(node, 1)
     if isinstance(a, Const) and isinstance(b, Const):
-        folded = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}[node.op](a.real, b.real)
+        folded = _FOLDED[node.op](a.real, b.real)
         context.values[node.outputs[0]] = Const(node.outputs[0], np.asarray(folded, a.real.dtype))
         return
-    target = context.target(node, _integer_operand(a) and _integer_operand(b))
+    fuse = node.op in ("Add", "Sub", "Mul", "Div")
+    target = context.target(node, _integer_operand(a) and _integer_operand(b), fuse=fuse)
     rank = max(_rank(a), _rank(b))
     if not target.integer:
         a = context.real(a) if isinstance(a, Act) else a
@@ -51,9 +64,8 @@ def binary(context: Context, node: Node) -> None:
         shape = tuple(int(d) for d in np.broadcast_shapes(*shapes))
     except ValueError as error:
         raise NotExpressible(f"shapes {shapes} do not broadcast") from error
-    tensor = context.emit(
-        BINARY[node.op], names, target.name, shape, target.quantization, {"activation": target.activation}, node.name
-    )
+    attributes: dict[str, object] = {"activation": target.activation} if fuse else {}
+    tensor = context.emit(BINARY[node.op], names, target.name, shape, target.quantization, attributes, node.name)
     context.finish(target, tensor, perm)
 
 

@@ -64,7 +64,8 @@ def _fully_connected(
 def matmul(context: Context, node: Node) -> None:
     """MatMul of a computed tensor and a constant matrix."""
     if not isinstance(context.value(node, 1), Const):
-        raise NotExpressible("a product of two computed tensors is not supported")
+        _batch_matmul(context, node)
+        return
     weights = context.const(node, 1)
     bias: Const | None = None
     result = node
@@ -76,6 +77,32 @@ def matmul(context: Context, node: Node) -> None:
         if candidate is not None and weights.array.ndim == 2 and _is_bias(candidate, int(weights.array.shape[1])):
             bias, result, absorbed = candidate, follower, (follower.index,)
     _fully_connected(context, node, weights, False, bias, result, absorbed)
+
+
+def _batch_matmul(context: Context, node: Node) -> None:
+    """MatMul of two computed tensors to BATCH_MATMUL."""
+    a, b = context.act(node, 0), context.act(node, 1)
+    if len(a.perm) != len(b.perm) or len(a.perm) < 2:
+        raise NotExpressible("a product of computed tensors of different rank")
+    target = context.target(node, a.view and b.view, fuse=False)
+    if not target.integer:
+        a, b = context.real(a), context.real(b)
+    operands, flags = [], []
+    for x in (a, b):
+        rank = len(x.perm)
+        turned = x.perm == (*range(rank - 2), rank - 1, rank - 2)
+        operands.append(x if turned else context.plain(x))
+        flags.append(turned)
+    shapes = [context.shape_of(x) for x in operands]
+    try:
+        batch = np.broadcast_shapes(shapes[0][:-2], shapes[1][:-2])
+    except ValueError as error:
+        raise NotExpressible(f"shapes {shapes} do not broadcast") from error
+    shape = (*(int(d) for d in batch), shapes[0][-2], shapes[1][-1])
+    attributes: dict[str, object] = {"adj_x": flags[0], "adj_y": flags[1]}
+    names = tuple(x.tensor for x in operands)
+    tensor = context.emit(OpKind.BATCH_MATMUL, names, target.name, shape, target.quantization, attributes, node.name)
+    context.finish(target, tensor, tuple(range(len(shape))))
 
 
 def _ready_constant(context: Context, name: str) -> Const | None:

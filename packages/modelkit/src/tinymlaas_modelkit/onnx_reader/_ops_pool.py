@@ -152,3 +152,23 @@ def reduce_mean(context: Context, node: Node) -> None:
     if not axes:
         raise NotExpressible("mean of a scalar")
     _mean(context, node, axes, bool(node.attributes.get("keepdims", 1)))
+
+
+def reduce_extreme(context: Context, node: Node) -> None:
+    """ReduceMax and ReduceMin to REDUCE_MAX and REDUCE_MIN; they keep the quantization, as no value changes."""
+    x = context.act(node)
+    axes = context.parameter(node, "axes", 1) or tuple(range(len(x.perm)))
+    rank = len(x.perm)
+    chosen = {a % rank for a in axes}
+    stored = context.tensors[x.tensor]
+    stored_axes = tuple(sorted(x.perm[a] for a in chosen))
+    shape = tuple(1 if a in stored_axes else d for a, d in enumerate(stored.shape))
+    kind = OpKind.REDUCE_MAX if node.op == "ReduceMax" else OpKind.REDUCE_MIN
+    attributes: dict[str, object] = {"axes": stored_axes, "keep_dims": True}
+    name = node.outputs[0]
+    tensor = context.emit(kind, (x.tensor,), name, shape, stored.quantization, attributes, node.name, stored.dtype)
+    result = Act(tensor, x.perm, x.view)
+    if not node.attributes.get("keepdims", 1):
+        squeezed = tuple(d for a, d in enumerate(context.shape_of(x)) if a not in chosen)
+        result = reshape_value(context, result, squeezed, f"{name}_squeezed", node.name)
+    context.values[name] = result

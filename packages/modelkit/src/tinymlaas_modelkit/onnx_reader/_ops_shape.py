@@ -194,3 +194,21 @@ def concat(context: Context, node: Node) -> None:
     attributes: dict[str, object] = {"axis": axis, "activation": Activation.NONE if raw else target.activation}
     tensor = context.emit(OpKind.CONCATENATION, tuple(names), target.name, shape, q, attributes, node.name)
     context.finish(target, tensor, perm)
+
+
+def gather(context: Context, node: Node) -> None:
+    """Gather with constant indices to GATHER."""
+    x = context.plain(context.act(node))
+    indices = np.asarray(context.const(node, 1).array)
+    stored = context.tensors[x.tensor]
+    axis = int(node.attributes.get("axis", 0)) % len(stored.shape)
+    if np.any(indices < -stored.shape[axis]) or np.any(indices >= stored.shape[axis]):
+        raise NotExpressible("an index beyond the axis")
+    shape = (*stored.shape[:axis], *indices.shape, *stored.shape[axis + 1 :])
+    attributes: dict[str, object] = {
+        "axis": axis,
+        "indices": tuple(int(i) % stored.shape[axis] for i in indices.reshape(-1)),
+        "indices_shape": tuple(indices.shape),
+    }
+    _emit_moved(context, node, OpKind.GATHER, Act(x.tensor, x.perm, x.view), shape, attributes)
+    context.values[node.outputs[0]] = Act(context.ops[-1].outputs[0], tuple(range(len(shape))), x.view)

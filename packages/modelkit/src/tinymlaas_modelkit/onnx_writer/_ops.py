@@ -132,7 +132,9 @@ def transpose_conv(context: Context, op: Op) -> None:
 
 def foreign(context: Context, op: Op) -> None:
     """FOREIGN: the node itself."""
-    node = onnx.NodeProto.FromString(op.attributes["node"])
+    serialized = op.attributes["node"]
+    assert isinstance(serialized, bytes)
+    node = onnx.NodeProto.FromString(serialized)
     inputs, outputs = iter(op.inputs), iter(op.outputs)
     for position, present in enumerate(node.input):
         if present:

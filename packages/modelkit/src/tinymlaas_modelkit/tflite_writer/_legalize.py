@@ -44,7 +44,13 @@ SHARED_SCALE = frozenset(
 SHARED_OPERANDS = frozenset({OpKind.CONCATENATION, OpKind.MAXIMUM, OpKind.MINIMUM})
 """Operators whose operands take the quantization of the result."""
 
-NOT_TFLITE = frozenset({OpKind.TABLE, OpKind.FOREIGN})
+NOT_TFLITE = frozenset(
+    {
+        OpKind.TABLE, OpKind.FOREIGN, OpKind.BATCH_MATMUL, OpKind.DIV, OpKind.GATHER, OpKind.MAXIMUM, OpKind.MINIMUM, OpKind.PRELU,
+        OpKind.REDUCE_MAX, OpKind.REDUCE_MIN, OpKind.TRANSPOSE_CONV,
+    }
+)  # fmt: skip
+"""Operators that the writer has no TFLite form for."""
 
 WINDOWED = frozenset({OpKind.CONV_2D, OpKind.DEPTHWISE_CONV_2D, OpKind.AVERAGE_POOL_2D, OpKind.MAX_POOL_2D})
 
@@ -130,7 +136,7 @@ class _Rewriter:
     def add(self, op: Op) -> None:
         """Add an operator, rewritten where TFLite asks for it."""
         if op.kind in NOT_TFLITE:
-            self.refuse(op, "TFLite has no such operator")
+            self.refuse(op, "the operator is not written as TFLite")
             return
         if op.kind in WINDOWED and self.windows:
             op = self.padding(op)
