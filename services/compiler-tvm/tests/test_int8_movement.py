@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -135,3 +136,70 @@ def test_binary_operators_equal_tflite_micro(kind: OpKind, seed: int) -> None:
     case.ops.append(Op(kind, ("x", "z"), ("y",), {"activation": Activation.NONE}, "binary"))
     got = outputs_of(case, "cortex-m4", ("x", "z"), ("y",))[0]
     np.testing.assert_array_equal(got, micro(case, ("x", "z"), ("y",)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes", "shape", "out_shape", "out"),
+    [
+        (OpKind.MEAN, {"axes": (1, 2), "keep_dims": True}, (1, 7, 5, 6), (1, 1, 1, 6), (0.013, 4)),
+        (OpKind.MEAN, {"axes": (1, 2), "keep_dims": True}, (1, 8, 8, 64), (1, 1, 1, 64), (0.03, -9)),
+        (OpKind.MEAN, {"axes": (3,), "keep_dims": True}, (1, 4, 5, 16), (1, 4, 5, 1), (0.02, -50)),
+        (
+            OpKind.RESIZE_NEAREST_NEIGHBOR,
+            {"size": (9, 8), "align_corners": False, "half_pixel_centers": False},
+            (1, 5, 4, 3), (1, 9, 8, 3), None,
+        ),
+        (
+            OpKind.RESIZE_BILINEAR,
+            {"size": (9, 8), "align_corners": False, "half_pixel_centers": True},
+            (1, 5, 4, 3), (1, 9, 8, 3), None,
+        ),
+        (
+            OpKind.RESIZE_BILINEAR,
+            {"size": (9, 7), "align_corners": True, "half_pixel_centers": False},
+            (1, 4, 5, 3), (1, 9, 7, 3), None,
+        ),
+    ],
+)  # fmt: skip
+def test_reductions_and_resizing_equal_tflite_micro(
+    kind: OpKind,
+    attributes: Mapping[str, object],
+    shape: tuple[int, ...],
+    out_shape: tuple[int, ...],
+    out: tuple[float, int] | None,
+) -> None:
+    case = Case()
+    case.activation("x", shape, 0.04, -7)
+    case.values["x"] = np.random.default_rng(3).integers(-128, 128, shape)
+    case.activation("y", out_shape, *(out or (0.04, -7)))
+    case.ops.append(Op(kind, ("x",), ("y",), attributes, "reduction"))
+    np.testing.assert_array_equal(outputs_of(case, "cortex-m4", ("x",), ("y",))[0], micro(case, ("x",), ("y",)))
+
+
+@pytest.mark.parametrize("kind", [OpKind.ADD, OpKind.SUB, OpKind.MUL])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 5), (1, 6, 4, 1), (1, 6, 1, 5), (1, 1, 1, 1)])
+def test_broadcasting_and_constants_equal_tflite_micro(kind: OpKind, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(len(shape))
+    for constant in (False, True):
+        case = Case()
+        case.activation("x", (1, 6, 4, 5), 0.05, -3)
+        case.activation("z", shape, 0.08, 11)
+        case.activation("y", (1, 6, 4, 5), 0.11, -20)
+        for name in "xz":
+            case.values[name] = rng.integers(-128, 128, case.tensors[name].shape)
+        if constant:
+            case.tensors["z"] = dataclasses.replace(case.tensors["z"], data=case.values["z"].astype(np.int8))
+        case.ops.append(Op(kind, ("x", "z"), ("y",), {"activation": Activation.NONE}, "binary"))
+        names = ("x",) if constant else ("x", "z")
+        np.testing.assert_array_equal(outputs_of(case, "cortex-m4", names, ("y",))[0], micro(case, names, ("y",)))
+
+
+def test_a_transpose_of_five_dimensions_moves_every_value() -> None:
+    case = Case()
+    shape, order = (2, 3, 4, 3, 5), (4, 2, 0, 3, 1)
+    case.activation("x", shape, 0.1, 7)
+    case.values["x"] = np.random.default_rng(1).integers(-128, 128, shape)
+    expected = case.values["x"].transpose(order)
+    case.activation("y", expected.shape, 0.1, 7)
+    case.ops.append(Op(OpKind.TRANSPOSE, ("x",), ("y",), {"permutation": order}, "move"))
+    np.testing.assert_array_equal(outputs_of(case, "cortex-m4", ("x",), ("y",))[0], expected)

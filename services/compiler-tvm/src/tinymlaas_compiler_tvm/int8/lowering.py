@@ -9,7 +9,7 @@ import numpy as np
 
 from tinymlaas_compiler_tvm import arithmetic, float_arithmetic
 from tinymlaas_compiler_tvm.errors import OpUnsupported
-from tinymlaas_compiler_tvm.int8 import c_real, c_strided
+from tinymlaas_compiler_tvm.int8 import c_general, c_real, c_strided
 from tinymlaas_compiler_tvm.int8.c_kernels import COPY_BYTES, COPY_FAST, KERNELS
 from tinymlaas_compiler_tvm.int8.mve_layouts import planar_tensors
 from tinymlaas_compiler_tvm.int8.variants import signature
@@ -18,7 +18,10 @@ from tinymlaas_compiler_tvm.target import Machine
 from tinymlaas_modelkit.graph import Activation, DType, Graph, Op, OpKind, Tensor
 
 _KERNELS = KERNELS | {
-    made.name: made for module in (c_strided, c_real) for made in vars(module).values() if isinstance(made, CKernel)
+    made.name: made
+    for module in (c_strided, c_real, c_general)
+    for made in vars(module).values()
+    if isinstance(made, CKernel)
 }
 
 ELEMENTWISE = frozenset(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, cast
 
+from tinymlaas_compiler_tvm import float_arithmetic
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, pointer, quantized, row_major, unsupported
 from tinymlaas_compiler_tvm.int8.simple import as_planar
 from tinymlaas_compiler_tvm.native.program import Buffer
@@ -18,18 +19,27 @@ def _integers(op: Op, name: str) -> list[int]:
 
 
 def _copy(
-    op: Op, number: int, source: Buffer, target: Buffer, shape: Iterable[int], ins: Iterable[int], outs: Iterable[int],
+    number: int, source: Buffer, target: Buffer, shape: Iterable[int], ins: Iterable[int], outs: Iterable[int],
     in_offset: int, out_offset: int,
 ) -> str:  # fmt: skip
-    """C that copies a box of `shape` between strides; OpUnsupported for more than four dimensions other than 1."""
-    axes = [(n, i, o) for n, i, o in zip(shape, ins, outs, strict=True) if n != 1]
-    if len(axes) > _RANK:
-        raise unsupported(op, "more than four dimensions")
+    """C that copies a box of `shape` between strides."""
+    axes: list[tuple[int, int, int]] = []
+    for n, i, o in zip(shape, ins, outs, strict=True):
+        if n == 1:
+            continue
+        if axes and axes[-1][1] == i * n and axes[-1][2] == o * n:
+            axes[-1] = (axes[-1][0] * n, i, o)
+        else:
+            axes.append((n, i, o))
     axes = [(1, 0, 0)] * (_RANK - len(axes)) + axes
+    outer, axes = axes[:-_RANK], axes[-_RANK:]
     columns = ", ".join("{" + ", ".join(str(axis[k]) for axis in axes) + "}" for k in range(3))
+    loops = "".join(f"for (int32_t i{k} = 0; i{k} < {axis[0]}; ++i{k})\n  " for k, axis in enumerate(outer))
+    froms = "".join(f" + i{k} * {axis[1]}" for k, axis in enumerate(outer))
+    tos = "".join(f" + i{k} * {axis[2]}" for k, axis in enumerate(outer))
     return (
         f"static const tim_relayout_desc d{number} = {{{columns}}};\n"
-        f"  tim_relayout(&d{number}, {pointer(source)} + {in_offset}, {pointer(target)} + {out_offset});"
+        f"  {loops}tim_relayout(&d{number}, {pointer(source)} + {in_offset}{froms}, {pointer(target)} + {out_offset}{tos});"
     )
 
 
@@ -53,22 +63,23 @@ def lower_transpose(state: Lowering, op: Op) -> None:
     out = state.tensor(op.outputs[0])
     source, target = state.place(name).buffer, state.output(op.outputs[0]).buffer
     state.use("relayout")
-    body = _copy(op, 0, source, target, out.shape, [strides[p] for p in permutation], row_major(out.shape), 0, 0)
+    body = _copy(0, source, target, out.shape, [strides[p] for p in permutation], row_major(out.shape), 0, 0)
     state.step("transpose", op, body, [name], [op.outputs[0]])
 
 
 def lower_pad(state: Lowering, op: Op) -> None:
-    """PAD with the zero point (real 0)."""
+    """PAD with the zero point (real 0), or with another real number."""
     name, tensor = _taken(state, op)
     _same_quantization(state, op, (name, op.outputs[0]))
-    out, _, zero = quantized(state, op, op.outputs[0])
+    out, scale, zero = quantized(state, op, op.outputs[0])
+    zero = int(float_arithmetic.quantize(float(cast("float", op.attributes.get("value", 0.0))), scale, zero))
     before = [int(pair[0]) for pair in cast("Iterable[Any]", op.attributes["paddings"])]
     outs = row_major(out.shape)
     source, target = state.place(name).buffer, state.output(op.outputs[0]).buffer
     state.use("relayout", "fill")
     offset = sum(count * stride for count, stride in zip(before, outs, strict=True))
     body = f"tim_fill_bytes({pointer(target)}, {zero}, {out.elements});\n  " + _copy(
-        op, 0, source, target, tensor.shape, row_major(tensor.shape), outs, 0, offset
+        0, source, target, tensor.shape, row_major(tensor.shape), outs, 0, offset
     )
     state.step("pad", op, body, [name], [op.outputs[0]])
 
@@ -86,7 +97,7 @@ def lower_concatenation(state: Lowering, op: Op) -> None:
     for number, name in enumerate(names):
         tensor = state.tensor(name)
         source = state.place(name).buffer
-        parts.append(_copy(op, number, source, target, tensor.shape, row_major(tensor.shape), outs, 0, at * outs[axis]))
+        parts.append(_copy(number, source, target, tensor.shape, row_major(tensor.shape), outs, 0, at * outs[axis]))
         at += tensor.shape[axis]
     state.step("concatenation", op, "\n  ".join(parts), names, [op.outputs[0]])
 
@@ -105,7 +116,7 @@ def lower_slice(state: Lowering, op: Op) -> None:
     state.use("relayout")
     ins = [stride * step for stride, step in zip(strides, steps, strict=True)]
     offset = sum(first * stride for first, stride in zip(begin, strides, strict=True))
-    body = _copy(op, 0, source, target, out.shape, ins, row_major(out.shape), offset, 0)
+    body = _copy(0, source, target, out.shape, ins, row_major(out.shape), offset, 0)
     state.step("slice", op, body, [name], [op.outputs[0]])
 
 
@@ -121,6 +132,6 @@ def lower_split(state: Lowering, op: Op) -> None:
     for number, out_name in enumerate(op.outputs):
         out = state.tensor(out_name)
         target = state.output(out_name).buffer
-        parts.append(_copy(op, number, source, target, out.shape, strides, row_major(out.shape), at * strides[axis], 0))
+        parts.append(_copy(number, source, target, out.shape, strides, row_major(out.shape), at * strides[axis], 0))
         at += out.shape[axis]
     state.step("split", op, "\n  ".join(parts), [name], list(op.outputs))

@@ -69,16 +69,14 @@ def lower_pool(state: Lowering, op: Op) -> None:
     on_reals = average and state.settings.rounding == "onnx"
     if not on_reals and (in_scale, in_zero) != (out_scale, out_zero):
         raise unsupported(op, "pool with another quantization at its output")
-    if len(first.shape) != 4 or first.shape[0] != 1:
-        raise unsupported(op, "more than one image")
     low, high = state.activation_range(activation_of(op), out_scale, out_zero)
-    ih, iw, channels = image(first)
-    oh, ow, _ = image(second)
+    images, ih, iw, channels = first.shape
+    oh, ow = second.shape[1:3] if len(second.shape) == 4 else (1, 1)
     kernel = cast("tuple[int, int]", op.attributes["kernel"])
     strides = cast("tuple[int, int]", op.attributes["strides"])
     pads = cast("tuple[int, int, int, int]", op.attributes.get("pads", (0, 0, 0, 0)))
     source, target = state.place(in_name), state.output(out_name)
-    ins, outs = state.strides(in_name), state.strides(out_name)
+    ins, outs = ((channels, 1), (channels, 1)) if images > 1 else (state.strides(in_name), state.strides(out_name))
     values: Values = [ih, iw, channels, *ins, oh, ow, *outs, *kernel, *strides, pads[0], pads[1], low, high]
     name = "real_pool" if on_reals else "pool"
     if on_reals:
@@ -86,11 +84,21 @@ def lower_pool(state: Lowering, op: Op) -> None:
         values += [in_zero, out_zero, order, in_scale, out_scale]
         state.program.uses_float = True
     state.use(name)
-    body = (
-        f"static const tim_{name}_desc d = {braces(values)};\n"
-        f"  tim_{name}(&d, {pointer(source.buffer)}, {pointer(target.buffer)}{'' if on_reals else f', {int(average)}'});"
-    )
+    lines = [f"static const tim_{name}_desc d = {braces(values)};"]
+    steps = ("", "")
+    if images > 1:
+        lines.append(f"for (int32_t n = 0; n < {images}; ++n)")
+        steps = (f" + n * {ih * iw * channels}", f" + n * {oh * ow * channels}")
+    last = "" if on_reals else f", {int(average)}"
+    lines.append(f"tim_{name}(&d, {pointer(source.buffer)}{steps[0]}, {pointer(target.buffer)}{steps[1]}{last});")
+    body = "\n  ".join(lines)
     state.step("average_pool" if average else "max_pool", op, body, [in_name], [out_name])
+
+
+def real_pool(state: Lowering, op: Op, window: tuple[int, int], order: str) -> None:
+    """An operator on one image as an average on reals over that window, at most one window an output."""
+    attributes = {"kernel": window, "strides": window, "pads": (0, 0, 0, 0), "order": order}
+    lower_pool(state, dataclasses.replace(op, kind=OpKind.AVERAGE_POOL_2D, attributes=attributes))
 
 
 def lower_softmax(state: Lowering, op: Op) -> None:

@@ -129,9 +129,9 @@ def stack_bound(objects: Sequence[bytes], frames: Mapping[str, int], entry: str)
 
     total, chain = depth(entry)
     reached = sorted(best)
-    # AAPCS and the RISC-V convention keep the stack aligned to 8 and 16 bytes.
+    # AAPCS and the RISC-V convention keep the stack aligned to 8 and 16 bytes; a module without steps claims the least.
     return StackBound(
-        -(-total // 16) * 16,
+        max(-(-total // 16), 1) * 16,
         chain,
         {name: frames[name] for name in reached},
         {name: tuple(sorted(graph.get(name, ()))) for name in reached},

@@ -15,6 +15,15 @@ def _divisor(extent: int, limit: int) -> int:
     return max(d for d in range(1, limit + 1) if extent % d == 0)
 
 
+def _rectangle(size: int, width: int, limit: int) -> int:
+    """The largest run of `size` fused pixels that is a rectangle: parts of a row, or whole rows.
+
+    An epilogue computes the rectangle around a tile, which must not hold pixels of other tiles.
+    """
+    runs = [run for run in range(1, limit + 1) if size % run == 0 and (width % run == 0 or run % width == 0)]
+    return max(runs)
+
+
 def _is_reduction(schedule: Any, block: Any) -> bool:
     return any(int(axis.iter_type) == _REDUCE for axis in schedule.get(block).iter_vars)
 
@@ -45,6 +54,8 @@ def schedule_function(function: Any) -> Any:
     if len(loops) != len(kinds):
         return schedule.mod["main"]
     spatial = [loop for loop, kind in zip(loops, kinds, strict=True) if kind != _REDUCE]
+    if not spatial:
+        return schedule.mod["main"]
     reduce = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == _REDUCE]
     extents = [int(schedule.get(loop).extent) for loop in spatial]
     if len(spatial) == 4:
@@ -78,7 +89,8 @@ def _tile_image(
     size = extents[2] * extents[3] if fuse else extents[3]
     outer = [batch] if fuse else [batch, row]
     channel_outer, channel_inner = schedule.split(channel, [None, _divisor(extents[1], _CHANNEL_TILE)])
-    pixel_outer, pixel_inner = schedule.split(pixels, [None, _divisor(size, _PIXEL_TILE)])
+    tile = _rectangle(size, extents[3], _PIXEL_TILE) if fuse else _divisor(size, _PIXEL_TILE)
+    pixel_outer, pixel_inner = schedule.split(pixels, [None, tile])
     schedule.reorder(*outer, channel_outer, pixel_outer, *reduce, channel_inner, pixel_inner)
     return [channel_inner, pixel_inner], pixel_outer
 
