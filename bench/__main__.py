@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from bench import compilers, services
+from bench import compilers, optimizer, services
 from tinymlaas_client.cli._context import Session
 from tinymlaas_client.cli.suite_commands import start_and_wait
 
@@ -17,32 +19,58 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 
 
-async def main(parts: list[str], pairs: list[tuple[str, str]], state: Path) -> None:
-    """Measure the parts."""
-    console = Console(width=180)
+async def main(parts: Sequence[str], pairs: Sequence[tuple[str, str]], plugins: Sequence[str], state: Path) -> None:
+    """Measure the parts, compilers with the given plugins or all."""
+    console = Console(width=200)
     session = Session(address="", token_file=None, project="bench", state=state, as_json=False)
     suite = session.suite()
     try:
         await start_and_wait(suite, session)
         async with session.connect() as client:
             if "compilers" in parts:
-                rows = await compilers.measure(client, ROOT / "zoo", pairs, console)
-                compilers.show(rows, console)
-                compilers.write(rows, RESULTS / "compilers.json")
+                results = RESULTS / "compilers.json"
+                rows = await compilers.measure(client, ROOT / "zoo", pairs, console, plugins=plugins, kept=results)
+                console.print(*compilers.tables(rows), sep="\n\n")
+            if "objectives" in parts:
+                chosen = [(model, "cortex-m4") for model in compilers.MODELS]
+                found = []
+                for objective in ("balanced", *compilers.OBJECTIVES):
+                    found += await compilers.measure(
+                        client, ROOT / "zoo", chosen, console, objective, [compilers.NATIVE]
+                    )
+                compilers.write(found, RESULTS / "objectives.json")
+                console.print(compilers.trades(found))
+            if "optimizer" in parts:
+                tried = await optimizer.measure(client, ROOT / "zoo", console, RESULTS)
+                optimizer.write(tried, RESULTS / "optimizer.json")
+                console.print(optimizer.table(tried))
             if "services" in parts:
                 figures = await services.measure(client, ROOT / "zoo")
                 services.show(figures, console)
                 services.write(figures, RESULTS / "services.json")
     finally:
         suite.stop()
+    if "cost" in parts:
+        cost = compilers.compile_cost()
+        (RESULTS / "compile-cost.json").write_text(json.dumps(cost, indent=1) + "\n", encoding="utf-8")
+        console.print(compilers.cost_table(cost))
 
 
 if __name__ == "__main__":
+    names = ["compilers", "objectives", "cost", "optimizer", "services"]
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", nargs="?", default="all", choices=["all", "compilers", "services"])
-    parser.add_argument("--all-targets", action="store_true", help="every model on every CPU (about half an hour)")
+    parser.add_argument("part", nargs="*", default=names, help=f"which of {', '.join(names)}; default: all")
+    parser.add_argument("--all-targets", action="store_true", help="every model on every CPU")
+    parser.add_argument(
+        "--native", action="store_true", help="only compiler-tvm: payloads of the others are the same everywhere"
+    )
+    parser.add_argument("--models", nargs="*", default=list(compilers.MODELS), help="only these")
+    parser.add_argument("--targets", nargs="*", default=list(compilers.TARGETS), help="only these")
     arguments = parser.parse_args()
-    chosen = compilers.ALL_PAIRS if arguments.all_targets else compilers.PAIRS
+    unknown = [part for part in arguments.part if part not in names]
+    if unknown:
+        parser.error(f"unknown part {unknown[0]!r}; known: {', '.join(names)}")
+    every = compilers.ALL_PAIRS if arguments.all_targets else compilers.PAIRS
+    pairs = [pair for pair in every if pair[0] in arguments.models and pair[1] in arguments.targets]
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        parts = [arguments.part] if arguments.part != "all" else ["compilers", "services"]
-        asyncio.run(main(parts, chosen, Path(folder)))
+        asyncio.run(main(arguments.part, pairs, [compilers.NATIVE] if arguments.native else [], Path(folder)))
