@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
-from alembic import command
-from alembic.config import Config
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from sqlalchemy import Connection, Engine, Select, Table, create_engine, delete, event, insert, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Engine, Select, Table, delete, insert, select
 
 from tinymlaas.registry.v1 import devices_pb2, models_pb2, modules_pb2, plugins_pb2
+from tinymlaas_servicekit import sql
 from tinymlaas_servicekit.resource_names import DEVICE, MODEL, MODEL_VERSION, MODULE, PLUGIN, parse_name
+from tinymlaas_servicekit.sql import WRITE, Schema
 
 from ..core.ports import Page
 from . import schema
@@ -25,56 +23,17 @@ _WRITER_LOCK = 0x74696E79_6D6C0001
 """Key of the advisory lock that writers of the catalogue hold; any number that nothing else in the database uses."""
 
 
+SCHEMA = Schema("tinymlaas_registry", _WRITER_LOCK)
+
+
 def open_engine(url: str) -> Engine:
-    """An engine for SQLite or PostgreSQL. Write transactions take their lock at once, so that one sees what others wrote."""
-    if not url.startswith("sqlite"):
-        return _open_postgresql(url)
-    if url.startswith("sqlite:///"):
-        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, connect_args={"timeout": 30})
-
-    @event.listens_for(engine, "connect")
-    def on_connect(connection: Any, _record: Any) -> None:
-        # We say BEGIN ourselves: the driver would begin late, and a read that turns into a write can fail at once.
-        connection.isolation_level = None
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=30000"):
-            connection.execute(f"PRAGMA {pragma}").close()
-
-    @event.listens_for(engine, "begin")
-    def on_begin(connection: Connection) -> None:
-        write = connection.get_execution_options().get("write", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
-    return engine
-
-
-def _open_postgresql(url: str) -> Engine:
-    engine = create_engine(with_driver(url), pool_pre_ping=True)
-
-    @event.listens_for(engine, "begin")
-    def on_begin(connection: Connection) -> None:
-        # One writer at a time, as in SQLite: it reads what is there before it writes, and a second registry may do the same.
-        if connection.get_execution_options().get("write", False):
-            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITER_LOCK})")
-
-    return engine
-
-
-def with_driver(url: str) -> str:
-    """A PostgreSQL URL with the driver that is installed here; other URLs as they are."""
-    for plain in ("postgres://", "postgresql://"):
-        if url.startswith(plain):
-            return "postgresql+psycopg://" + url.removeprefix(plain)
-    return url
+    """An engine for SQLite or PostgreSQL. One writer at a time on both: it reads what is there before it writes."""
+    return sql.open_engine(url, writer_lock=_WRITER_LOCK)
 
 
 def migrate(engine: Engine) -> None:
     """Brings the database to the newest schema; several processes may do it at once."""
-    config = Config()
-    config.set_main_option("script_location", "tinymlaas_registry:migrations")
-    with engine.execution_options(write=True).begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+    SCHEMA.upgrade(engine)
 
 
 class SqlRecords:
@@ -82,7 +41,7 @@ class SqlRecords:
 
     def __init__(self, engine: Engine, now: Callable[[], Timestamp] | None = None) -> None:
         self._engine, self._now = engine, now or _now
-        self._writer = engine.execution_options(write=True)
+        self._writer = engine.execution_options(**WRITE)
         # One statement each needs no lock of all writers where the database locks rows; SQLite has the one lock only.
         self._upserter = engine if engine.dialect.name == "postgresql" else self._writer
 
@@ -307,10 +266,7 @@ def _where(table: Table, key: dict[str, str]) -> Iterator[Any]:
 
 
 def _put(connection: Connection, table: Table, key: dict[str, str], message: Message) -> None:
-    content = message.SerializeToString(deterministic=True)
-    upsert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement = upsert(table).values(**key, message=content)
-    connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_={"message": content}))
+    sql.upsert(connection, table, {**key, "message": message.SerializeToString(deterministic=True)}, *key)
 
 
 def _refer(connection: Connection, project: str, sha256: str, owner: str) -> None:

@@ -1,0 +1,137 @@
+"""Databases as all services use them: SQLite in a file or PostgreSQL, the same statements on both.
+
+Needs the extra `sql` (SQLAlchemy, Alembic, psycopg). Blocking; async callers go through `asyncio.to_thread`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, Float, Table, create_engine, event, func, literal_column
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql import ColumnElement
+
+WRITE = {"write": True}
+"""Execution options of an engine or connection that writes after it has read: its transactions take their lock at once."""
+
+
+def open_engine(
+    url: str, *, synchronous: Literal["NORMAL", "FULL"] = "NORMAL", writer_lock: int | None = None
+) -> Engine:
+    """An engine for `sqlite:///FILE`, whose folder is made, or `postgresql://...`.
+
+    Transactions with the options `WRITE` hold SQLite's write lock from their beginning; on PostgreSQL they hold the advisory
+    lock `writer_lock`, where one is given, so that one sees what others wrote. `synchronous` is SQLite's: what NORMAL may
+    lose in a power cut are the last transactions, never the database.
+    """
+    if not url.startswith("sqlite"):
+        return _open_postgresql(url, writer_lock)
+    if url.startswith("sqlite:///"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, connect_args={"timeout": 30})
+
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: Any, _record: Any) -> None:
+        # We say BEGIN ourselves: the driver would begin late, and a read that turns into a write can fail at once.
+        connection.isolation_level = None
+        for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "foreign_keys=ON", "busy_timeout=30000"):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    @event.listens_for(engine, "begin")
+    def on_begin(connection: Connection) -> None:
+        write = connection.get_execution_options().get("write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    return engine
+
+
+def _open_postgresql(url: str, writer_lock: int | None) -> Engine:
+    engine = create_engine(with_driver(url), pool_pre_ping=True)
+    if writer_lock is not None:
+
+        @event.listens_for(engine, "begin")
+        def on_begin(connection: Connection) -> None:
+            if connection.get_execution_options().get("write", False):
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({writer_lock})")
+
+    return engine
+
+
+def with_driver(url: str) -> str:
+    """A PostgreSQL URL with the driver that is installed here; other URLs as they are."""
+    for plain in ("postgres://", "postgresql://"):
+        if url.startswith(plain):
+            return "postgresql+psycopg://" + url.removeprefix(plain)
+    return url
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The tables of a service: its Alembic scripts lie in `package`.migrations, its constraints and rows are its own.
+
+    `lock` is the key of the advisory lock that is held on PostgreSQL while the tables change.
+    """
+
+    package: str
+    lock: int
+
+    def upgrade(self, engine: Engine, revision: str = "head") -> None:
+        """Brings a database to a later revision, "head" for the newest; several processes may do it at once."""
+        self._run(engine, command.upgrade, revision)
+
+    def downgrade(self, engine: Engine, revision: str) -> None:
+        """Takes a database back to an earlier revision, "base" for none of this service's tables."""
+        self._run(engine, command.downgrade, revision)
+
+    def _run(self, engine: Engine, change: Callable[[Config, str], None], revision: str) -> None:
+        config = Config()
+        config.set_main_option("script_location", f"{self.package}:migrations")
+        with engine.execution_options(**WRITE).begin() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({self.lock})")
+            config.attributes["connection"] = connection
+            change(config, revision)
+
+    def main(self, url: str) -> None:
+        """The command `python -m PACKAGE.migrations [upgrade|downgrade REVISION]`; without arguments to the newest."""
+        parser = argparse.ArgumentParser(prog=f"python -m {self.package}.migrations", description="Change the tables.")
+        parser.add_argument("direction", nargs="?", choices=("upgrade", "downgrade"), default="upgrade")
+        parser.add_argument("revision", nargs="?", default="", help="default: the newest")
+        chosen = parser.parse_args()
+        if chosen.direction == "downgrade" and not chosen.revision:
+            parser.error("downgrade needs a revision")
+        engine = open_engine(url)
+        try:
+            if chosen.direction == "downgrade":
+                self.downgrade(engine, chosen.revision)
+            else:
+                self.upgrade(engine, chosen.revision or "head")
+        finally:
+            engine.dispose()
+
+
+def insert_if_absent(connection: Connection, table: Table, row: Mapping[str, Any], key: str) -> bool:
+    """Insert a row unless one has its `key` (a unique column) already; whether it was inserted. Safe between processes."""
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    statement = insert(table).values(**row).on_conflict_do_nothing(index_elements=[key])
+    return connection.execute(statement).rowcount > 0
+
+
+def upsert(connection: Connection, table: Table, row: Mapping[str, Any], *keys: str) -> None:
+    """Insert a row, or write its other columns into the one that has its `keys` (together unique)."""
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    others = {name: value for name, value in row.items() if name not in keys}
+    connection.execute(insert(table).values(**row).on_conflict_do_update(index_elements=list(keys), set_=others))
+
+
+def database_time(connection: Connection) -> ColumnElement[float]:
+    """The database's own clock, seconds since the epoch: one clock for all processes that share it."""
+    if connection.dialect.name == "postgresql":
+        return literal_column("extract(epoch from clock_timestamp())::float8", Float)
+    return (func.julianday("now", type_=Float) - 2440587.5) * 86400.0
