@@ -27,10 +27,11 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from tinymlaas.registry.v1 import devices_pb2 as tinymlaas_dot_registry_dot_v1_dot_devices__pb2
+from tinymlaas.type.v1 import access_pb2 as tinymlaas_dot_type_dot_v1_dot_access__pb2
 from tinymlaas.type.v1 import tensor_pb2 as tinymlaas_dot_type_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n tinymlaas/bridge/v1/bridge.proto\x12\x13tinymlaas.bridge.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a#tinymlaas/registry/v1/devices.proto\x1a\x1etinymlaas/type/v1/tensor.proto\"+\n\x13WatchDevicesRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xe9\x01\n\x14WatchDevicesResponse\x12<\n\x04kind\x18\x01 \x01(\x0e\x32..tinymlaas.bridge.v1.WatchDevicesResponse.Kind\x12-\n\x06\x64\x65vice\x18\x02 \x01(\x0b\x32\x1d.tinymlaas.registry.v1.Device\"d\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fKIND_REGISTERED\x10\x01\x12\x10\n\x0cKIND_UPDATED\x10\x02\x12\r\n\tKIND_LOST\x10\x03\x12\x10\n\x0cKIND_IN_SYNC\x10\x04\"/\n\x17ReadCapabilitiesRequest\x12\x14\n\x06\x64\x65vice\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x85\x02\n\x0eInstallRequest\x12\x18\n\ninstall_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06\x64\x65vice\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1b\n\rmodule_sha256\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\x04slot\x18\x04 \x01(\rH\x00\x88\x01\x01\x12>\n\x08transfer\x18\x05 \x01(\x0e\x32,.tinymlaas.bridge.v1.InstallRequest.Transfer\"J\n\x08Transfer\x12\x18\n\x14TRANSFER_UNSPECIFIED\x10\x00\x12\x11\n\rTRANSFER_PULL\x10\x01\x12\x11\n\rTRANSFER_PUSH\x10\x02\x42\x07\n\x05_slot\"\x9c\x03\n\x0fInstallResponse\x12\x37\n\x04step\x18\x01 \x01(\x0e\x32).tinymlaas.bridge.v1.InstallResponse.Step\x12\x12\n\nbytes_done\x18\x02 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x03 \x01(\x04\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x0c\n\x04slot\x18\x05 \x01(\r\x12!\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x12.google.rpc.Status\x12(\n\x04time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xbb\x01\n\x04Step\x12\x14\n\x10STEP_UNSPECIFIED\x10\x00\x12\x14\n\x10STEP_DOWNLOADING\x10\x01\x12\x13\n\x0fSTEP_DOWNLOADED\x10\x02\x12\x12\n\x0eSTEP_DELIVERED\x10\x03\x12\x12\n\x0eSTEP_INSTALLED\x10\x04\x12\x15\n\x11STEP_SELF_TESTING\x10\x05\x12\x0e\n\nSTEP_READY\x10\x06\x12\x0f\n\x0bSTEP_FAILED\x10\x07\x12\x12\n\x0eSTEP_CANCELLED\x10\x08\"0\n\x14\x43\x61ncelInstallRequest\x12\x18\n\ninstall_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"5\n\x0f\x41\x63tivateRequest\x12\x14\n\x06\x64\x65vice\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04slot\x18\x02 \x01(\r\"7\n\x11\x44\x65\x61\x63tivateRequest\x12\x14\n\x06\x64\x65vice\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04slot\x18\x02 \x01(\r\"\'\n\x0fRollbackRequest\x12\x14\n\x06\x64\x65vice\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"6\n\x10UninstallRequest\x12\x14\n\x06\x64\x65vice\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04slot\x18\x02 \x01(\r\"&\n\x0eObserveRequest\x12\x14\n\x06\x64\x65vice\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xa6\x01\n\x0fObserveResponse\x12\x13\n\x0binvocations\x18\x01 \x01(\x04\x12\x0e\n\x06\x65rrors\x18\x02 \x01(\x04\x12\x14\n\x0clast_latency\x18\x03 \x01(\x04\x12\x14\n\x0clatency_unit\x18\x04 \x01(\t\x12\x18\n\x10self_test_passed\x18\x05 \x01(\x08\x12(\n\x04time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"[\n\x0cInferRequest\x12\x14\n\x06\x64\x65vice\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x35\n\x06inputs\x18\x02 \x01(\x0b\x32\x1f.tinymlaas.type.v1.TensorValuesB\x04\xe2\x41\x01\x02\"h\n\rInferResponse\x12\x30\n\x07outputs\x18\x01 \x01(\x0b\x32\x1f.tinymlaas.type.v1.TensorValues\x12\x0f\n\x07latency\x18\x02 \x01(\x04\x12\x14\n\x0clatency_unit\x18\x03 \x01(\t2\xee\x06\n\x06\x42ridge\x12\x65\n\x0cWatchDevices\x12(.tinymlaas.bridge.v1.WatchDevicesRequest\x1a).tinymlaas.bridge.v1.WatchDevicesResponse0\x01\x12_\n\x10ReadCapabilities\x12,.tinymlaas.bridge.v1.ReadCapabilitiesRequest\x1a\x1d.tinymlaas.registry.v1.Device\x12V\n\x07Install\x12#.tinymlaas.bridge.v1.InstallRequest\x1a$.tinymlaas.bridge.v1.InstallResponse0\x01\x12R\n\rCancelInstall\x12).tinymlaas.bridge.v1.CancelInstallRequest\x1a\x16.google.protobuf.Empty\x12O\n\x08\x41\x63tivate\x12$.tinymlaas.bridge.v1.ActivateRequest\x1a\x1d.tinymlaas.registry.v1.Device\x12S\n\nDeactivate\x12&.tinymlaas.bridge.v1.DeactivateRequest\x1a\x1d.tinymlaas.registry.v1.Device\x12O\n\x08Rollback\x12$.tinymlaas.bridge.v1.RollbackRequest\x1a\x1d.tinymlaas.registry.v1.Device\x12Q\n\tUninstall\x12%.tinymlaas.bridge.v1.UninstallRequest\x1a\x1d.tinymlaas.registry.v1.Device\x12V\n\x07Observe\x12#.tinymlaas.bridge.v1.ObserveRequest\x1a$.tinymlaas.bridge.v1.ObserveResponse0\x01\x12N\n\x05Infer\x12!.tinymlaas.bridge.v1.InferRequest\x1a\".tinymlaas.bridge.v1.InferResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n tinymlaas/bridge/v1/bridge.proto\x12\x13tinymlaas.bridge.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a#tinymlaas/registry/v1/devices.proto\x1a\x1etinymlaas/type/v1/access.proto\x1a\x1etinymlaas/type/v1/tensor.proto\"+\n\x13WatchDevicesRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xe9\x01\n\x14WatchDevicesResponse\x12<\n\x04kind\x18\x01 \x01(\x0e\x32..tinymlaas.bridge.v1.WatchDevicesResponse.Kind\x12-\n\x06\x64\x65vice\x18\x02 \x01(\x0b\x32\x1d.tinymlaas.registry.v1.Device\"d\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fKIND_REGISTERED\x10\x01\x12\x10\n\x0cKIND_UPDATED\x10\x02\x12\r\n\tKIND_LOST\x10\x03\x12\x10\n\x0cKIND_IN_SYNC\x10\x04\"/\n\x17ReadCapabilitiesRequest\x12\x14\n\x06\x64\x65vice\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x85\x02\n\x0eInstallRequest\x12\x18\n\ninstall_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06\x64\x65vice\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1b\n\rmodule_sha256\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\x04slot\x18\x04 \x01(\rH\x00\x88\x01\x01\x12>\n\x08transfer\x18\x05 \x01(\x0e\x32,.tinymlaas.bridge.v1.InstallRequest.Transfer\"J\n\x08Transfer\x12\x18\n\x14TRANSFER_UNSPECIFIED\x10\x00\x12\x11\n\rTRANSFER_PULL\x10\x01\x12\x11\n\rTRANSFER_PUSH\x10\x02\x42\x07\n\x05_slot\"\x9c\x03\n\x0fInstallResponse\x12\x37\n\x04step\x18\x01 \x01(\x0e\x32).tinymlaas.bridge.v1.InstallResponse.Step\x12\x12\n\nbytes_done\x18\x02 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x03 \x01(\x04\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x0c\n\x04slot\x18\x05 \x01(\r\x12!\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x12.google.rpc.Status\x12(\n\x04time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xbb\x01\n\x04Step\x12\x14\n\x10STEP_UNSPECIFIED\x10\x00\x12\x14\n\x10STEP_DOWNLOADING\x10\x01\x12\x13\n\x0fSTEP_DOWNLOADED\x10\x02\x12\x12\n\x0eSTEP_DELIVERED\x10\x03\x12\x12\n\x0eSTEP_INSTALLED\x10\x04\x12\x15\n\x11STEP_SELF_TESTING\x10\x05\x12\x0e\n\nSTEP_READY\x10\x06\x12\x0f\n\x0bSTEP_FAILED\x10\x07\x12\x12\n\x0eSTEP_CANCELLED\x10\x08\"0\n\x14\x43\x61ncelInstallRequest\x12\x18\n\ninstall_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"5\n\x0f\x41\x63tivateRequest\x12\x14\n\x06\x64\x65vice\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04slot\x18\x02 \x01(\r\"7\n\x11\x44\x65\x61\x63tivateRequest\x12\x14\n\x06\x64\x65vice\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04slot\x18\x02 \x01(\r\"\'\n\x0fRollbackRequest\x12\x14\n\x06\x64\x65vice\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"6\n\x10UninstallRequest\x12\x14\n\x06\x64\x65vice\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04slot\x18\x02 \x01(\r\"&\n\x0eObserveRequest\x12\x14\n\x06\x64\x65vice\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xa6\x01\n\x0fObserveResponse\x12\x13\n\x0binvocations\x18\x01 \x01(\x04\x12\x0e\n\x06\x65rrors\x18\x02 \x01(\x04\x12\x14\n\x0clast_latency\x18\x03 \x01(\x04\x12\x14\n\x0clatency_unit\x18\x04 \x01(\t\x12\x18\n\x10self_test_passed\x18\x05 \x01(\x08\x12(\n\x04time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"[\n\x0cInferRequest\x12\x14\n\x06\x64\x65vice\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x35\n\x06inputs\x18\x02 \x01(\x0b\x32\x1f.tinymlaas.type.v1.TensorValuesB\x04\xe2\x41\x01\x02\"h\n\rInferResponse\x12\x30\n\x07outputs\x18\x01 \x01(\x0b\x32\x1f.tinymlaas.type.v1.TensorValues\x12\x0f\n\x07latency\x18\x02 \x01(\x04\x12\x14\n\x0clatency_unit\x18\x03 \x01(\t2\xbe\x07\n\x06\x42ridge\x12m\n\x0cWatchDevices\x12(.tinymlaas.bridge.v1.WatchDevicesRequest\x1a).tinymlaas.bridge.v1.WatchDevicesResponse\"\x06\xca\xf3\x18\x02\x08\x07\x30\x01\x12g\n\x10ReadCapabilities\x12,.tinymlaas.bridge.v1.ReadCapabilitiesRequest\x1a\x1d.tinymlaas.registry.v1.Device\"\x06\xca\xf3\x18\x02\x08\x07\x12^\n\x07Install\x12#.tinymlaas.bridge.v1.InstallRequest\x1a$.tinymlaas.bridge.v1.InstallResponse\"\x06\xca\xf3\x18\x02\x08\x07\x30\x01\x12Z\n\rCancelInstall\x12).tinymlaas.bridge.v1.CancelInstallRequest\x1a\x16.google.protobuf.Empty\"\x06\xca\xf3\x18\x02\x08\x07\x12W\n\x08\x41\x63tivate\x12$.tinymlaas.bridge.v1.ActivateRequest\x1a\x1d.tinymlaas.registry.v1.Device\"\x06\xca\xf3\x18\x02\x08\x07\x12[\n\nDeactivate\x12&.tinymlaas.bridge.v1.DeactivateRequest\x1a\x1d.tinymlaas.registry.v1.Device\"\x06\xca\xf3\x18\x02\x08\x07\x12W\n\x08Rollback\x12$.tinymlaas.bridge.v1.RollbackRequest\x1a\x1d.tinymlaas.registry.v1.Device\"\x06\xca\xf3\x18\x02\x08\x07\x12Y\n\tUninstall\x12%.tinymlaas.bridge.v1.UninstallRequest\x1a\x1d.tinymlaas.registry.v1.Device\"\x06\xca\xf3\x18\x02\x08\x07\x12^\n\x07Observe\x12#.tinymlaas.bridge.v1.ObserveRequest\x1a$.tinymlaas.bridge.v1.ObserveResponse\"\x06\xca\xf3\x18\x02\x08\x07\x30\x01\x12V\n\x05Infer\x12!.tinymlaas.bridge.v1.InferRequest\x1a\".tinymlaas.bridge.v1.InferResponse\"\x06\xca\xf3\x18\x02\x08\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -63,40 +64,60 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INFERREQUEST'].fields_by_name['device']._serialized_options = b'\342A\001\002'
   _globals['_INFERREQUEST'].fields_by_name['inputs']._loaded_options = None
   _globals['_INFERREQUEST'].fields_by_name['inputs']._serialized_options = b'\342A\001\002'
-  _globals['_WATCHDEVICESREQUEST']._serialized_start=246
-  _globals['_WATCHDEVICESREQUEST']._serialized_end=289
-  _globals['_WATCHDEVICESRESPONSE']._serialized_start=292
-  _globals['_WATCHDEVICESRESPONSE']._serialized_end=525
-  _globals['_WATCHDEVICESRESPONSE_KIND']._serialized_start=425
-  _globals['_WATCHDEVICESRESPONSE_KIND']._serialized_end=525
-  _globals['_READCAPABILITIESREQUEST']._serialized_start=527
-  _globals['_READCAPABILITIESREQUEST']._serialized_end=574
-  _globals['_INSTALLREQUEST']._serialized_start=577
-  _globals['_INSTALLREQUEST']._serialized_end=838
-  _globals['_INSTALLREQUEST_TRANSFER']._serialized_start=755
-  _globals['_INSTALLREQUEST_TRANSFER']._serialized_end=829
-  _globals['_INSTALLRESPONSE']._serialized_start=841
-  _globals['_INSTALLRESPONSE']._serialized_end=1253
-  _globals['_INSTALLRESPONSE_STEP']._serialized_start=1066
-  _globals['_INSTALLRESPONSE_STEP']._serialized_end=1253
-  _globals['_CANCELINSTALLREQUEST']._serialized_start=1255
-  _globals['_CANCELINSTALLREQUEST']._serialized_end=1303
-  _globals['_ACTIVATEREQUEST']._serialized_start=1305
-  _globals['_ACTIVATEREQUEST']._serialized_end=1358
-  _globals['_DEACTIVATEREQUEST']._serialized_start=1360
-  _globals['_DEACTIVATEREQUEST']._serialized_end=1415
-  _globals['_ROLLBACKREQUEST']._serialized_start=1417
-  _globals['_ROLLBACKREQUEST']._serialized_end=1456
-  _globals['_UNINSTALLREQUEST']._serialized_start=1458
-  _globals['_UNINSTALLREQUEST']._serialized_end=1512
-  _globals['_OBSERVEREQUEST']._serialized_start=1514
-  _globals['_OBSERVEREQUEST']._serialized_end=1552
-  _globals['_OBSERVERESPONSE']._serialized_start=1555
-  _globals['_OBSERVERESPONSE']._serialized_end=1721
-  _globals['_INFERREQUEST']._serialized_start=1723
-  _globals['_INFERREQUEST']._serialized_end=1814
-  _globals['_INFERRESPONSE']._serialized_start=1816
-  _globals['_INFERRESPONSE']._serialized_end=1920
-  _globals['_BRIDGE']._serialized_start=1923
-  _globals['_BRIDGE']._serialized_end=2801
+  _globals['_BRIDGE'].methods_by_name['WatchDevices']._loaded_options = None
+  _globals['_BRIDGE'].methods_by_name['WatchDevices']._serialized_options = b'\312\363\030\002\010\007'
+  _globals['_BRIDGE'].methods_by_name['ReadCapabilities']._loaded_options = None
+  _globals['_BRIDGE'].methods_by_name['ReadCapabilities']._serialized_options = b'\312\363\030\002\010\007'
+  _globals['_BRIDGE'].methods_by_name['Install']._loaded_options = None
+  _globals['_BRIDGE'].methods_by_name['Install']._serialized_options = b'\312\363\030\002\010\007'
+  _globals['_BRIDGE'].methods_by_name['CancelInstall']._loaded_options = None
+  _globals['_BRIDGE'].methods_by_name['CancelInstall']._serialized_options = b'\312\363\030\002\010\007'
+  _globals['_BRIDGE'].methods_by_name['Activate']._loaded_options = None
+  _globals['_BRIDGE'].methods_by_name['Activate']._serialized_options = b'\312\363\030\002\010\007'
+  _globals['_BRIDGE'].methods_by_name['Deactivate']._loaded_options = None
+  _globals['_BRIDGE'].methods_by_name['Deactivate']._serialized_options = b'\312\363\030\002\010\007'
+  _globals['_BRIDGE'].methods_by_name['Rollback']._loaded_options = None
+  _globals['_BRIDGE'].methods_by_name['Rollback']._serialized_options = b'\312\363\030\002\010\007'
+  _globals['_BRIDGE'].methods_by_name['Uninstall']._loaded_options = None
+  _globals['_BRIDGE'].methods_by_name['Uninstall']._serialized_options = b'\312\363\030\002\010\007'
+  _globals['_BRIDGE'].methods_by_name['Observe']._loaded_options = None
+  _globals['_BRIDGE'].methods_by_name['Observe']._serialized_options = b'\312\363\030\002\010\007'
+  _globals['_BRIDGE'].methods_by_name['Infer']._loaded_options = None
+  _globals['_BRIDGE'].methods_by_name['Infer']._serialized_options = b'\312\363\030\002\010\007'
+  _globals['_WATCHDEVICESREQUEST']._serialized_start=278
+  _globals['_WATCHDEVICESREQUEST']._serialized_end=321
+  _globals['_WATCHDEVICESRESPONSE']._serialized_start=324
+  _globals['_WATCHDEVICESRESPONSE']._serialized_end=557
+  _globals['_WATCHDEVICESRESPONSE_KIND']._serialized_start=457
+  _globals['_WATCHDEVICESRESPONSE_KIND']._serialized_end=557
+  _globals['_READCAPABILITIESREQUEST']._serialized_start=559
+  _globals['_READCAPABILITIESREQUEST']._serialized_end=606
+  _globals['_INSTALLREQUEST']._serialized_start=609
+  _globals['_INSTALLREQUEST']._serialized_end=870
+  _globals['_INSTALLREQUEST_TRANSFER']._serialized_start=787
+  _globals['_INSTALLREQUEST_TRANSFER']._serialized_end=861
+  _globals['_INSTALLRESPONSE']._serialized_start=873
+  _globals['_INSTALLRESPONSE']._serialized_end=1285
+  _globals['_INSTALLRESPONSE_STEP']._serialized_start=1098
+  _globals['_INSTALLRESPONSE_STEP']._serialized_end=1285
+  _globals['_CANCELINSTALLREQUEST']._serialized_start=1287
+  _globals['_CANCELINSTALLREQUEST']._serialized_end=1335
+  _globals['_ACTIVATEREQUEST']._serialized_start=1337
+  _globals['_ACTIVATEREQUEST']._serialized_end=1390
+  _globals['_DEACTIVATEREQUEST']._serialized_start=1392
+  _globals['_DEACTIVATEREQUEST']._serialized_end=1447
+  _globals['_ROLLBACKREQUEST']._serialized_start=1449
+  _globals['_ROLLBACKREQUEST']._serialized_end=1488
+  _globals['_UNINSTALLREQUEST']._serialized_start=1490
+  _globals['_UNINSTALLREQUEST']._serialized_end=1544
+  _globals['_OBSERVEREQUEST']._serialized_start=1546
+  _globals['_OBSERVEREQUEST']._serialized_end=1584
+  _globals['_OBSERVERESPONSE']._serialized_start=1587
+  _globals['_OBSERVERESPONSE']._serialized_end=1753
+  _globals['_INFERREQUEST']._serialized_start=1755
+  _globals['_INFERREQUEST']._serialized_end=1846
+  _globals['_INFERRESPONSE']._serialized_start=1848
+  _globals['_INFERRESPONSE']._serialized_end=1952
+  _globals['_BRIDGE']._serialized_start=1955
+  _globals['_BRIDGE']._serialized_end=2913
 # @@protoc_insertion_point(module_scope)

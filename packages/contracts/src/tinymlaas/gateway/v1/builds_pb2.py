@@ -29,12 +29,13 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from tinymlaas.gateway.v1 import routing_pb2 as tinymlaas_dot_gateway_dot_v1_dot_routing__pb2
+from tinymlaas.type.v1 import access_pb2 as tinymlaas_dot_type_dot_v1_dot_access__pb2
 from tinymlaas.type.v1 import measurement_pb2 as tinymlaas_dot_type_dot_v1_dot_measurement__pb2
 from tinymlaas.type.v1 import target_pb2 as tinymlaas_dot_type_dot_v1_dot_target__pb2
 from tinymlaas.type.v1 import tensor_pb2 as tinymlaas_dot_type_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!tinymlaas/gateway/v1/builds.proto\x12\x14tinymlaas.gateway.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a#google/longrunning/operations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\"tinymlaas/gateway/v1/routing.proto\x1a#tinymlaas/type/v1/measurement.proto\x1a\x1etinymlaas/type/v1/target.proto\x1a\x1etinymlaas/type/v1/tensor.proto\"\x8e\x05\n\tCandidate\x12\x0e\n\x06plugin\x18\x01 \x01(\t\x12\x16\n\x0eplugin_version\x18\x02 \x01(\t\x12(\n\x07options\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x34\n\x05state\x18\x04 \x01(\x0e\x32%.tinymlaas.gateway.v1.Candidate.State\x12.\n\x07verdict\x18\x05 \x01(\x0b\x32\x1d.tinymlaas.gateway.v1.Verdict\x12!\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x12.google.rpc.Status\x12\x0c\n\x04step\x18\x07 \x01(\t\x12\x10\n\x08\x66raction\x18\x08 \x01(\x01\x12\x34\n\x0cmeasurements\x18\t \x03(\x0b\x32\x1e.tinymlaas.type.v1.Measurement\x12\x35\n\toperators\x18\n \x03(\x0b\x32\".tinymlaas.type.v1.OperatorProfile\x12-\n\x08numerics\x18\x0b \x01(\x0b\x32\x1b.tinymlaas.type.v1.Numerics\x12\x0e\n\x06module\x18\x0c \x01(\t\x12\x0e\n\x06pareto\x18\r \x01(\x08\x12\x0b\n\x03log\x18\x0e \x03(\t\"\xbc\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_CHECKING\x10\x01\x12\x12\n\x0eSTATE_REJECTED\x10\x02\x12\x13\n\x0fSTATE_COMPILING\x10\x03\x12\x13\n\x0fSTATE_PROFILING\x10\x04\x12\x13\n\x0fSTATE_VERIFYING\x10\x05\x12\x11\n\rSTATE_SEALING\x10\x06\x12\x10\n\x0cSTATE_SEALED\x10\x07\x12\x10\n\x0cSTATE_FAILED\x10\x08\"\x80\x08\n\x05\x42uild\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x39\n\rmodel_version\x18\x02 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19tinymlaas.io/ModelVersion\x12/\n\x06target\x18\x03 \x01(\x0b\x32\x19.tinymlaas.type.v1.TargetB\x04\xe2\x41\x01\x02\x12\x32\n\tobjective\x18\x04 \x01(\x0e\x32\x1f.tinymlaas.gateway.v1.Objective\x12\x0f\n\x07plugins\x18\x05 \x03(\t\x12\x39\n\x07options\x18\x06 \x03(\x0b\x32(.tinymlaas.gateway.v1.Build.OptionsEntry\x12\x16\n\x0esamples_sha256\x18\x07 \x01(\t\x12\x36\n\x05state\x18\x08 \x01(\x0e\x32!.tinymlaas.gateway.v1.Build.StateB\x04\xe2\x41\x01\x03\x12\x39\n\ncandidates\x18\t \x03(\x0b\x32\x1f.tinymlaas.gateway.v1.CandidateB\x04\xe2\x41\x01\x03\x12\x14\n\x06module\x18\n \x01(\tB\x04\xe2\x41\x01\x03\x12\'\n\x05\x65rror\x18\x0b \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x32\n\x08\x65nd_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x1c\n\x0erequest_sha256\x18\x0e \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x63\x61\x63hed\x18\x0f \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x18\n\x10security_counter\x18\x10 \x01(\r\x12)\n\x08optimize\x18\x11 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x43\n\x17optimized_model_version\x18\x12 \x01(\tB\"\xe2\x41\x01\x03\xfa\x41\x1b\n\x19tinymlaas.io/ModelVersion\x1aG\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct:\x02\x38\x01\"\x7f\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x13\n\x0fSTATE_CANCELLED\x10\x05::\xea\x41\x37\n\x12tinymlaas.io/Build\x12!projects/{project}/builds/{build}\"\x9e\x01\n\x12\x43reateBuildRequest\x12+\n\x06parent\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\x12\x12tinymlaas.io/Build\x12\x30\n\x05\x62uild\x18\x02 \x01(\x0b\x32\x1b.tinymlaas.gateway.v1.BuildB\x04\xe2\x41\x01\x02\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"<\n\x0fGetBuildRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\n\x12tinymlaas.io/Build\"g\n\x11ListBuildsRequest\x12+\n\x06parent\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\x12\x12tinymlaas.io/Build\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Z\n\x12ListBuildsResponse\x12+\n\x06\x62uilds\x18\x01 \x03(\x0b\x32\x1b.tinymlaas.gateway.v1.Build\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\">\n\x11WatchBuildRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\n\x12tinymlaas.io/Build\"?\n\x12\x43\x61ncelBuildRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\n\x12tinymlaas.io/Build*}\n\tObjective\x12\x19\n\x15OBJECTIVE_UNSPECIFIED\x10\x00\x12\x15\n\x11OBJECTIVE_LATENCY\x10\x01\x12\x13\n\x0fOBJECTIVE_FLASH\x10\x02\x12\x11\n\rOBJECTIVE_RAM\x10\x03\x12\x16\n\x12OBJECTIVE_BALANCED\x10\x04\x32\xd0\x03\n\x06\x42uilds\x12i\n\x0b\x43reateBuild\x12(.tinymlaas.gateway.v1.CreateBuildRequest\x1a\x1d.google.longrunning.Operation\"\x11\xca\x41\x0e\n\x05\x42uild\x12\x05\x42uild\x12N\n\x08GetBuild\x12%.tinymlaas.gateway.v1.GetBuildRequest\x1a\x1b.tinymlaas.gateway.v1.Build\x12_\n\nListBuilds\x12\'.tinymlaas.gateway.v1.ListBuildsRequest\x1a(.tinymlaas.gateway.v1.ListBuildsResponse\x12T\n\nWatchBuild\x12\'.tinymlaas.gateway.v1.WatchBuildRequest\x1a\x1b.tinymlaas.gateway.v1.Build0\x01\x12T\n\x0b\x43\x61ncelBuild\x12(.tinymlaas.gateway.v1.CancelBuildRequest\x1a\x1b.tinymlaas.gateway.v1.Buildb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!tinymlaas/gateway/v1/builds.proto\x12\x14tinymlaas.gateway.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a#google/longrunning/operations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\"tinymlaas/gateway/v1/routing.proto\x1a\x1etinymlaas/type/v1/access.proto\x1a#tinymlaas/type/v1/measurement.proto\x1a\x1etinymlaas/type/v1/target.proto\x1a\x1etinymlaas/type/v1/tensor.proto\"\x8e\x05\n\tCandidate\x12\x0e\n\x06plugin\x18\x01 \x01(\t\x12\x16\n\x0eplugin_version\x18\x02 \x01(\t\x12(\n\x07options\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x34\n\x05state\x18\x04 \x01(\x0e\x32%.tinymlaas.gateway.v1.Candidate.State\x12.\n\x07verdict\x18\x05 \x01(\x0b\x32\x1d.tinymlaas.gateway.v1.Verdict\x12!\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x12.google.rpc.Status\x12\x0c\n\x04step\x18\x07 \x01(\t\x12\x10\n\x08\x66raction\x18\x08 \x01(\x01\x12\x34\n\x0cmeasurements\x18\t \x03(\x0b\x32\x1e.tinymlaas.type.v1.Measurement\x12\x35\n\toperators\x18\n \x03(\x0b\x32\".tinymlaas.type.v1.OperatorProfile\x12-\n\x08numerics\x18\x0b \x01(\x0b\x32\x1b.tinymlaas.type.v1.Numerics\x12\x0e\n\x06module\x18\x0c \x01(\t\x12\x0e\n\x06pareto\x18\r \x01(\x08\x12\x0b\n\x03log\x18\x0e \x03(\t\"\xbc\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_CHECKING\x10\x01\x12\x12\n\x0eSTATE_REJECTED\x10\x02\x12\x13\n\x0fSTATE_COMPILING\x10\x03\x12\x13\n\x0fSTATE_PROFILING\x10\x04\x12\x13\n\x0fSTATE_VERIFYING\x10\x05\x12\x11\n\rSTATE_SEALING\x10\x06\x12\x10\n\x0cSTATE_SEALED\x10\x07\x12\x10\n\x0cSTATE_FAILED\x10\x08\"\x80\x08\n\x05\x42uild\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x39\n\rmodel_version\x18\x02 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19tinymlaas.io/ModelVersion\x12/\n\x06target\x18\x03 \x01(\x0b\x32\x19.tinymlaas.type.v1.TargetB\x04\xe2\x41\x01\x02\x12\x32\n\tobjective\x18\x04 \x01(\x0e\x32\x1f.tinymlaas.gateway.v1.Objective\x12\x0f\n\x07plugins\x18\x05 \x03(\t\x12\x39\n\x07options\x18\x06 \x03(\x0b\x32(.tinymlaas.gateway.v1.Build.OptionsEntry\x12\x16\n\x0esamples_sha256\x18\x07 \x01(\t\x12\x36\n\x05state\x18\x08 \x01(\x0e\x32!.tinymlaas.gateway.v1.Build.StateB\x04\xe2\x41\x01\x03\x12\x39\n\ncandidates\x18\t \x03(\x0b\x32\x1f.tinymlaas.gateway.v1.CandidateB\x04\xe2\x41\x01\x03\x12\x14\n\x06module\x18\n \x01(\tB\x04\xe2\x41\x01\x03\x12\'\n\x05\x65rror\x18\x0b \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x32\n\x08\x65nd_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x1c\n\x0erequest_sha256\x18\x0e \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x63\x61\x63hed\x18\x0f \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x18\n\x10security_counter\x18\x10 \x01(\r\x12)\n\x08optimize\x18\x11 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x43\n\x17optimized_model_version\x18\x12 \x01(\tB\"\xe2\x41\x01\x03\xfa\x41\x1b\n\x19tinymlaas.io/ModelVersion\x1aG\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct:\x02\x38\x01\"\x7f\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x13\n\x0fSTATE_CANCELLED\x10\x05::\xea\x41\x37\n\x12tinymlaas.io/Build\x12!projects/{project}/builds/{build}\"\x9e\x01\n\x12\x43reateBuildRequest\x12+\n\x06parent\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\x12\x12tinymlaas.io/Build\x12\x30\n\x05\x62uild\x18\x02 \x01(\x0b\x32\x1b.tinymlaas.gateway.v1.BuildB\x04\xe2\x41\x01\x02\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"<\n\x0fGetBuildRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\n\x12tinymlaas.io/Build\"g\n\x11ListBuildsRequest\x12+\n\x06parent\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\x12\x12tinymlaas.io/Build\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Z\n\x12ListBuildsResponse\x12+\n\x06\x62uilds\x18\x01 \x03(\x0b\x32\x1b.tinymlaas.gateway.v1.Build\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\">\n\x11WatchBuildRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\n\x12tinymlaas.io/Build\"?\n\x12\x43\x61ncelBuildRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\n\x12tinymlaas.io/Build*}\n\tObjective\x12\x19\n\x15OBJECTIVE_UNSPECIFIED\x10\x00\x12\x15\n\x11OBJECTIVE_LATENCY\x10\x01\x12\x13\n\x0fOBJECTIVE_FLASH\x10\x02\x12\x11\n\rOBJECTIVE_RAM\x10\x03\x12\x16\n\x12OBJECTIVE_BALANCED\x10\x04\x32\xf6\x03\n\x06\x42uilds\x12o\n\x0b\x43reateBuild\x12(.tinymlaas.gateway.v1.CreateBuildRequest\x1a\x1d.google.longrunning.Operation\"\x17\xca\x41\x0e\n\x05\x42uild\x12\x05\x42uild\xca\xf3\x18\x02\x08\x03\x12V\n\x08GetBuild\x12%.tinymlaas.gateway.v1.GetBuildRequest\x1a\x1b.tinymlaas.gateway.v1.Build\"\x06\xca\xf3\x18\x02\x08\x01\x12g\n\nListBuilds\x12\'.tinymlaas.gateway.v1.ListBuildsRequest\x1a(.tinymlaas.gateway.v1.ListBuildsResponse\"\x06\xca\xf3\x18\x02\x08\x01\x12\\\n\nWatchBuild\x12\'.tinymlaas.gateway.v1.WatchBuildRequest\x1a\x1b.tinymlaas.gateway.v1.Build\"\x06\xca\xf3\x18\x02\x08\x01\x30\x01\x12\\\n\x0b\x43\x61ncelBuild\x12(.tinymlaas.gateway.v1.CancelBuildRequest\x1a\x1b.tinymlaas.gateway.v1.Build\"\x06\xca\xf3\x18\x02\x08\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -82,31 +83,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANCELBUILDREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_CANCELBUILDREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\024\n\022tinymlaas.io/Build'
   _globals['_BUILDS'].methods_by_name['CreateBuild']._loaded_options = None
-  _globals['_BUILDS'].methods_by_name['CreateBuild']._serialized_options = b'\312A\016\n\005Build\022\005Build'
-  _globals['_OBJECTIVE']._serialized_start=2614
-  _globals['_OBJECTIVE']._serialized_end=2739
-  _globals['_CANDIDATE']._serialized_start=382
-  _globals['_CANDIDATE']._serialized_end=1036
-  _globals['_CANDIDATE_STATE']._serialized_start=848
-  _globals['_CANDIDATE_STATE']._serialized_end=1036
-  _globals['_BUILD']._serialized_start=1039
-  _globals['_BUILD']._serialized_end=2063
-  _globals['_BUILD_OPTIONSENTRY']._serialized_start=1803
-  _globals['_BUILD_OPTIONSENTRY']._serialized_end=1874
-  _globals['_BUILD_STATE']._serialized_start=1876
-  _globals['_BUILD_STATE']._serialized_end=2003
-  _globals['_CREATEBUILDREQUEST']._serialized_start=2066
-  _globals['_CREATEBUILDREQUEST']._serialized_end=2224
-  _globals['_GETBUILDREQUEST']._serialized_start=2226
-  _globals['_GETBUILDREQUEST']._serialized_end=2286
-  _globals['_LISTBUILDSREQUEST']._serialized_start=2288
-  _globals['_LISTBUILDSREQUEST']._serialized_end=2391
-  _globals['_LISTBUILDSRESPONSE']._serialized_start=2393
-  _globals['_LISTBUILDSRESPONSE']._serialized_end=2483
-  _globals['_WATCHBUILDREQUEST']._serialized_start=2485
-  _globals['_WATCHBUILDREQUEST']._serialized_end=2547
-  _globals['_CANCELBUILDREQUEST']._serialized_start=2549
-  _globals['_CANCELBUILDREQUEST']._serialized_end=2612
-  _globals['_BUILDS']._serialized_start=2742
-  _globals['_BUILDS']._serialized_end=3206
+  _globals['_BUILDS'].methods_by_name['CreateBuild']._serialized_options = b'\312A\016\n\005Build\022\005Build\312\363\030\002\010\003'
+  _globals['_BUILDS'].methods_by_name['GetBuild']._loaded_options = None
+  _globals['_BUILDS'].methods_by_name['GetBuild']._serialized_options = b'\312\363\030\002\010\001'
+  _globals['_BUILDS'].methods_by_name['ListBuilds']._loaded_options = None
+  _globals['_BUILDS'].methods_by_name['ListBuilds']._serialized_options = b'\312\363\030\002\010\001'
+  _globals['_BUILDS'].methods_by_name['WatchBuild']._loaded_options = None
+  _globals['_BUILDS'].methods_by_name['WatchBuild']._serialized_options = b'\312\363\030\002\010\001'
+  _globals['_BUILDS'].methods_by_name['CancelBuild']._loaded_options = None
+  _globals['_BUILDS'].methods_by_name['CancelBuild']._serialized_options = b'\312\363\030\002\010\003'
+  _globals['_OBJECTIVE']._serialized_start=2646
+  _globals['_OBJECTIVE']._serialized_end=2771
+  _globals['_CANDIDATE']._serialized_start=414
+  _globals['_CANDIDATE']._serialized_end=1068
+  _globals['_CANDIDATE_STATE']._serialized_start=880
+  _globals['_CANDIDATE_STATE']._serialized_end=1068
+  _globals['_BUILD']._serialized_start=1071
+  _globals['_BUILD']._serialized_end=2095
+  _globals['_BUILD_OPTIONSENTRY']._serialized_start=1835
+  _globals['_BUILD_OPTIONSENTRY']._serialized_end=1906
+  _globals['_BUILD_STATE']._serialized_start=1908
+  _globals['_BUILD_STATE']._serialized_end=2035
+  _globals['_CREATEBUILDREQUEST']._serialized_start=2098
+  _globals['_CREATEBUILDREQUEST']._serialized_end=2256
+  _globals['_GETBUILDREQUEST']._serialized_start=2258
+  _globals['_GETBUILDREQUEST']._serialized_end=2318
+  _globals['_LISTBUILDSREQUEST']._serialized_start=2320
+  _globals['_LISTBUILDSREQUEST']._serialized_end=2423
+  _globals['_LISTBUILDSRESPONSE']._serialized_start=2425
+  _globals['_LISTBUILDSRESPONSE']._serialized_end=2515
+  _globals['_WATCHBUILDREQUEST']._serialized_start=2517
+  _globals['_WATCHBUILDREQUEST']._serialized_end=2579
+  _globals['_CANCELBUILDREQUEST']._serialized_start=2581
+  _globals['_CANCELBUILDREQUEST']._serialized_end=2644
+  _globals['_BUILDS']._serialized_start=2774
+  _globals['_BUILDS']._serialized_end=3276
 # @@protoc_insertion_point(module_scope)

@@ -26,9 +26,10 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from tinymlaas.registry.v1 import models_pb2 as tinymlaas_dot_registry_dot_v1_dot_models__pb2
+from tinymlaas.type.v1 import access_pb2 as tinymlaas_dot_type_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tinymlaas/gateway/v1/optimizations.proto\x12\x14tinymlaas.gateway.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\"tinymlaas/registry/v1/models.proto\"\x99\x01\n\x14OptimizeModelRequest\x12\x39\n\rmodel_version\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19tinymlaas.io/ModelVersion\x12(\n\x07options\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x1c\n\x0esamples_sha256\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\"7\n\x15OptimizeModelProgress\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\"\x9f\x01\n\x13OptimizeModelResult\x12@\n\rmodel_version\x18\x01 \x01(\x0b\x32#.tinymlaas.registry.v1.ModelVersionB\x04\xe2\x41\x01\x02\x12\x36\n\x0b\x61ttachments\x18\x02 \x03(\x0b\x32!.tinymlaas.registry.v1.Attachment\x12\x0e\n\x06\x63\x61\x63hed\x18\x03 \x01(\x08\"\x9d\x01\n\x15OptimizeModelResponse\x12?\n\x08progress\x18\x01 \x01(\x0b\x32+.tinymlaas.gateway.v1.OptimizeModelProgressH\x00\x12;\n\x06result\x18\x02 \x01(\x0b\x32).tinymlaas.gateway.v1.OptimizeModelResultH\x00\x42\x06\n\x04part2{\n\rOptimizations\x12j\n\rOptimizeModel\x12*.tinymlaas.gateway.v1.OptimizeModelRequest\x1a+.tinymlaas.gateway.v1.OptimizeModelResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tinymlaas/gateway/v1/optimizations.proto\x12\x14tinymlaas.gateway.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\"tinymlaas/registry/v1/models.proto\x1a\x1etinymlaas/type/v1/access.proto\"\x99\x01\n\x14OptimizeModelRequest\x12\x39\n\rmodel_version\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19tinymlaas.io/ModelVersion\x12(\n\x07options\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x1c\n\x0esamples_sha256\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\"7\n\x15OptimizeModelProgress\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\"\x9f\x01\n\x13OptimizeModelResult\x12@\n\rmodel_version\x18\x01 \x01(\x0b\x32#.tinymlaas.registry.v1.ModelVersionB\x04\xe2\x41\x01\x02\x12\x36\n\x0b\x61ttachments\x18\x02 \x03(\x0b\x32!.tinymlaas.registry.v1.Attachment\x12\x0e\n\x06\x63\x61\x63hed\x18\x03 \x01(\x08\"\x9d\x01\n\x15OptimizeModelResponse\x12?\n\x08progress\x18\x01 \x01(\x0b\x32+.tinymlaas.gateway.v1.OptimizeModelProgressH\x00\x12;\n\x06result\x18\x02 \x01(\x0b\x32).tinymlaas.gateway.v1.OptimizeModelResultH\x00\x42\x06\n\x04part2\x83\x01\n\rOptimizations\x12r\n\rOptimizeModel\x12*.tinymlaas.gateway.v1.OptimizeModelRequest\x1a+.tinymlaas.gateway.v1.OptimizeModelResponse\"\x06\xca\xf3\x18\x02\x08\x03\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,14 +42,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPTIMIZEMODELREQUEST'].fields_by_name['samples_sha256']._serialized_options = b'\342A\001\002'
   _globals['_OPTIMIZEMODELRESULT'].fields_by_name['model_version']._loaded_options = None
   _globals['_OPTIMIZEMODELRESULT'].fields_by_name['model_version']._serialized_options = b'\342A\001\002'
-  _globals['_OPTIMIZEMODELREQUEST']._serialized_start=193
-  _globals['_OPTIMIZEMODELREQUEST']._serialized_end=346
-  _globals['_OPTIMIZEMODELPROGRESS']._serialized_start=348
-  _globals['_OPTIMIZEMODELPROGRESS']._serialized_end=403
-  _globals['_OPTIMIZEMODELRESULT']._serialized_start=406
-  _globals['_OPTIMIZEMODELRESULT']._serialized_end=565
-  _globals['_OPTIMIZEMODELRESPONSE']._serialized_start=568
-  _globals['_OPTIMIZEMODELRESPONSE']._serialized_end=725
-  _globals['_OPTIMIZATIONS']._serialized_start=727
-  _globals['_OPTIMIZATIONS']._serialized_end=850
+  _globals['_OPTIMIZATIONS'].methods_by_name['OptimizeModel']._loaded_options = None
+  _globals['_OPTIMIZATIONS'].methods_by_name['OptimizeModel']._serialized_options = b'\312\363\030\002\010\003'
+  _globals['_OPTIMIZEMODELREQUEST']._serialized_start=225
+  _globals['_OPTIMIZEMODELREQUEST']._serialized_end=378
+  _globals['_OPTIMIZEMODELPROGRESS']._serialized_start=380
+  _globals['_OPTIMIZEMODELPROGRESS']._serialized_end=435
+  _globals['_OPTIMIZEMODELRESULT']._serialized_start=438
+  _globals['_OPTIMIZEMODELRESULT']._serialized_end=597
+  _globals['_OPTIMIZEMODELRESPONSE']._serialized_start=600
+  _globals['_OPTIMIZEMODELRESPONSE']._serialized_end=757
+  _globals['_OPTIMIZATIONS']._serialized_start=760
+  _globals['_OPTIMIZATIONS']._serialized_end=891
 # @@protoc_insertion_point(module_scope)

@@ -25,11 +25,12 @@ _sym_db = _symbol_database.Default()
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
+from tinymlaas.type.v1 import access_pb2 as tinymlaas_dot_type_dot_v1_dot_access__pb2
 from tinymlaas.type.v1 import measurement_pb2 as tinymlaas_dot_type_dot_v1_dot_measurement__pb2
 from tinymlaas.type.v1 import target_pb2 as tinymlaas_dot_type_dot_v1_dot_target__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tinymlaas/gateway/v1/routing.proto\x12\x14tinymlaas.gateway.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x17google/rpc/status.proto\x1a#tinymlaas/type/v1/measurement.proto\x1a\x1etinymlaas/type/v1/target.proto\"[\n\x0b\x44\x65stination\x12\x10\n\x06\x64\x65vice\x18\x01 \x01(\tH\x00\x12+\n\x06target\x18\x02 \x01(\x0b\x32\x19.tinymlaas.type.v1.TargetH\x00\x42\r\n\x0b\x64\x65stination\"\xc7\x01\n\x0e\x45xplainRequest\x12+\n\x06parent\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\x12\x12tinymlaas.io/Build\x12\x39\n\rmodel_version\x18\x02 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19tinymlaas.io/ModelVersion\x12\x37\n\x0c\x64\x65stinations\x18\x03 \x03(\x0b\x32!.tinymlaas.gateway.v1.Destination\x12\x14\n\x0crouting_only\x18\x04 \x01(\x08\"\xae\x01\n\tObjection\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12?\n\x08metadata\x18\x02 \x03(\x0b\x32-.tinymlaas.gateway.v1.Objection.MetadataEntry\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0e\n\x06remedy\x18\x04 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xf3\x01\n\x07Verdict\x12\x0e\n\x06plugin\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x02 \x01(\r\x12\x10\n\x08\x61\x64mitted\x18\x03 \x01(\x08\x12\x33\n\nobjections\x18\x04 \x03(\x0b\x32\x1f.tinymlaas.gateway.v1.Objection\x12\x31\n\testimates\x18\x05 \x03(\x0b\x32\x1e.tinymlaas.type.v1.Measurement\x12\x34\n\x0cpayload_kind\x18\x06 \x01(\x0e\x32\x1e.tinymlaas.type.v1.PayloadKind\x12\x13\n\x0b\x61ssumptions\x18\x07 \x03(\t\"\xbc\x02\n\x0f\x45xplainResponse\x12\x37\n\x0c\x64\x65stinations\x18\x01 \x03(\x0b\x32!.tinymlaas.gateway.v1.Destination\x12*\n\x07targets\x18\x02 \x03(\x0b\x32\x19.tinymlaas.type.v1.Target\x12/\n\x08verdicts\x18\x03 \x03(\x0b\x32\x1d.tinymlaas.gateway.v1.Verdict\x12K\n\x0bunreachable\x18\x04 \x03(\x0b\x32\x36.tinymlaas.gateway.v1.ExplainResponse.UnreachableEntry\x1a\x46\n\x10UnreachableEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status:\x02\x38\x01\x32\x61\n\x07Routing\x12V\n\x07\x45xplain\x12$.tinymlaas.gateway.v1.ExplainRequest\x1a%.tinymlaas.gateway.v1.ExplainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tinymlaas/gateway/v1/routing.proto\x12\x14tinymlaas.gateway.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x17google/rpc/status.proto\x1a\x1etinymlaas/type/v1/access.proto\x1a#tinymlaas/type/v1/measurement.proto\x1a\x1etinymlaas/type/v1/target.proto\"[\n\x0b\x44\x65stination\x12\x10\n\x06\x64\x65vice\x18\x01 \x01(\tH\x00\x12+\n\x06target\x18\x02 \x01(\x0b\x32\x19.tinymlaas.type.v1.TargetH\x00\x42\r\n\x0b\x64\x65stination\"\xc7\x01\n\x0e\x45xplainRequest\x12+\n\x06parent\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\x12\x12tinymlaas.io/Build\x12\x39\n\rmodel_version\x18\x02 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19tinymlaas.io/ModelVersion\x12\x37\n\x0c\x64\x65stinations\x18\x03 \x03(\x0b\x32!.tinymlaas.gateway.v1.Destination\x12\x14\n\x0crouting_only\x18\x04 \x01(\x08\"\xae\x01\n\tObjection\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12?\n\x08metadata\x18\x02 \x03(\x0b\x32-.tinymlaas.gateway.v1.Objection.MetadataEntry\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0e\n\x06remedy\x18\x04 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xf3\x01\n\x07Verdict\x12\x0e\n\x06plugin\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x02 \x01(\r\x12\x10\n\x08\x61\x64mitted\x18\x03 \x01(\x08\x12\x33\n\nobjections\x18\x04 \x03(\x0b\x32\x1f.tinymlaas.gateway.v1.Objection\x12\x31\n\testimates\x18\x05 \x03(\x0b\x32\x1e.tinymlaas.type.v1.Measurement\x12\x34\n\x0cpayload_kind\x18\x06 \x01(\x0e\x32\x1e.tinymlaas.type.v1.PayloadKind\x12\x13\n\x0b\x61ssumptions\x18\x07 \x03(\t\"\xbc\x02\n\x0f\x45xplainResponse\x12\x37\n\x0c\x64\x65stinations\x18\x01 \x03(\x0b\x32!.tinymlaas.gateway.v1.Destination\x12*\n\x07targets\x18\x02 \x03(\x0b\x32\x19.tinymlaas.type.v1.Target\x12/\n\x08verdicts\x18\x03 \x03(\x0b\x32\x1d.tinymlaas.gateway.v1.Verdict\x12K\n\x0bunreachable\x18\x04 \x03(\x0b\x32\x36.tinymlaas.gateway.v1.ExplainResponse.UnreachableEntry\x1a\x46\n\x10UnreachableEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status:\x02\x38\x01\x32i\n\x07Routing\x12^\n\x07\x45xplain\x12$.tinymlaas.gateway.v1.ExplainRequest\x1a%.tinymlaas.gateway.v1.ExplainResponse\"\x06\xca\xf3\x18\x02\x08\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,20 +45,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OBJECTION_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_EXPLAINRESPONSE_UNREACHABLEENTRY']._loaded_options = None
   _globals['_EXPLAINRESPONSE_UNREACHABLEENTRY']._serialized_options = b'8\001'
-  _globals['_DESTINATION']._serialized_start=214
-  _globals['_DESTINATION']._serialized_end=305
-  _globals['_EXPLAINREQUEST']._serialized_start=308
-  _globals['_EXPLAINREQUEST']._serialized_end=507
-  _globals['_OBJECTION']._serialized_start=510
-  _globals['_OBJECTION']._serialized_end=684
-  _globals['_OBJECTION_METADATAENTRY']._serialized_start=637
-  _globals['_OBJECTION_METADATAENTRY']._serialized_end=684
-  _globals['_VERDICT']._serialized_start=687
-  _globals['_VERDICT']._serialized_end=930
-  _globals['_EXPLAINRESPONSE']._serialized_start=933
-  _globals['_EXPLAINRESPONSE']._serialized_end=1249
-  _globals['_EXPLAINRESPONSE_UNREACHABLEENTRY']._serialized_start=1179
-  _globals['_EXPLAINRESPONSE_UNREACHABLEENTRY']._serialized_end=1249
-  _globals['_ROUTING']._serialized_start=1251
-  _globals['_ROUTING']._serialized_end=1348
+  _globals['_ROUTING'].methods_by_name['Explain']._loaded_options = None
+  _globals['_ROUTING'].methods_by_name['Explain']._serialized_options = b'\312\363\030\002\010\001'
+  _globals['_DESTINATION']._serialized_start=246
+  _globals['_DESTINATION']._serialized_end=337
+  _globals['_EXPLAINREQUEST']._serialized_start=340
+  _globals['_EXPLAINREQUEST']._serialized_end=539
+  _globals['_OBJECTION']._serialized_start=542
+  _globals['_OBJECTION']._serialized_end=716
+  _globals['_OBJECTION_METADATAENTRY']._serialized_start=669
+  _globals['_OBJECTION_METADATAENTRY']._serialized_end=716
+  _globals['_VERDICT']._serialized_start=719
+  _globals['_VERDICT']._serialized_end=962
+  _globals['_EXPLAINRESPONSE']._serialized_start=965
+  _globals['_EXPLAINRESPONSE']._serialized_end=1281
+  _globals['_EXPLAINRESPONSE_UNREACHABLEENTRY']._serialized_start=1211
+  _globals['_EXPLAINRESPONSE_UNREACHABLEENTRY']._serialized_end=1281
+  _globals['_ROUTING']._serialized_start=1283
+  _globals['_ROUTING']._serialized_end=1388
 # @@protoc_insertion_point(module_scope)

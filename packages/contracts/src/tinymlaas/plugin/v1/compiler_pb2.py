@@ -27,12 +27,13 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from tinymlaas.module.v1 import certificate_pb2 as tinymlaas_dot_module_dot_v1_dot_certificate__pb2
 from tinymlaas.plugin.v1 import stream_pb2 as tinymlaas_dot_plugin_dot_v1_dot_stream__pb2
+from tinymlaas.type.v1 import access_pb2 as tinymlaas_dot_type_dot_v1_dot_access__pb2
 from tinymlaas.type.v1 import measurement_pb2 as tinymlaas_dot_type_dot_v1_dot_measurement__pb2
 from tinymlaas.type.v1 import target_pb2 as tinymlaas_dot_type_dot_v1_dot_target__pb2
 from tinymlaas.type.v1 import tensor_pb2 as tinymlaas_dot_type_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tinymlaas/plugin/v1/compiler.proto\x12\x13tinymlaas.plugin.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x17google/rpc/status.proto\x1a%tinymlaas/module/v1/certificate.proto\x1a tinymlaas/plugin/v1/stream.proto\x1a#tinymlaas/type/v1/measurement.proto\x1a\x1etinymlaas/type/v1/target.proto\x1a\x1etinymlaas/type/v1/tensor.proto\"\x14\n\x12ListTargetsRequest\"\x82\x01\n\x13ListTargetsResponse\x12\x34\n\x07targets\x18\x01 \x03(\x0b\x32#.tinymlaas.type.v1.TargetConstraint\x12\x35\n\rmodel_formats\x18\x02 \x03(\x0e\x32\x1e.tinymlaas.type.v1.ModelFormat\"\x18\n\x16GetOptionSchemaRequest\".\n\x17GetOptionSchemaResponse\x12\x13\n\x0bjson_schema\x18\x01 \x01(\t\"\x93\x02\n\rCompileHeader\x12:\n\x0cmodel_format\x18\x01 \x01(\x0e\x32\x1e.tinymlaas.type.v1.ModelFormatB\x04\xe2\x41\x01\x02\x12\x1a\n\x0cmodel_sha256\x18\x02 \x01(\x0c\x42\x04\xe2\x41\x01\x02\x12\x19\n\x0bmodel_bytes\x18\x03 \x01(\x04\x42\x04\xe2\x41\x01\x02\x12/\n\x06target\x18\x04 \x01(\x0b\x32\x19.tinymlaas.type.v1.TargetB\x04\xe2\x41\x01\x02\x12(\n\x07options\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x34\n\x0cpayload_kind\x18\x06 \x01(\x0e\x32\x1e.tinymlaas.type.v1.PayloadKind\"~\n\x11\x43heckModelRequest\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32\".tinymlaas.plugin.v1.CompileHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.tinymlaas.plugin.v1.ChunkH\x00\x42\x06\n\x04part\"s\n\x0fOperatorSupport\x12\x10\n\x08operator\x18\x01 \x01(\t\x12\r\n\x05nodes\x18\x02 \x03(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x11\n\tsupported\x18\x04 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\r\n\x05\x64type\x18\x06 \x01(\t\"\xb4\x01\n\x10\x43heckModelResult\x12\x11\n\tsupported\x18\x01 \x01(\x08\x12\x37\n\toperators\x18\x02 \x03(\x0b\x32$.tinymlaas.plugin.v1.OperatorSupport\x12\x31\n\testimates\x18\x03 \x03(\x0b\x32\x1e.tinymlaas.type.v1.Measurement\x12!\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.google.rpc.Status\"\xb5\x01\n\x12\x43heckModelResponse\x12\x31\n\x08progress\x18\x01 \x01(\x0b\x32\x1d.tinymlaas.plugin.v1.ProgressH\x00\x12+\n\x03log\x18\x02 \x01(\x0b\x32\x1c.tinymlaas.plugin.v1.LogLineH\x00\x12\x37\n\x06result\x18\x03 \x01(\x0b\x32%.tinymlaas.plugin.v1.CheckModelResultH\x00\x42\x06\n\x04part\"{\n\x0e\x43ompileRequest\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32\".tinymlaas.plugin.v1.CompileHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.tinymlaas.plugin.v1.ChunkH\x00\x42\x06\n\x04part\"\\\n\x0bSymbolRange\x12\x0e\n\x06symbol\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x0c\n\x04node\x18\x04 \x01(\t\x12\x10\n\x08operator\x18\x05 \x01(\t\"\x85\x05\n\rCompileResult\x12:\n\x0cpayload_kind\x18\x01 \x01(\x0e\x32\x1e.tinymlaas.type.v1.PayloadKindB\x04\xe2\x41\x01\x02\x12\x1c\n\x0epayload_sha256\x18\x02 \x01(\x0c\x42\x04\xe2\x41\x01\x02\x12\x1b\n\rpayload_bytes\x18\x03 \x01(\x04\x42\x04\xe2\x41\x01\x02\x12\x0b\n\x03isa\x18\x04 \x01(\t\x12\x19\n\x11required_features\x18\x05 \x03(\t\x12\x12\n\nloader_abi\x18\x06 \x01(\r\x12\x14\n\x0c\x65ntry_offset\x18\x07 \x01(\x04\x12\x13\n\x0b\x61rena_bytes\x18\x08 \x01(\x04\x12\x17\n\x0f\x61rena_alignment\x18\t \x01(\r\x12\x13\n\x0bstack_bytes\x18\n \x01(\x04\x12-\n\x06inputs\x18\x0b \x03(\x0b\x32\x1d.tinymlaas.type.v1.TensorSpec\x12.\n\x07outputs\x18\x0c \x03(\x0b\x32\x1d.tinymlaas.type.v1.TensorSpec\x12\x33\n\x08numerics\x18\r \x01(\x0b\x32\x1b.tinymlaas.type.v1.NumericsB\x04\xe2\x41\x01\x02\x12\x11\n\toperators\x18\x0e \x03(\t\x12;\n\x0b\x63\x65rtificate\x18\x0f \x01(\x0b\x32&.tinymlaas.module.v1.MemoryCertificate\x12\x31\n\x07symbols\x18\x10 \x03(\x0b\x32 .tinymlaas.plugin.v1.SymbolRange\x12\x34\n\x0cmeasurements\x18\x11 \x03(\x0b\x32\x1e.tinymlaas.type.v1.Measurement\x12\x1b\n\x13runtime_flash_bytes\x18\x12 \x01(\x04\"\xdc\x01\n\x0f\x43ompileResponse\x12\x31\n\x08progress\x18\x01 \x01(\x0b\x32\x1d.tinymlaas.plugin.v1.ProgressH\x00\x12+\n\x03log\x18\x02 \x01(\x0b\x32\x1c.tinymlaas.plugin.v1.LogLineH\x00\x12+\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1a.tinymlaas.plugin.v1.ChunkH\x00\x12\x34\n\x06result\x18\x04 \x01(\x0b\x32\".tinymlaas.plugin.v1.CompileResultH\x00\x42\x06\n\x04part2\x97\x03\n\x08\x43ompiler\x12`\n\x0bListTargets\x12\'.tinymlaas.plugin.v1.ListTargetsRequest\x1a(.tinymlaas.plugin.v1.ListTargetsResponse\x12l\n\x0fGetOptionSchema\x12+.tinymlaas.plugin.v1.GetOptionSchemaRequest\x1a,.tinymlaas.plugin.v1.GetOptionSchemaResponse\x12\x61\n\nCheckModel\x12&.tinymlaas.plugin.v1.CheckModelRequest\x1a\'.tinymlaas.plugin.v1.CheckModelResponse(\x01\x30\x01\x12X\n\x07\x43ompile\x12#.tinymlaas.plugin.v1.CompileRequest\x1a$.tinymlaas.plugin.v1.CompileResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tinymlaas/plugin/v1/compiler.proto\x12\x13tinymlaas.plugin.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x17google/rpc/status.proto\x1a%tinymlaas/module/v1/certificate.proto\x1a tinymlaas/plugin/v1/stream.proto\x1a\x1etinymlaas/type/v1/access.proto\x1a#tinymlaas/type/v1/measurement.proto\x1a\x1etinymlaas/type/v1/target.proto\x1a\x1etinymlaas/type/v1/tensor.proto\"\x14\n\x12ListTargetsRequest\"\x82\x01\n\x13ListTargetsResponse\x12\x34\n\x07targets\x18\x01 \x03(\x0b\x32#.tinymlaas.type.v1.TargetConstraint\x12\x35\n\rmodel_formats\x18\x02 \x03(\x0e\x32\x1e.tinymlaas.type.v1.ModelFormat\"\x18\n\x16GetOptionSchemaRequest\".\n\x17GetOptionSchemaResponse\x12\x13\n\x0bjson_schema\x18\x01 \x01(\t\"\x93\x02\n\rCompileHeader\x12:\n\x0cmodel_format\x18\x01 \x01(\x0e\x32\x1e.tinymlaas.type.v1.ModelFormatB\x04\xe2\x41\x01\x02\x12\x1a\n\x0cmodel_sha256\x18\x02 \x01(\x0c\x42\x04\xe2\x41\x01\x02\x12\x19\n\x0bmodel_bytes\x18\x03 \x01(\x04\x42\x04\xe2\x41\x01\x02\x12/\n\x06target\x18\x04 \x01(\x0b\x32\x19.tinymlaas.type.v1.TargetB\x04\xe2\x41\x01\x02\x12(\n\x07options\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x34\n\x0cpayload_kind\x18\x06 \x01(\x0e\x32\x1e.tinymlaas.type.v1.PayloadKind\"~\n\x11\x43heckModelRequest\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32\".tinymlaas.plugin.v1.CompileHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.tinymlaas.plugin.v1.ChunkH\x00\x42\x06\n\x04part\"s\n\x0fOperatorSupport\x12\x10\n\x08operator\x18\x01 \x01(\t\x12\r\n\x05nodes\x18\x02 \x03(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x11\n\tsupported\x18\x04 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\r\n\x05\x64type\x18\x06 \x01(\t\"\xb4\x01\n\x10\x43heckModelResult\x12\x11\n\tsupported\x18\x01 \x01(\x08\x12\x37\n\toperators\x18\x02 \x03(\x0b\x32$.tinymlaas.plugin.v1.OperatorSupport\x12\x31\n\testimates\x18\x03 \x03(\x0b\x32\x1e.tinymlaas.type.v1.Measurement\x12!\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.google.rpc.Status\"\xb5\x01\n\x12\x43heckModelResponse\x12\x31\n\x08progress\x18\x01 \x01(\x0b\x32\x1d.tinymlaas.plugin.v1.ProgressH\x00\x12+\n\x03log\x18\x02 \x01(\x0b\x32\x1c.tinymlaas.plugin.v1.LogLineH\x00\x12\x37\n\x06result\x18\x03 \x01(\x0b\x32%.tinymlaas.plugin.v1.CheckModelResultH\x00\x42\x06\n\x04part\"{\n\x0e\x43ompileRequest\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32\".tinymlaas.plugin.v1.CompileHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.tinymlaas.plugin.v1.ChunkH\x00\x42\x06\n\x04part\"\\\n\x0bSymbolRange\x12\x0e\n\x06symbol\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x0c\n\x04node\x18\x04 \x01(\t\x12\x10\n\x08operator\x18\x05 \x01(\t\"\x85\x05\n\rCompileResult\x12:\n\x0cpayload_kind\x18\x01 \x01(\x0e\x32\x1e.tinymlaas.type.v1.PayloadKindB\x04\xe2\x41\x01\x02\x12\x1c\n\x0epayload_sha256\x18\x02 \x01(\x0c\x42\x04\xe2\x41\x01\x02\x12\x1b\n\rpayload_bytes\x18\x03 \x01(\x04\x42\x04\xe2\x41\x01\x02\x12\x0b\n\x03isa\x18\x04 \x01(\t\x12\x19\n\x11required_features\x18\x05 \x03(\t\x12\x12\n\nloader_abi\x18\x06 \x01(\r\x12\x14\n\x0c\x65ntry_offset\x18\x07 \x01(\x04\x12\x13\n\x0b\x61rena_bytes\x18\x08 \x01(\x04\x12\x17\n\x0f\x61rena_alignment\x18\t \x01(\r\x12\x13\n\x0bstack_bytes\x18\n \x01(\x04\x12-\n\x06inputs\x18\x0b \x03(\x0b\x32\x1d.tinymlaas.type.v1.TensorSpec\x12.\n\x07outputs\x18\x0c \x03(\x0b\x32\x1d.tinymlaas.type.v1.TensorSpec\x12\x33\n\x08numerics\x18\r \x01(\x0b\x32\x1b.tinymlaas.type.v1.NumericsB\x04\xe2\x41\x01\x02\x12\x11\n\toperators\x18\x0e \x03(\t\x12;\n\x0b\x63\x65rtificate\x18\x0f \x01(\x0b\x32&.tinymlaas.module.v1.MemoryCertificate\x12\x31\n\x07symbols\x18\x10 \x03(\x0b\x32 .tinymlaas.plugin.v1.SymbolRange\x12\x34\n\x0cmeasurements\x18\x11 \x03(\x0b\x32\x1e.tinymlaas.type.v1.Measurement\x12\x1b\n\x13runtime_flash_bytes\x18\x12 \x01(\x04\"\xdc\x01\n\x0f\x43ompileResponse\x12\x31\n\x08progress\x18\x01 \x01(\x0b\x32\x1d.tinymlaas.plugin.v1.ProgressH\x00\x12+\n\x03log\x18\x02 \x01(\x0b\x32\x1c.tinymlaas.plugin.v1.LogLineH\x00\x12+\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1a.tinymlaas.plugin.v1.ChunkH\x00\x12\x34\n\x06result\x18\x04 \x01(\x0b\x32\".tinymlaas.plugin.v1.CompileResultH\x00\x42\x06\n\x04part2\xb7\x03\n\x08\x43ompiler\x12h\n\x0bListTargets\x12\'.tinymlaas.plugin.v1.ListTargetsRequest\x1a(.tinymlaas.plugin.v1.ListTargetsResponse\"\x06\xca\xf3\x18\x02\x08\x07\x12t\n\x0fGetOptionSchema\x12+.tinymlaas.plugin.v1.GetOptionSchemaRequest\x1a,.tinymlaas.plugin.v1.GetOptionSchemaResponse\"\x06\xca\xf3\x18\x02\x08\x07\x12i\n\nCheckModel\x12&.tinymlaas.plugin.v1.CheckModelRequest\x1a\'.tinymlaas.plugin.v1.CheckModelResponse\"\x06\xca\xf3\x18\x02\x08\x07(\x01\x30\x01\x12`\n\x07\x43ompile\x12#.tinymlaas.plugin.v1.CompileRequest\x1a$.tinymlaas.plugin.v1.CompileResponse\"\x06\xca\xf3\x18\x02\x08\x07(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,32 +56,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPILERESULT'].fields_by_name['payload_bytes']._serialized_options = b'\342A\001\002'
   _globals['_COMPILERESULT'].fields_by_name['numerics']._loaded_options = None
   _globals['_COMPILERESULT'].fields_by_name['numerics']._serialized_options = b'\342A\001\002'
-  _globals['_LISTTARGETSREQUEST']._serialized_start=321
-  _globals['_LISTTARGETSREQUEST']._serialized_end=341
-  _globals['_LISTTARGETSRESPONSE']._serialized_start=344
-  _globals['_LISTTARGETSRESPONSE']._serialized_end=474
-  _globals['_GETOPTIONSCHEMAREQUEST']._serialized_start=476
-  _globals['_GETOPTIONSCHEMAREQUEST']._serialized_end=500
-  _globals['_GETOPTIONSCHEMARESPONSE']._serialized_start=502
-  _globals['_GETOPTIONSCHEMARESPONSE']._serialized_end=548
-  _globals['_COMPILEHEADER']._serialized_start=551
-  _globals['_COMPILEHEADER']._serialized_end=826
-  _globals['_CHECKMODELREQUEST']._serialized_start=828
-  _globals['_CHECKMODELREQUEST']._serialized_end=954
-  _globals['_OPERATORSUPPORT']._serialized_start=956
-  _globals['_OPERATORSUPPORT']._serialized_end=1071
-  _globals['_CHECKMODELRESULT']._serialized_start=1074
-  _globals['_CHECKMODELRESULT']._serialized_end=1254
-  _globals['_CHECKMODELRESPONSE']._serialized_start=1257
-  _globals['_CHECKMODELRESPONSE']._serialized_end=1438
-  _globals['_COMPILEREQUEST']._serialized_start=1440
-  _globals['_COMPILEREQUEST']._serialized_end=1563
-  _globals['_SYMBOLRANGE']._serialized_start=1565
-  _globals['_SYMBOLRANGE']._serialized_end=1657
-  _globals['_COMPILERESULT']._serialized_start=1660
-  _globals['_COMPILERESULT']._serialized_end=2305
-  _globals['_COMPILERESPONSE']._serialized_start=2308
-  _globals['_COMPILERESPONSE']._serialized_end=2528
-  _globals['_COMPILER']._serialized_start=2531
-  _globals['_COMPILER']._serialized_end=2938
+  _globals['_COMPILER'].methods_by_name['ListTargets']._loaded_options = None
+  _globals['_COMPILER'].methods_by_name['ListTargets']._serialized_options = b'\312\363\030\002\010\007'
+  _globals['_COMPILER'].methods_by_name['GetOptionSchema']._loaded_options = None
+  _globals['_COMPILER'].methods_by_name['GetOptionSchema']._serialized_options = b'\312\363\030\002\010\007'
+  _globals['_COMPILER'].methods_by_name['CheckModel']._loaded_options = None
+  _globals['_COMPILER'].methods_by_name['CheckModel']._serialized_options = b'\312\363\030\002\010\007'
+  _globals['_COMPILER'].methods_by_name['Compile']._loaded_options = None
+  _globals['_COMPILER'].methods_by_name['Compile']._serialized_options = b'\312\363\030\002\010\007'
+  _globals['_LISTTARGETSREQUEST']._serialized_start=353
+  _globals['_LISTTARGETSREQUEST']._serialized_end=373
+  _globals['_LISTTARGETSRESPONSE']._serialized_start=376
+  _globals['_LISTTARGETSRESPONSE']._serialized_end=506
+  _globals['_GETOPTIONSCHEMAREQUEST']._serialized_start=508
+  _globals['_GETOPTIONSCHEMAREQUEST']._serialized_end=532
+  _globals['_GETOPTIONSCHEMARESPONSE']._serialized_start=534
+  _globals['_GETOPTIONSCHEMARESPONSE']._serialized_end=580
+  _globals['_COMPILEHEADER']._serialized_start=583
+  _globals['_COMPILEHEADER']._serialized_end=858
+  _globals['_CHECKMODELREQUEST']._serialized_start=860
+  _globals['_CHECKMODELREQUEST']._serialized_end=986
+  _globals['_OPERATORSUPPORT']._serialized_start=988
+  _globals['_OPERATORSUPPORT']._serialized_end=1103
+  _globals['_CHECKMODELRESULT']._serialized_start=1106
+  _globals['_CHECKMODELRESULT']._serialized_end=1286
+  _globals['_CHECKMODELRESPONSE']._serialized_start=1289
+  _globals['_CHECKMODELRESPONSE']._serialized_end=1470
+  _globals['_COMPILEREQUEST']._serialized_start=1472
+  _globals['_COMPILEREQUEST']._serialized_end=1595
+  _globals['_SYMBOLRANGE']._serialized_start=1597
+  _globals['_SYMBOLRANGE']._serialized_end=1689
+  _globals['_COMPILERESULT']._serialized_start=1692
+  _globals['_COMPILERESULT']._serialized_end=2337
+  _globals['_COMPILERESPONSE']._serialized_start=2340
+  _globals['_COMPILERESPONSE']._serialized_end=2560
+  _globals['_COMPILER']._serialized_start=2563
+  _globals['_COMPILER']._serialized_end=3002
 # @@protoc_insertion_point(module_scope)

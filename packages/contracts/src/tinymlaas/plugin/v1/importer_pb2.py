@@ -24,10 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from tinymlaas.plugin.v1 import stream_pb2 as tinymlaas_dot_plugin_dot_v1_dot_stream__pb2
+from tinymlaas.type.v1 import access_pb2 as tinymlaas_dot_type_dot_v1_dot_access__pb2
 from tinymlaas.type.v1 import tensor_pb2 as tinymlaas_dot_type_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tinymlaas/plugin/v1/importer.proto\x12\x13tinymlaas.plugin.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a tinymlaas/plugin/v1/stream.proto\x1a\x1etinymlaas/type/v1/tensor.proto\"\x18\n\x16ListConversionsRequest\"r\n\nConversion\x12\x32\n\x04\x66rom\x18\x01 \x01(\x0e\x32\x1e.tinymlaas.type.v1.ModelFormatB\x04\xe2\x41\x01\x02\x12\x30\n\x02to\x18\x02 \x01(\x0e\x32\x1e.tinymlaas.type.v1.ModelFormatB\x04\xe2\x41\x01\x02\"O\n\x17ListConversionsResponse\x12\x34\n\x0b\x63onversions\x18\x01 \x03(\x0b\x32\x1f.tinymlaas.plugin.v1.Conversion\"\x80\x01\n\x0cImportHeader\x12\x39\n\nconversion\x18\x01 \x01(\x0b\x32\x1f.tinymlaas.plugin.v1.ConversionB\x04\xe2\x41\x01\x02\x12\x1a\n\x0cmodel_sha256\x18\x02 \x01(\x0c\x42\x04\xe2\x41\x01\x02\x12\x19\n\x0bmodel_bytes\x18\x03 \x01(\x04\x42\x04\xe2\x41\x01\x02\"y\n\rImportRequest\x12\x33\n\x06header\x18\x01 \x01(\x0b\x32!.tinymlaas.plugin.v1.ImportHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.tinymlaas.plugin.v1.ChunkH\x00\x42\x06\n\x04part\"E\n\x0cImportResult\x12\x1a\n\x0cmodel_sha256\x18\x01 \x01(\x0c\x42\x04\xe2\x41\x01\x02\x12\x19\n\x0bmodel_bytes\x18\x02 \x01(\x04\x42\x04\xe2\x41\x01\x02\"\xda\x01\n\x0eImportResponse\x12\x31\n\x08progress\x18\x01 \x01(\x0b\x32\x1d.tinymlaas.plugin.v1.ProgressH\x00\x12+\n\x03log\x18\x02 \x01(\x0b\x32\x1c.tinymlaas.plugin.v1.LogLineH\x00\x12+\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1a.tinymlaas.plugin.v1.ChunkH\x00\x12\x33\n\x06result\x18\x04 \x01(\x0b\x32!.tinymlaas.plugin.v1.ImportResultH\x00\x42\x06\n\x04part2\xcf\x01\n\x08Importer\x12l\n\x0fListConversions\x12+.tinymlaas.plugin.v1.ListConversionsRequest\x1a,.tinymlaas.plugin.v1.ListConversionsResponse\x12U\n\x06Import\x12\".tinymlaas.plugin.v1.ImportRequest\x1a#.tinymlaas.plugin.v1.ImportResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tinymlaas/plugin/v1/importer.proto\x12\x13tinymlaas.plugin.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a tinymlaas/plugin/v1/stream.proto\x1a\x1etinymlaas/type/v1/access.proto\x1a\x1etinymlaas/type/v1/tensor.proto\"\x18\n\x16ListConversionsRequest\"r\n\nConversion\x12\x32\n\x04\x66rom\x18\x01 \x01(\x0e\x32\x1e.tinymlaas.type.v1.ModelFormatB\x04\xe2\x41\x01\x02\x12\x30\n\x02to\x18\x02 \x01(\x0e\x32\x1e.tinymlaas.type.v1.ModelFormatB\x04\xe2\x41\x01\x02\"O\n\x17ListConversionsResponse\x12\x34\n\x0b\x63onversions\x18\x01 \x03(\x0b\x32\x1f.tinymlaas.plugin.v1.Conversion\"\x80\x01\n\x0cImportHeader\x12\x39\n\nconversion\x18\x01 \x01(\x0b\x32\x1f.tinymlaas.plugin.v1.ConversionB\x04\xe2\x41\x01\x02\x12\x1a\n\x0cmodel_sha256\x18\x02 \x01(\x0c\x42\x04\xe2\x41\x01\x02\x12\x19\n\x0bmodel_bytes\x18\x03 \x01(\x04\x42\x04\xe2\x41\x01\x02\"y\n\rImportRequest\x12\x33\n\x06header\x18\x01 \x01(\x0b\x32!.tinymlaas.plugin.v1.ImportHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.tinymlaas.plugin.v1.ChunkH\x00\x42\x06\n\x04part\"E\n\x0cImportResult\x12\x1a\n\x0cmodel_sha256\x18\x01 \x01(\x0c\x42\x04\xe2\x41\x01\x02\x12\x19\n\x0bmodel_bytes\x18\x02 \x01(\x04\x42\x04\xe2\x41\x01\x02\"\xda\x01\n\x0eImportResponse\x12\x31\n\x08progress\x18\x01 \x01(\x0b\x32\x1d.tinymlaas.plugin.v1.ProgressH\x00\x12+\n\x03log\x18\x02 \x01(\x0b\x32\x1c.tinymlaas.plugin.v1.LogLineH\x00\x12+\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1a.tinymlaas.plugin.v1.ChunkH\x00\x12\x33\n\x06result\x18\x04 \x01(\x0b\x32!.tinymlaas.plugin.v1.ImportResultH\x00\x42\x06\n\x04part2\xdf\x01\n\x08Importer\x12t\n\x0fListConversions\x12+.tinymlaas.plugin.v1.ListConversionsRequest\x1a,.tinymlaas.plugin.v1.ListConversionsResponse\"\x06\xca\xf3\x18\x02\x08\x07\x12]\n\x06Import\x12\".tinymlaas.plugin.v1.ImportRequest\x1a#.tinymlaas.plugin.v1.ImportResponse\"\x06\xca\xf3\x18\x02\x08\x07(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,20 +49,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMPORTRESULT'].fields_by_name['model_sha256']._serialized_options = b'\342A\001\002'
   _globals['_IMPORTRESULT'].fields_by_name['model_bytes']._loaded_options = None
   _globals['_IMPORTRESULT'].fields_by_name['model_bytes']._serialized_options = b'\342A\001\002'
-  _globals['_LISTCONVERSIONSREQUEST']._serialized_start=158
-  _globals['_LISTCONVERSIONSREQUEST']._serialized_end=182
-  _globals['_CONVERSION']._serialized_start=184
-  _globals['_CONVERSION']._serialized_end=298
-  _globals['_LISTCONVERSIONSRESPONSE']._serialized_start=300
-  _globals['_LISTCONVERSIONSRESPONSE']._serialized_end=379
-  _globals['_IMPORTHEADER']._serialized_start=382
-  _globals['_IMPORTHEADER']._serialized_end=510
-  _globals['_IMPORTREQUEST']._serialized_start=512
-  _globals['_IMPORTREQUEST']._serialized_end=633
-  _globals['_IMPORTRESULT']._serialized_start=635
-  _globals['_IMPORTRESULT']._serialized_end=704
-  _globals['_IMPORTRESPONSE']._serialized_start=707
-  _globals['_IMPORTRESPONSE']._serialized_end=925
-  _globals['_IMPORTER']._serialized_start=928
-  _globals['_IMPORTER']._serialized_end=1135
+  _globals['_IMPORTER'].methods_by_name['ListConversions']._loaded_options = None
+  _globals['_IMPORTER'].methods_by_name['ListConversions']._serialized_options = b'\312\363\030\002\010\007'
+  _globals['_IMPORTER'].methods_by_name['Import']._loaded_options = None
+  _globals['_IMPORTER'].methods_by_name['Import']._serialized_options = b'\312\363\030\002\010\007'
+  _globals['_LISTCONVERSIONSREQUEST']._serialized_start=190
+  _globals['_LISTCONVERSIONSREQUEST']._serialized_end=214
+  _globals['_CONVERSION']._serialized_start=216
+  _globals['_CONVERSION']._serialized_end=330
+  _globals['_LISTCONVERSIONSRESPONSE']._serialized_start=332
+  _globals['_LISTCONVERSIONSRESPONSE']._serialized_end=411
+  _globals['_IMPORTHEADER']._serialized_start=414
+  _globals['_IMPORTHEADER']._serialized_end=542
+  _globals['_IMPORTREQUEST']._serialized_start=544
+  _globals['_IMPORTREQUEST']._serialized_end=665
+  _globals['_IMPORTRESULT']._serialized_start=667
+  _globals['_IMPORTRESULT']._serialized_end=736
+  _globals['_IMPORTRESPONSE']._serialized_start=739
+  _globals['_IMPORTRESPONSE']._serialized_end=957
+  _globals['_IMPORTER']._serialized_start=960
+  _globals['_IMPORTER']._serialized_end=1183
 # @@protoc_insertion_point(module_scope)

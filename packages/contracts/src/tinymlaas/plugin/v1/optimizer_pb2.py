@@ -26,11 +26,12 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from tinymlaas.plugin.v1 import compiler_pb2 as tinymlaas_dot_plugin_dot_v1_dot_compiler__pb2
 from tinymlaas.plugin.v1 import stream_pb2 as tinymlaas_dot_plugin_dot_v1_dot_stream__pb2
+from tinymlaas.type.v1 import access_pb2 as tinymlaas_dot_type_dot_v1_dot_access__pb2
 from tinymlaas.type.v1 import measurement_pb2 as tinymlaas_dot_type_dot_v1_dot_measurement__pb2
 from tinymlaas.type.v1 import tensor_pb2 as tinymlaas_dot_type_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#tinymlaas/plugin/v1/optimizer.proto\x12\x13tinymlaas.plugin.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\"tinymlaas/plugin/v1/compiler.proto\x1a tinymlaas/plugin/v1/stream.proto\x1a#tinymlaas/type/v1/measurement.proto\x1a\x1etinymlaas/type/v1/tensor.proto\"\xad\x01\n\x0eOptimizeHeader\x12:\n\x0cmodel_format\x18\x01 \x01(\x0e\x32\x1e.tinymlaas.type.v1.ModelFormatB\x04\xe2\x41\x01\x02\x12\x1a\n\x0cmodel_sha256\x18\x02 \x01(\x0c\x42\x04\xe2\x41\x01\x02\x12\x19\n\x0bmodel_bytes\x18\x03 \x01(\x04\x42\x04\xe2\x41\x01\x02\x12(\n\x07options\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\"}\n\x0fOptimizeRequest\x12\x35\n\x06header\x18\x01 \x01(\x0b\x32#.tinymlaas.plugin.v1.OptimizeHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.tinymlaas.plugin.v1.ChunkH\x00\x42\x06\n\x04part\"\xe2\x01\n\x0eOptimizeResult\x12:\n\x0cmodel_format\x18\x01 \x01(\x0e\x32\x1e.tinymlaas.type.v1.ModelFormatB\x04\xe2\x41\x01\x02\x12\x1a\n\x0cmodel_sha256\x18\x02 \x01(\x0c\x42\x04\xe2\x41\x01\x02\x12\x19\n\x0bmodel_bytes\x18\x03 \x01(\x04\x42\x04\xe2\x41\x01\x02\x12.\n\x06\x62\x65\x66ore\x18\x04 \x03(\x0b\x32\x1e.tinymlaas.type.v1.Measurement\x12-\n\x05\x61\x66ter\x18\x05 \x03(\x0b\x32\x1e.tinymlaas.type.v1.Measurement\"\xde\x01\n\x10OptimizeResponse\x12\x31\n\x08progress\x18\x01 \x01(\x0b\x32\x1d.tinymlaas.plugin.v1.ProgressH\x00\x12+\n\x03log\x18\x02 \x01(\x0b\x32\x1c.tinymlaas.plugin.v1.LogLineH\x00\x12+\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1a.tinymlaas.plugin.v1.ChunkH\x00\x12\x35\n\x06result\x18\x04 \x01(\x0b\x32#.tinymlaas.plugin.v1.OptimizeResultH\x00\x42\x06\n\x04part2\xd6\x01\n\tOptimizer\x12l\n\x0fGetOptionSchema\x12+.tinymlaas.plugin.v1.GetOptionSchemaRequest\x1a,.tinymlaas.plugin.v1.GetOptionSchemaResponse\x12[\n\x08Optimize\x12$.tinymlaas.plugin.v1.OptimizeRequest\x1a%.tinymlaas.plugin.v1.OptimizeResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#tinymlaas/plugin/v1/optimizer.proto\x12\x13tinymlaas.plugin.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\"tinymlaas/plugin/v1/compiler.proto\x1a tinymlaas/plugin/v1/stream.proto\x1a\x1etinymlaas/type/v1/access.proto\x1a#tinymlaas/type/v1/measurement.proto\x1a\x1etinymlaas/type/v1/tensor.proto\"\xad\x01\n\x0eOptimizeHeader\x12:\n\x0cmodel_format\x18\x01 \x01(\x0e\x32\x1e.tinymlaas.type.v1.ModelFormatB\x04\xe2\x41\x01\x02\x12\x1a\n\x0cmodel_sha256\x18\x02 \x01(\x0c\x42\x04\xe2\x41\x01\x02\x12\x19\n\x0bmodel_bytes\x18\x03 \x01(\x04\x42\x04\xe2\x41\x01\x02\x12(\n\x07options\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\"}\n\x0fOptimizeRequest\x12\x35\n\x06header\x18\x01 \x01(\x0b\x32#.tinymlaas.plugin.v1.OptimizeHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.tinymlaas.plugin.v1.ChunkH\x00\x42\x06\n\x04part\"\xe2\x01\n\x0eOptimizeResult\x12:\n\x0cmodel_format\x18\x01 \x01(\x0e\x32\x1e.tinymlaas.type.v1.ModelFormatB\x04\xe2\x41\x01\x02\x12\x1a\n\x0cmodel_sha256\x18\x02 \x01(\x0c\x42\x04\xe2\x41\x01\x02\x12\x19\n\x0bmodel_bytes\x18\x03 \x01(\x04\x42\x04\xe2\x41\x01\x02\x12.\n\x06\x62\x65\x66ore\x18\x04 \x03(\x0b\x32\x1e.tinymlaas.type.v1.Measurement\x12-\n\x05\x61\x66ter\x18\x05 \x03(\x0b\x32\x1e.tinymlaas.type.v1.Measurement\"\xde\x01\n\x10OptimizeResponse\x12\x31\n\x08progress\x18\x01 \x01(\x0b\x32\x1d.tinymlaas.plugin.v1.ProgressH\x00\x12+\n\x03log\x18\x02 \x01(\x0b\x32\x1c.tinymlaas.plugin.v1.LogLineH\x00\x12+\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1a.tinymlaas.plugin.v1.ChunkH\x00\x12\x35\n\x06result\x18\x04 \x01(\x0b\x32#.tinymlaas.plugin.v1.OptimizeResultH\x00\x42\x06\n\x04part2\xe6\x01\n\tOptimizer\x12t\n\x0fGetOptionSchema\x12+.tinymlaas.plugin.v1.GetOptionSchemaRequest\x1a,.tinymlaas.plugin.v1.GetOptionSchemaResponse\"\x06\xca\xf3\x18\x02\x08\x07\x12\x63\n\x08Optimize\x12$.tinymlaas.plugin.v1.OptimizeRequest\x1a%.tinymlaas.plugin.v1.OptimizeResponse\"\x06\xca\xf3\x18\x02\x08\x07(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,14 +50,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPTIMIZERESULT'].fields_by_name['model_sha256']._serialized_options = b'\342A\001\002'
   _globals['_OPTIMIZERESULT'].fields_by_name['model_bytes']._loaded_options = None
   _globals['_OPTIMIZERESULT'].fields_by_name['model_bytes']._serialized_options = b'\342A\001\002'
-  _globals['_OPTIMIZEHEADER']._serialized_start=263
-  _globals['_OPTIMIZEHEADER']._serialized_end=436
-  _globals['_OPTIMIZEREQUEST']._serialized_start=438
-  _globals['_OPTIMIZEREQUEST']._serialized_end=563
-  _globals['_OPTIMIZERESULT']._serialized_start=566
-  _globals['_OPTIMIZERESULT']._serialized_end=792
-  _globals['_OPTIMIZERESPONSE']._serialized_start=795
-  _globals['_OPTIMIZERESPONSE']._serialized_end=1017
-  _globals['_OPTIMIZER']._serialized_start=1020
-  _globals['_OPTIMIZER']._serialized_end=1234
+  _globals['_OPTIMIZER'].methods_by_name['GetOptionSchema']._loaded_options = None
+  _globals['_OPTIMIZER'].methods_by_name['GetOptionSchema']._serialized_options = b'\312\363\030\002\010\007'
+  _globals['_OPTIMIZER'].methods_by_name['Optimize']._loaded_options = None
+  _globals['_OPTIMIZER'].methods_by_name['Optimize']._serialized_options = b'\312\363\030\002\010\007'
+  _globals['_OPTIMIZEHEADER']._serialized_start=295
+  _globals['_OPTIMIZEHEADER']._serialized_end=468
+  _globals['_OPTIMIZEREQUEST']._serialized_start=470
+  _globals['_OPTIMIZEREQUEST']._serialized_end=595
+  _globals['_OPTIMIZERESULT']._serialized_start=598
+  _globals['_OPTIMIZERESULT']._serialized_end=824
+  _globals['_OPTIMIZERESPONSE']._serialized_start=827
+  _globals['_OPTIMIZERESPONSE']._serialized_end=1049
+  _globals['_OPTIMIZER']._serialized_start=1052
+  _globals['_OPTIMIZER']._serialized_end=1282
 # @@protoc_insertion_point(module_scope)

@@ -25,12 +25,13 @@ _sym_db = _symbol_database.Default()
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from tinymlaas.plugin.v1 import compiler_pb2 as tinymlaas_dot_plugin_dot_v1_dot_compiler__pb2
 from tinymlaas.plugin.v1 import stream_pb2 as tinymlaas_dot_plugin_dot_v1_dot_stream__pb2
+from tinymlaas.type.v1 import access_pb2 as tinymlaas_dot_type_dot_v1_dot_access__pb2
 from tinymlaas.type.v1 import measurement_pb2 as tinymlaas_dot_type_dot_v1_dot_measurement__pb2
 from tinymlaas.type.v1 import target_pb2 as tinymlaas_dot_type_dot_v1_dot_target__pb2
 from tinymlaas.type.v1 import tensor_pb2 as tinymlaas_dot_type_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tinymlaas/plugin/v1/profiler.proto\x12\x13tinymlaas.plugin.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\"tinymlaas/plugin/v1/compiler.proto\x1a tinymlaas/plugin/v1/stream.proto\x1a#tinymlaas/type/v1/measurement.proto\x1a\x1etinymlaas/type/v1/target.proto\x1a\x1etinymlaas/type/v1/tensor.proto\"\x1c\n\x1aProfilerListTargetsRequest\"\x85\x01\n\x1bProfilerListTargetsResponse\x12\x34\n\x07targets\x18\x01 \x03(\x0b\x32#.tinymlaas.type.v1.TargetConstraint\x12\x30\n\nreferences\x18\x02 \x03(\x0e\x32\x1c.tinymlaas.type.v1.Reference\"<\n\x08InputSet\x12\x30\n\x07samples\x18\x01 \x03(\x0b\x32\x1f.tinymlaas.type.v1.TensorValues\"y\n\rProfileHeader\x12/\n\x06target\x18\x01 \x01(\x0b\x32\x19.tinymlaas.type.v1.TargetB\x04\xe2\x41\x01\x02\x12\x37\n\x05parts\x18\x02 \x01(\x0b\x32\".tinymlaas.plugin.v1.CompileResultB\x04\xe2\x41\x01\x02\"{\n\x0eProfileRequest\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32\".tinymlaas.plugin.v1.ProfileHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.tinymlaas.plugin.v1.ChunkH\x00\x42\x06\n\x04part\"\x94\x01\n\rProfileResult\x12\x34\n\x0cmeasurements\x18\x01 \x03(\x0b\x32\x1e.tinymlaas.type.v1.Measurement\x12\x35\n\toperators\x18\x02 \x03(\x0b\x32\".tinymlaas.type.v1.OperatorProfile\x12\x16\n\x0eoutputs_sha256\x18\x03 \x01(\x0c\"\xdc\x01\n\x0fProfileResponse\x12\x31\n\x08progress\x18\x01 \x01(\x0b\x32\x1d.tinymlaas.plugin.v1.ProgressH\x00\x12+\n\x03log\x18\x02 \x01(\x0b\x32\x1c.tinymlaas.plugin.v1.LogLineH\x00\x12+\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1a.tinymlaas.plugin.v1.ChunkH\x00\x12\x34\n\x06result\x18\x04 \x01(\x0b\x32\".tinymlaas.plugin.v1.ProfileResultH\x00\x42\x06\n\x04part\"\xbe\x01\n\x12RunReferenceHeader\x12:\n\x0cmodel_format\x18\x01 \x01(\x0e\x32\x1e.tinymlaas.type.v1.ModelFormatB\x04\xe2\x41\x01\x02\x12\x1a\n\x0cmodel_sha256\x18\x02 \x01(\x0c\x42\x04\xe2\x41\x01\x02\x12\x19\n\x0bmodel_bytes\x18\x03 \x01(\x04\x42\x04\xe2\x41\x01\x02\x12\x35\n\treference\x18\x04 \x01(\x0e\x32\x1c.tinymlaas.type.v1.ReferenceB\x04\xe2\x41\x01\x02\"\x85\x01\n\x13RunReferenceRequest\x12\x39\n\x06header\x18\x01 \x01(\x0b\x32\'.tinymlaas.plugin.v1.RunReferenceHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.tinymlaas.plugin.v1.ChunkH\x00\x42\x06\n\x04part\"\x8b\x01\n\x12RunReferenceResult\x12-\n\x06inputs\x18\x01 \x03(\x0b\x32\x1d.tinymlaas.type.v1.TensorSpec\x12.\n\x07outputs\x18\x02 \x03(\x0b\x32\x1d.tinymlaas.type.v1.TensorSpec\x12\x16\n\x0eoutputs_sha256\x18\x03 \x01(\x0c\"\xe6\x01\n\x14RunReferenceResponse\x12\x31\n\x08progress\x18\x01 \x01(\x0b\x32\x1d.tinymlaas.plugin.v1.ProgressH\x00\x12+\n\x03log\x18\x02 \x01(\x0b\x32\x1c.tinymlaas.plugin.v1.LogLineH\x00\x12+\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1a.tinymlaas.plugin.v1.ChunkH\x00\x12\x39\n\x06result\x18\x04 \x01(\x0b\x32\'.tinymlaas.plugin.v1.RunReferenceResultH\x00\x42\x06\n\x04part2\xbf\x02\n\x08Profiler\x12p\n\x0bListTargets\x12/.tinymlaas.plugin.v1.ProfilerListTargetsRequest\x1a\x30.tinymlaas.plugin.v1.ProfilerListTargetsResponse\x12X\n\x07Profile\x12#.tinymlaas.plugin.v1.ProfileRequest\x1a$.tinymlaas.plugin.v1.ProfileResponse(\x01\x30\x01\x12g\n\x0cRunReference\x12(.tinymlaas.plugin.v1.RunReferenceRequest\x1a).tinymlaas.plugin.v1.RunReferenceResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tinymlaas/plugin/v1/profiler.proto\x12\x13tinymlaas.plugin.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\"tinymlaas/plugin/v1/compiler.proto\x1a tinymlaas/plugin/v1/stream.proto\x1a\x1etinymlaas/type/v1/access.proto\x1a#tinymlaas/type/v1/measurement.proto\x1a\x1etinymlaas/type/v1/target.proto\x1a\x1etinymlaas/type/v1/tensor.proto\"\x1c\n\x1aProfilerListTargetsRequest\"\x85\x01\n\x1bProfilerListTargetsResponse\x12\x34\n\x07targets\x18\x01 \x03(\x0b\x32#.tinymlaas.type.v1.TargetConstraint\x12\x30\n\nreferences\x18\x02 \x03(\x0e\x32\x1c.tinymlaas.type.v1.Reference\"<\n\x08InputSet\x12\x30\n\x07samples\x18\x01 \x03(\x0b\x32\x1f.tinymlaas.type.v1.TensorValues\"y\n\rProfileHeader\x12/\n\x06target\x18\x01 \x01(\x0b\x32\x19.tinymlaas.type.v1.TargetB\x04\xe2\x41\x01\x02\x12\x37\n\x05parts\x18\x02 \x01(\x0b\x32\".tinymlaas.plugin.v1.CompileResultB\x04\xe2\x41\x01\x02\"{\n\x0eProfileRequest\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32\".tinymlaas.plugin.v1.ProfileHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.tinymlaas.plugin.v1.ChunkH\x00\x42\x06\n\x04part\"\x94\x01\n\rProfileResult\x12\x34\n\x0cmeasurements\x18\x01 \x03(\x0b\x32\x1e.tinymlaas.type.v1.Measurement\x12\x35\n\toperators\x18\x02 \x03(\x0b\x32\".tinymlaas.type.v1.OperatorProfile\x12\x16\n\x0eoutputs_sha256\x18\x03 \x01(\x0c\"\xdc\x01\n\x0fProfileResponse\x12\x31\n\x08progress\x18\x01 \x01(\x0b\x32\x1d.tinymlaas.plugin.v1.ProgressH\x00\x12+\n\x03log\x18\x02 \x01(\x0b\x32\x1c.tinymlaas.plugin.v1.LogLineH\x00\x12+\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1a.tinymlaas.plugin.v1.ChunkH\x00\x12\x34\n\x06result\x18\x04 \x01(\x0b\x32\".tinymlaas.plugin.v1.ProfileResultH\x00\x42\x06\n\x04part\"\xbe\x01\n\x12RunReferenceHeader\x12:\n\x0cmodel_format\x18\x01 \x01(\x0e\x32\x1e.tinymlaas.type.v1.ModelFormatB\x04\xe2\x41\x01\x02\x12\x1a\n\x0cmodel_sha256\x18\x02 \x01(\x0c\x42\x04\xe2\x41\x01\x02\x12\x19\n\x0bmodel_bytes\x18\x03 \x01(\x04\x42\x04\xe2\x41\x01\x02\x12\x35\n\treference\x18\x04 \x01(\x0e\x32\x1c.tinymlaas.type.v1.ReferenceB\x04\xe2\x41\x01\x02\"\x85\x01\n\x13RunReferenceRequest\x12\x39\n\x06header\x18\x01 \x01(\x0b\x32\'.tinymlaas.plugin.v1.RunReferenceHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.tinymlaas.plugin.v1.ChunkH\x00\x42\x06\n\x04part\"\x8b\x01\n\x12RunReferenceResult\x12-\n\x06inputs\x18\x01 \x03(\x0b\x32\x1d.tinymlaas.type.v1.TensorSpec\x12.\n\x07outputs\x18\x02 \x03(\x0b\x32\x1d.tinymlaas.type.v1.TensorSpec\x12\x16\n\x0eoutputs_sha256\x18\x03 \x01(\x0c\"\xe6\x01\n\x14RunReferenceResponse\x12\x31\n\x08progress\x18\x01 \x01(\x0b\x32\x1d.tinymlaas.plugin.v1.ProgressH\x00\x12+\n\x03log\x18\x02 \x01(\x0b\x32\x1c.tinymlaas.plugin.v1.LogLineH\x00\x12+\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1a.tinymlaas.plugin.v1.ChunkH\x00\x12\x39\n\x06result\x18\x04 \x01(\x0b\x32\'.tinymlaas.plugin.v1.RunReferenceResultH\x00\x42\x06\n\x04part2\xd7\x02\n\x08Profiler\x12x\n\x0bListTargets\x12/.tinymlaas.plugin.v1.ProfilerListTargetsRequest\x1a\x30.tinymlaas.plugin.v1.ProfilerListTargetsResponse\"\x06\xca\xf3\x18\x02\x08\x07\x12`\n\x07Profile\x12#.tinymlaas.plugin.v1.ProfileRequest\x1a$.tinymlaas.plugin.v1.ProfileResponse\"\x06\xca\xf3\x18\x02\x08\x07(\x01\x30\x01\x12o\n\x0cRunReference\x12(.tinymlaas.plugin.v1.RunReferenceRequest\x1a).tinymlaas.plugin.v1.RunReferenceResponse\"\x06\xca\xf3\x18\x02\x08\x07(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,28 +50,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUNREFERENCEHEADER'].fields_by_name['model_bytes']._serialized_options = b'\342A\001\002'
   _globals['_RUNREFERENCEHEADER'].fields_by_name['reference']._loaded_options = None
   _globals['_RUNREFERENCEHEADER'].fields_by_name['reference']._serialized_options = b'\342A\001\002'
-  _globals['_PROFILERLISTTARGETSREQUEST']._serialized_start=263
-  _globals['_PROFILERLISTTARGETSREQUEST']._serialized_end=291
-  _globals['_PROFILERLISTTARGETSRESPONSE']._serialized_start=294
-  _globals['_PROFILERLISTTARGETSRESPONSE']._serialized_end=427
-  _globals['_INPUTSET']._serialized_start=429
-  _globals['_INPUTSET']._serialized_end=489
-  _globals['_PROFILEHEADER']._serialized_start=491
-  _globals['_PROFILEHEADER']._serialized_end=612
-  _globals['_PROFILEREQUEST']._serialized_start=614
-  _globals['_PROFILEREQUEST']._serialized_end=737
-  _globals['_PROFILERESULT']._serialized_start=740
-  _globals['_PROFILERESULT']._serialized_end=888
-  _globals['_PROFILERESPONSE']._serialized_start=891
-  _globals['_PROFILERESPONSE']._serialized_end=1111
-  _globals['_RUNREFERENCEHEADER']._serialized_start=1114
-  _globals['_RUNREFERENCEHEADER']._serialized_end=1304
-  _globals['_RUNREFERENCEREQUEST']._serialized_start=1307
-  _globals['_RUNREFERENCEREQUEST']._serialized_end=1440
-  _globals['_RUNREFERENCERESULT']._serialized_start=1443
-  _globals['_RUNREFERENCERESULT']._serialized_end=1582
-  _globals['_RUNREFERENCERESPONSE']._serialized_start=1585
-  _globals['_RUNREFERENCERESPONSE']._serialized_end=1815
-  _globals['_PROFILER']._serialized_start=1818
-  _globals['_PROFILER']._serialized_end=2137
+  _globals['_PROFILER'].methods_by_name['ListTargets']._loaded_options = None
+  _globals['_PROFILER'].methods_by_name['ListTargets']._serialized_options = b'\312\363\030\002\010\007'
+  _globals['_PROFILER'].methods_by_name['Profile']._loaded_options = None
+  _globals['_PROFILER'].methods_by_name['Profile']._serialized_options = b'\312\363\030\002\010\007'
+  _globals['_PROFILER'].methods_by_name['RunReference']._loaded_options = None
+  _globals['_PROFILER'].methods_by_name['RunReference']._serialized_options = b'\312\363\030\002\010\007'
+  _globals['_PROFILERLISTTARGETSREQUEST']._serialized_start=295
+  _globals['_PROFILERLISTTARGETSREQUEST']._serialized_end=323
+  _globals['_PROFILERLISTTARGETSRESPONSE']._serialized_start=326
+  _globals['_PROFILERLISTTARGETSRESPONSE']._serialized_end=459
+  _globals['_INPUTSET']._serialized_start=461
+  _globals['_INPUTSET']._serialized_end=521
+  _globals['_PROFILEHEADER']._serialized_start=523
+  _globals['_PROFILEHEADER']._serialized_end=644
+  _globals['_PROFILEREQUEST']._serialized_start=646
+  _globals['_PROFILEREQUEST']._serialized_end=769
+  _globals['_PROFILERESULT']._serialized_start=772
+  _globals['_PROFILERESULT']._serialized_end=920
+  _globals['_PROFILERESPONSE']._serialized_start=923
+  _globals['_PROFILERESPONSE']._serialized_end=1143
+  _globals['_RUNREFERENCEHEADER']._serialized_start=1146
+  _globals['_RUNREFERENCEHEADER']._serialized_end=1336
+  _globals['_RUNREFERENCEREQUEST']._serialized_start=1339
+  _globals['_RUNREFERENCEREQUEST']._serialized_end=1472
+  _globals['_RUNREFERENCERESULT']._serialized_start=1475
+  _globals['_RUNREFERENCERESULT']._serialized_end=1614
+  _globals['_RUNREFERENCERESPONSE']._serialized_start=1617
+  _globals['_RUNREFERENCERESPONSE']._serialized_end=1847
+  _globals['_PROFILER']._serialized_start=1850
+  _globals['_PROFILER']._serialized_end=2193
 # @@protoc_insertion_point(module_scope)

@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
+from tinymlaas.type.v1 import access_pb2 as tinymlaas_dot_type_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tinymlaas/registry/v1/artifacts.proto\x12\x15tinymlaas.registry.v1\x1a\x1fgoogle/api/field_behavior.proto\"`\n\x13ReadArtifactRequest\x12\x14\n\x06sha256\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\r\n\x05limit\x18\x03 \x01(\x04\x12\x14\n\x06parent\x18\x04 \x01(\tB\x04\xe2\x41\x01\x02\"9\n\x14ReadArtifactResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\"D\n\x14WriteArtifactRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06parent\x18\x03 \x01(\t\";\n\x15WriteArtifactResponse\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x32\xe4\x01\n\tArtifacts\x12i\n\x0cReadArtifact\x12*.tinymlaas.registry.v1.ReadArtifactRequest\x1a+.tinymlaas.registry.v1.ReadArtifactResponse0\x01\x12l\n\rWriteArtifact\x12+.tinymlaas.registry.v1.WriteArtifactRequest\x1a,.tinymlaas.registry.v1.WriteArtifactResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tinymlaas/registry/v1/artifacts.proto\x12\x15tinymlaas.registry.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1etinymlaas/type/v1/access.proto\"`\n\x13ReadArtifactRequest\x12\x14\n\x06sha256\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\r\n\x05limit\x18\x03 \x01(\x04\x12\x14\n\x06parent\x18\x04 \x01(\tB\x04\xe2\x41\x01\x02\"9\n\x14ReadArtifactResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\"D\n\x14WriteArtifactRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06parent\x18\x03 \x01(\t\";\n\x15WriteArtifactResponse\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x32\x82\x02\n\tArtifacts\x12\x7f\n\x0cReadArtifact\x12*.tinymlaas.registry.v1.ReadArtifactRequest\x1a+.tinymlaas.registry.v1.ReadArtifactResponse\"\x14\xca\xf3\x18\x10\x08\x01\x1a\x0clwm2m-bridge0\x01\x12t\n\rWriteArtifact\x12+.tinymlaas.registry.v1.WriteArtifactRequest\x1a,.tinymlaas.registry.v1.WriteArtifactResponse\"\x06\xca\xf3\x18\x02\x08\x03(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,14 +37,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_READARTIFACTREQUEST'].fields_by_name['sha256']._serialized_options = b'\342A\001\002'
   _globals['_READARTIFACTREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_READARTIFACTREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002'
-  _globals['_READARTIFACTREQUEST']._serialized_start=97
-  _globals['_READARTIFACTREQUEST']._serialized_end=193
-  _globals['_READARTIFACTRESPONSE']._serialized_start=195
-  _globals['_READARTIFACTRESPONSE']._serialized_end=252
-  _globals['_WRITEARTIFACTREQUEST']._serialized_start=254
-  _globals['_WRITEARTIFACTREQUEST']._serialized_end=322
-  _globals['_WRITEARTIFACTRESPONSE']._serialized_start=324
-  _globals['_WRITEARTIFACTRESPONSE']._serialized_end=383
-  _globals['_ARTIFACTS']._serialized_start=386
-  _globals['_ARTIFACTS']._serialized_end=614
+  _globals['_ARTIFACTS'].methods_by_name['ReadArtifact']._loaded_options = None
+  _globals['_ARTIFACTS'].methods_by_name['ReadArtifact']._serialized_options = b'\312\363\030\020\010\001\032\014lwm2m-bridge'
+  _globals['_ARTIFACTS'].methods_by_name['WriteArtifact']._loaded_options = None
+  _globals['_ARTIFACTS'].methods_by_name['WriteArtifact']._serialized_options = b'\312\363\030\002\010\003'
+  _globals['_READARTIFACTREQUEST']._serialized_start=129
+  _globals['_READARTIFACTREQUEST']._serialized_end=225
+  _globals['_READARTIFACTRESPONSE']._serialized_start=227
+  _globals['_READARTIFACTRESPONSE']._serialized_end=284
+  _globals['_WRITEARTIFACTREQUEST']._serialized_start=286
+  _globals['_WRITEARTIFACTREQUEST']._serialized_end=354
+  _globals['_WRITEARTIFACTRESPONSE']._serialized_start=356
+  _globals['_WRITEARTIFACTRESPONSE']._serialized_end=415
+  _globals['_ARTIFACTS']._serialized_start=418
+  _globals['_ARTIFACTS']._serialized_end=676
 # @@protoc_insertion_point(module_scope)

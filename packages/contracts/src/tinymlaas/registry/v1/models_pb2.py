@@ -26,11 +26,12 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from tinymlaas.type.v1 import access_pb2 as tinymlaas_dot_type_dot_v1_dot_access__pb2
 from tinymlaas.type.v1 import measurement_pb2 as tinymlaas_dot_type_dot_v1_dot_measurement__pb2
 from tinymlaas.type.v1 import tensor_pb2 as tinymlaas_dot_type_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tinymlaas/registry/v1/models.proto\x12\x15tinymlaas.registry.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#tinymlaas/type/v1/measurement.proto\x1a\x1etinymlaas/type/v1/tensor.proto\"\xa8\x02\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0f\n\x07licence\x18\x03 \x01(\t\x12\x0c\n\x04tags\x18\x04 \x03(\t\x12\x1c\n\x0elatest_version\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x0e\n\x06labels\x18\x08 \x03(\t::\xea\x41\x37\n\x12tinymlaas.io/Model\x12!projects/{project}/models/{model}\"^\n\nAttachment\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x14\n\x06sha256\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\"\x91\x05\n\x0cModelVersion\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12.\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1e.tinymlaas.type.v1.ModelFormat\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12-\n\x06inputs\x18\x05 \x03(\x0b\x32\x1d.tinymlaas.type.v1.TensorSpec\x12.\n\x07outputs\x18\x06 \x03(\x0b\x32\x1d.tinymlaas.type.v1.TensorSpec\x12\x45\n\toperators\x18\x07 \x03(\x0b\x32\x32.tinymlaas.registry.v1.ModelVersion.OperatorsEntry\x12\x11\n\tquantized\x18\x08 \x01(\x08\x12\x14\n\x0c\x64\x65rived_from\x18\t \x01(\t\x12\x12\n\nderived_by\x18\n \x01(\t\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x0cmeasurements\x18\x0c \x03(\x0b\x32\x1e.tinymlaas.type.v1.Measurement\x12\x0f\n\x07licence\x18\r \x01(\t\x12\x36\n\x0b\x61ttachments\x18\x0e \x03(\x0b\x32!.tinymlaas.registry.v1.Attachment\x1a\x30\n\x0eOperatorsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01:T\xea\x41Q\n\x19tinymlaas.io/ModelVersion\x12\x34projects/{project}/models/{model}/versions/{version}\"\x91\x03\n\x11ImportModelHeader\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08model_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x34\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x1e.tinymlaas.type.v1.ModelFormatB\x04\xe2\x41\x01\x02\x12\x14\n\x06sha256\x18\x04 \x01(\x0c\x42\x04\xe2\x41\x01\x02\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\x12+\n\x05model\x18\x06 \x01(\x0b\x32\x1c.tinymlaas.registry.v1.Model\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x15\n\rvalidate_only\x18\x08 \x01(\x08\x12\x14\n\x0c\x64\x65rived_from\x18\t \x01(\t\x12\x12\n\nderived_by\x18\n \x01(\t\x12\x34\n\x0cmeasurements\x18\x0b \x03(\x0b\x32\x1e.tinymlaas.type.v1.Measurement\x12\x36\n\x0b\x61ttachments\x18\x0c \x03(\x0b\x32!.tinymlaas.registry.v1.Attachment\"J\n\nModelChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x13\n\x06\x63rc32c\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\t\n\x07_crc32c\"\x8c\x01\n\x12ImportModelRequest\x12:\n\x06header\x18\x01 \x01(\x0b\x32(.tinymlaas.registry.v1.ImportModelHeaderH\x00\x12\x32\n\x05\x63hunk\x18\x02 \x01(\x0b\x32!.tinymlaas.registry.v1.ModelChunkH\x00\x42\x06\n\x04part\"<\n\x0fGetModelRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\n\x12tinymlaas.io/Model\"t\n\x11ListModelsRequest\x12+\n\x06parent\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\x12\x12tinymlaas.io/Model\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0b\n\x03tag\x18\x04 \x01(\t\"[\n\x12ListModelsResponse\x12,\n\x06models\x18\x01 \x03(\x0b\x32\x1c.tinymlaas.registry.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"?\n\x12\x44\x65leteModelRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\n\x12tinymlaas.io/Model\"J\n\x16GetModelVersionRequest\x12\x30\n\x04name\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19tinymlaas.io/ModelVersion\"u\n\x18ListModelVersionsRequest\x12\x32\n\x06parent\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\x12\x19tinymlaas.io/ModelVersion\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"q\n\x19ListModelVersionsResponse\x12;\n\x0emodel_versions\x18\x01 \x03(\x0b\x32#.tinymlaas.registry.v1.ModelVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xcf\x04\n\x06Models\x12_\n\x0bImportModel\x12).tinymlaas.registry.v1.ImportModelRequest\x1a#.tinymlaas.registry.v1.ModelVersion(\x01\x12P\n\x08GetModel\x12&.tinymlaas.registry.v1.GetModelRequest\x1a\x1c.tinymlaas.registry.v1.Model\x12\x61\n\nListModels\x12(.tinymlaas.registry.v1.ListModelsRequest\x1a).tinymlaas.registry.v1.ListModelsResponse\x12P\n\x0b\x44\x65leteModel\x12).tinymlaas.registry.v1.DeleteModelRequest\x1a\x16.google.protobuf.Empty\x12\x65\n\x0fGetModelVersion\x12-.tinymlaas.registry.v1.GetModelVersionRequest\x1a#.tinymlaas.registry.v1.ModelVersion\x12v\n\x11ListModelVersions\x12/.tinymlaas.registry.v1.ListModelVersionsRequest\x1a\x30.tinymlaas.registry.v1.ListModelVersionsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tinymlaas/registry/v1/models.proto\x12\x15tinymlaas.registry.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1etinymlaas/type/v1/access.proto\x1a#tinymlaas/type/v1/measurement.proto\x1a\x1etinymlaas/type/v1/tensor.proto\"\xa8\x02\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0f\n\x07licence\x18\x03 \x01(\t\x12\x0c\n\x04tags\x18\x04 \x03(\t\x12\x1c\n\x0elatest_version\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x0e\n\x06labels\x18\x08 \x03(\t::\xea\x41\x37\n\x12tinymlaas.io/Model\x12!projects/{project}/models/{model}\"^\n\nAttachment\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x14\n\x06sha256\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\"\x91\x05\n\x0cModelVersion\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12.\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1e.tinymlaas.type.v1.ModelFormat\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12-\n\x06inputs\x18\x05 \x03(\x0b\x32\x1d.tinymlaas.type.v1.TensorSpec\x12.\n\x07outputs\x18\x06 \x03(\x0b\x32\x1d.tinymlaas.type.v1.TensorSpec\x12\x45\n\toperators\x18\x07 \x03(\x0b\x32\x32.tinymlaas.registry.v1.ModelVersion.OperatorsEntry\x12\x11\n\tquantized\x18\x08 \x01(\x08\x12\x14\n\x0c\x64\x65rived_from\x18\t \x01(\t\x12\x12\n\nderived_by\x18\n \x01(\t\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x0cmeasurements\x18\x0c \x03(\x0b\x32\x1e.tinymlaas.type.v1.Measurement\x12\x0f\n\x07licence\x18\r \x01(\t\x12\x36\n\x0b\x61ttachments\x18\x0e \x03(\x0b\x32!.tinymlaas.registry.v1.Attachment\x1a\x30\n\x0eOperatorsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01:T\xea\x41Q\n\x19tinymlaas.io/ModelVersion\x12\x34projects/{project}/models/{model}/versions/{version}\"\x91\x03\n\x11ImportModelHeader\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08model_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x34\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x1e.tinymlaas.type.v1.ModelFormatB\x04\xe2\x41\x01\x02\x12\x14\n\x06sha256\x18\x04 \x01(\x0c\x42\x04\xe2\x41\x01\x02\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\x12+\n\x05model\x18\x06 \x01(\x0b\x32\x1c.tinymlaas.registry.v1.Model\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x15\n\rvalidate_only\x18\x08 \x01(\x08\x12\x14\n\x0c\x64\x65rived_from\x18\t \x01(\t\x12\x12\n\nderived_by\x18\n \x01(\t\x12\x34\n\x0cmeasurements\x18\x0b \x03(\x0b\x32\x1e.tinymlaas.type.v1.Measurement\x12\x36\n\x0b\x61ttachments\x18\x0c \x03(\x0b\x32!.tinymlaas.registry.v1.Attachment\"J\n\nModelChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x13\n\x06\x63rc32c\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\t\n\x07_crc32c\"\x8c\x01\n\x12ImportModelRequest\x12:\n\x06header\x18\x01 \x01(\x0b\x32(.tinymlaas.registry.v1.ImportModelHeaderH\x00\x12\x32\n\x05\x63hunk\x18\x02 \x01(\x0b\x32!.tinymlaas.registry.v1.ModelChunkH\x00\x42\x06\n\x04part\"<\n\x0fGetModelRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\n\x12tinymlaas.io/Model\"t\n\x11ListModelsRequest\x12+\n\x06parent\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\x12\x12tinymlaas.io/Model\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0b\n\x03tag\x18\x04 \x01(\t\"[\n\x12ListModelsResponse\x12,\n\x06models\x18\x01 \x03(\x0b\x32\x1c.tinymlaas.registry.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"?\n\x12\x44\x65leteModelRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\n\x12tinymlaas.io/Model\"J\n\x16GetModelVersionRequest\x12\x30\n\x04name\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19tinymlaas.io/ModelVersion\"u\n\x18ListModelVersionsRequest\x12\x32\n\x06parent\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\x12\x19tinymlaas.io/ModelVersion\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"q\n\x19ListModelVersionsResponse\x12;\n\x0emodel_versions\x18\x01 \x03(\x0b\x32#.tinymlaas.registry.v1.ModelVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xff\x04\n\x06Models\x12g\n\x0bImportModel\x12).tinymlaas.registry.v1.ImportModelRequest\x1a#.tinymlaas.registry.v1.ModelVersion\"\x06\xca\xf3\x18\x02\x08\x03(\x01\x12X\n\x08GetModel\x12&.tinymlaas.registry.v1.GetModelRequest\x1a\x1c.tinymlaas.registry.v1.Model\"\x06\xca\xf3\x18\x02\x08\x01\x12i\n\nListModels\x12(.tinymlaas.registry.v1.ListModelsRequest\x1a).tinymlaas.registry.v1.ListModelsResponse\"\x06\xca\xf3\x18\x02\x08\x01\x12X\n\x0b\x44\x65leteModel\x12).tinymlaas.registry.v1.DeleteModelRequest\x1a\x16.google.protobuf.Empty\"\x06\xca\xf3\x18\x02\x08\x06\x12m\n\x0fGetModelVersion\x12-.tinymlaas.registry.v1.GetModelVersionRequest\x1a#.tinymlaas.registry.v1.ModelVersion\"\x06\xca\xf3\x18\x02\x08\x01\x12~\n\x11ListModelVersions\x12/.tinymlaas.registry.v1.ListModelVersionsRequest\x1a\x30.tinymlaas.registry.v1.ListModelVersionsResponse\"\x06\xca\xf3\x18\x02\x08\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -75,34 +76,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETMODELVERSIONREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\033\n\031tinymlaas.io/ModelVersion'
   _globals['_LISTMODELVERSIONSREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_LISTMODELVERSIONSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\372A\033\022\031tinymlaas.io/ModelVersion'
-  _globals['_MODEL']._serialized_start=253
-  _globals['_MODEL']._serialized_end=549
-  _globals['_ATTACHMENT']._serialized_start=551
-  _globals['_ATTACHMENT']._serialized_end=645
-  _globals['_MODELVERSION']._serialized_start=648
-  _globals['_MODELVERSION']._serialized_end=1305
-  _globals['_MODELVERSION_OPERATORSENTRY']._serialized_start=1171
-  _globals['_MODELVERSION_OPERATORSENTRY']._serialized_end=1219
-  _globals['_IMPORTMODELHEADER']._serialized_start=1308
-  _globals['_IMPORTMODELHEADER']._serialized_end=1709
-  _globals['_MODELCHUNK']._serialized_start=1711
-  _globals['_MODELCHUNK']._serialized_end=1785
-  _globals['_IMPORTMODELREQUEST']._serialized_start=1788
-  _globals['_IMPORTMODELREQUEST']._serialized_end=1928
-  _globals['_GETMODELREQUEST']._serialized_start=1930
-  _globals['_GETMODELREQUEST']._serialized_end=1990
-  _globals['_LISTMODELSREQUEST']._serialized_start=1992
-  _globals['_LISTMODELSREQUEST']._serialized_end=2108
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2110
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2201
-  _globals['_DELETEMODELREQUEST']._serialized_start=2203
-  _globals['_DELETEMODELREQUEST']._serialized_end=2266
-  _globals['_GETMODELVERSIONREQUEST']._serialized_start=2268
-  _globals['_GETMODELVERSIONREQUEST']._serialized_end=2342
-  _globals['_LISTMODELVERSIONSREQUEST']._serialized_start=2344
-  _globals['_LISTMODELVERSIONSREQUEST']._serialized_end=2461
-  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_start=2463
-  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_end=2576
-  _globals['_MODELS']._serialized_start=2579
-  _globals['_MODELS']._serialized_end=3170
+  _globals['_MODELS'].methods_by_name['ImportModel']._loaded_options = None
+  _globals['_MODELS'].methods_by_name['ImportModel']._serialized_options = b'\312\363\030\002\010\003'
+  _globals['_MODELS'].methods_by_name['GetModel']._loaded_options = None
+  _globals['_MODELS'].methods_by_name['GetModel']._serialized_options = b'\312\363\030\002\010\001'
+  _globals['_MODELS'].methods_by_name['ListModels']._loaded_options = None
+  _globals['_MODELS'].methods_by_name['ListModels']._serialized_options = b'\312\363\030\002\010\001'
+  _globals['_MODELS'].methods_by_name['DeleteModel']._loaded_options = None
+  _globals['_MODELS'].methods_by_name['DeleteModel']._serialized_options = b'\312\363\030\002\010\006'
+  _globals['_MODELS'].methods_by_name['GetModelVersion']._loaded_options = None
+  _globals['_MODELS'].methods_by_name['GetModelVersion']._serialized_options = b'\312\363\030\002\010\001'
+  _globals['_MODELS'].methods_by_name['ListModelVersions']._loaded_options = None
+  _globals['_MODELS'].methods_by_name['ListModelVersions']._serialized_options = b'\312\363\030\002\010\001'
+  _globals['_MODEL']._serialized_start=285
+  _globals['_MODEL']._serialized_end=581
+  _globals['_ATTACHMENT']._serialized_start=583
+  _globals['_ATTACHMENT']._serialized_end=677
+  _globals['_MODELVERSION']._serialized_start=680
+  _globals['_MODELVERSION']._serialized_end=1337
+  _globals['_MODELVERSION_OPERATORSENTRY']._serialized_start=1203
+  _globals['_MODELVERSION_OPERATORSENTRY']._serialized_end=1251
+  _globals['_IMPORTMODELHEADER']._serialized_start=1340
+  _globals['_IMPORTMODELHEADER']._serialized_end=1741
+  _globals['_MODELCHUNK']._serialized_start=1743
+  _globals['_MODELCHUNK']._serialized_end=1817
+  _globals['_IMPORTMODELREQUEST']._serialized_start=1820
+  _globals['_IMPORTMODELREQUEST']._serialized_end=1960
+  _globals['_GETMODELREQUEST']._serialized_start=1962
+  _globals['_GETMODELREQUEST']._serialized_end=2022
+  _globals['_LISTMODELSREQUEST']._serialized_start=2024
+  _globals['_LISTMODELSREQUEST']._serialized_end=2140
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2142
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2233
+  _globals['_DELETEMODELREQUEST']._serialized_start=2235
+  _globals['_DELETEMODELREQUEST']._serialized_end=2298
+  _globals['_GETMODELVERSIONREQUEST']._serialized_start=2300
+  _globals['_GETMODELVERSIONREQUEST']._serialized_end=2374
+  _globals['_LISTMODELVERSIONSREQUEST']._serialized_start=2376
+  _globals['_LISTMODELVERSIONSREQUEST']._serialized_end=2493
+  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_start=2495
+  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_end=2608
+  _globals['_MODELS']._serialized_start=2611
+  _globals['_MODELS']._serialized_end=3250
 # @@protoc_insertion_point(module_scope)

@@ -29,9 +29,10 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from tinymlaas.plugin.v1 import compiler_pb2 as tinymlaas_dot_plugin_dot_v1_dot_compiler__pb2
 from tinymlaas.plugin.v1 import identity_pb2 as tinymlaas_dot_plugin_dot_v1_dot_identity__pb2
 from tinymlaas.plugin.v1 import importer_pb2 as tinymlaas_dot_plugin_dot_v1_dot_importer__pb2
+from tinymlaas.type.v1 import access_pb2 as tinymlaas_dot_type_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#tinymlaas/registry/v1/plugins.proto\x12\x15tinymlaas.registry.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"tinymlaas/plugin/v1/compiler.proto\x1a\"tinymlaas/plugin/v1/identity.proto\x1a\"tinymlaas/plugin/v1/importer.proto\"\x94\x05\n\x06Plugin\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x15\n\x07\x61\x64\x64ress\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x38\n\x04info\x18\x03 \x01(\x0b\x32*.tinymlaas.plugin.v1.GetPluginInfoResponse\x12\x14\n\x0c\x63\x61pabilities\x18\x04 \x03(\t\x12+\n\x06limits\x18\x05 \x01(\x0b\x32\x1b.tinymlaas.plugin.v1.Limits\x12:\n\x08\x63ompiler\x18\x06 \x01(\x0b\x32(.tinymlaas.plugin.v1.ListTargetsResponse\x12\x1e\n\x16\x63ompiler_option_schema\x18\x07 \x01(\t\x12\x34\n\x0b\x63onversions\x18\x08 \x03(\x0b\x32\x1f.tinymlaas.plugin.v1.Conversion\x12\x1f\n\x17optimizer_option_schema\x18\t \x01(\t\x12\x32\n\x05state\x18\n \x01(\x0e\x32#.tinymlaas.registry.v1.Plugin.State\x12\x0e\n\x06\x64\x65tail\x18\x0b \x01(\t\x12\x35\n\x0bupdate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x16\n\x0erefuted_claims\x18\r \x01(\r\"p\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_LOADING\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x15\n\x11STATE_UNREACHABLE\x10\x03\x12\x15\n\x11STATE_QUARANTINED\x10\x04:*\xea\x41\'\n\x13tinymlaas.io/Plugin\x12\x10plugins/{plugin}\"J\n\x13UpsertPluginRequest\x12\x33\n\x06plugin\x18\x01 \x01(\x0b\x32\x1d.tinymlaas.registry.v1.PluginB\x04\xe2\x41\x01\x02\">\n\x10GetPluginRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13tinymlaas.io/Plugin\";\n\x12ListPluginsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"^\n\x13ListPluginsResponse\x12.\n\x07plugins\x18\x01 \x03(\x0b\x32\x1d.tinymlaas.registry.v1.Plugin\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"A\n\x13\x44\x65letePluginRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13tinymlaas.io/Plugin2\xf3\x02\n\x07Plugins\x12Y\n\x0cUpsertPlugin\x12*.tinymlaas.registry.v1.UpsertPluginRequest\x1a\x1d.tinymlaas.registry.v1.Plugin\x12S\n\tGetPlugin\x12\'.tinymlaas.registry.v1.GetPluginRequest\x1a\x1d.tinymlaas.registry.v1.Plugin\x12\x64\n\x0bListPlugins\x12).tinymlaas.registry.v1.ListPluginsRequest\x1a*.tinymlaas.registry.v1.ListPluginsResponse\x12R\n\x0c\x44\x65letePlugin\x12*.tinymlaas.registry.v1.DeletePluginRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#tinymlaas/registry/v1/plugins.proto\x12\x15tinymlaas.registry.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"tinymlaas/plugin/v1/compiler.proto\x1a\"tinymlaas/plugin/v1/identity.proto\x1a\"tinymlaas/plugin/v1/importer.proto\x1a\x1etinymlaas/type/v1/access.proto\"\x94\x05\n\x06Plugin\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x15\n\x07\x61\x64\x64ress\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x38\n\x04info\x18\x03 \x01(\x0b\x32*.tinymlaas.plugin.v1.GetPluginInfoResponse\x12\x14\n\x0c\x63\x61pabilities\x18\x04 \x03(\t\x12+\n\x06limits\x18\x05 \x01(\x0b\x32\x1b.tinymlaas.plugin.v1.Limits\x12:\n\x08\x63ompiler\x18\x06 \x01(\x0b\x32(.tinymlaas.plugin.v1.ListTargetsResponse\x12\x1e\n\x16\x63ompiler_option_schema\x18\x07 \x01(\t\x12\x34\n\x0b\x63onversions\x18\x08 \x03(\x0b\x32\x1f.tinymlaas.plugin.v1.Conversion\x12\x1f\n\x17optimizer_option_schema\x18\t \x01(\t\x12\x32\n\x05state\x18\n \x01(\x0e\x32#.tinymlaas.registry.v1.Plugin.State\x12\x0e\n\x06\x64\x65tail\x18\x0b \x01(\t\x12\x35\n\x0bupdate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x16\n\x0erefuted_claims\x18\r \x01(\r\"p\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_LOADING\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x15\n\x11STATE_UNREACHABLE\x10\x03\x12\x15\n\x11STATE_QUARANTINED\x10\x04:*\xea\x41\'\n\x13tinymlaas.io/Plugin\x12\x10plugins/{plugin}\"J\n\x13UpsertPluginRequest\x12\x33\n\x06plugin\x18\x01 \x01(\x0b\x32\x1d.tinymlaas.registry.v1.PluginB\x04\xe2\x41\x01\x02\">\n\x10GetPluginRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13tinymlaas.io/Plugin\";\n\x12ListPluginsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"^\n\x13ListPluginsResponse\x12.\n\x07plugins\x18\x01 \x03(\x0b\x32\x1d.tinymlaas.registry.v1.Plugin\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"A\n\x13\x44\x65letePluginRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13tinymlaas.io/Plugin2\x99\x03\n\x07Plugins\x12\x61\n\x0cUpsertPlugin\x12*.tinymlaas.registry.v1.UpsertPluginRequest\x1a\x1d.tinymlaas.registry.v1.Plugin\"\x06\xca\xf3\x18\x02\x08\x07\x12]\n\tGetPlugin\x12\'.tinymlaas.registry.v1.GetPluginRequest\x1a\x1d.tinymlaas.registry.v1.Plugin\"\x08\xca\xf3\x18\x04\x08\x02\x10\x01\x12n\n\x0bListPlugins\x12).tinymlaas.registry.v1.ListPluginsRequest\x1a*.tinymlaas.registry.v1.ListPluginsResponse\"\x08\xca\xf3\x18\x04\x08\x02\x10\x01\x12\\\n\x0c\x44\x65letePlugin\x12*.tinymlaas.registry.v1.DeletePluginRequest\x1a\x16.google.protobuf.Empty\"\x08\xca\xf3\x18\x04\x08\x05\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,20 +53,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETPLUGINREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\025\n\023tinymlaas.io/Plugin'
   _globals['_DELETEPLUGINREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETEPLUGINREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\025\n\023tinymlaas.io/Plugin'
-  _globals['_PLUGIN']._serialized_start=293
-  _globals['_PLUGIN']._serialized_end=953
-  _globals['_PLUGIN_STATE']._serialized_start=797
-  _globals['_PLUGIN_STATE']._serialized_end=909
-  _globals['_UPSERTPLUGINREQUEST']._serialized_start=955
-  _globals['_UPSERTPLUGINREQUEST']._serialized_end=1029
-  _globals['_GETPLUGINREQUEST']._serialized_start=1031
-  _globals['_GETPLUGINREQUEST']._serialized_end=1093
-  _globals['_LISTPLUGINSREQUEST']._serialized_start=1095
-  _globals['_LISTPLUGINSREQUEST']._serialized_end=1154
-  _globals['_LISTPLUGINSRESPONSE']._serialized_start=1156
-  _globals['_LISTPLUGINSRESPONSE']._serialized_end=1250
-  _globals['_DELETEPLUGINREQUEST']._serialized_start=1252
-  _globals['_DELETEPLUGINREQUEST']._serialized_end=1317
-  _globals['_PLUGINS']._serialized_start=1320
-  _globals['_PLUGINS']._serialized_end=1691
+  _globals['_PLUGINS'].methods_by_name['UpsertPlugin']._loaded_options = None
+  _globals['_PLUGINS'].methods_by_name['UpsertPlugin']._serialized_options = b'\312\363\030\002\010\007'
+  _globals['_PLUGINS'].methods_by_name['GetPlugin']._loaded_options = None
+  _globals['_PLUGINS'].methods_by_name['GetPlugin']._serialized_options = b'\312\363\030\004\010\002\020\001'
+  _globals['_PLUGINS'].methods_by_name['ListPlugins']._loaded_options = None
+  _globals['_PLUGINS'].methods_by_name['ListPlugins']._serialized_options = b'\312\363\030\004\010\002\020\001'
+  _globals['_PLUGINS'].methods_by_name['DeletePlugin']._loaded_options = None
+  _globals['_PLUGINS'].methods_by_name['DeletePlugin']._serialized_options = b'\312\363\030\004\010\005\020\002'
+  _globals['_PLUGIN']._serialized_start=325
+  _globals['_PLUGIN']._serialized_end=985
+  _globals['_PLUGIN_STATE']._serialized_start=829
+  _globals['_PLUGIN_STATE']._serialized_end=941
+  _globals['_UPSERTPLUGINREQUEST']._serialized_start=987
+  _globals['_UPSERTPLUGINREQUEST']._serialized_end=1061
+  _globals['_GETPLUGINREQUEST']._serialized_start=1063
+  _globals['_GETPLUGINREQUEST']._serialized_end=1125
+  _globals['_LISTPLUGINSREQUEST']._serialized_start=1127
+  _globals['_LISTPLUGINSREQUEST']._serialized_end=1186
+  _globals['_LISTPLUGINSRESPONSE']._serialized_start=1188
+  _globals['_LISTPLUGINSRESPONSE']._serialized_end=1282
+  _globals['_DELETEPLUGINREQUEST']._serialized_start=1284
+  _globals['_DELETEPLUGINREQUEST']._serialized_end=1349
+  _globals['_PLUGINS']._serialized_start=1352
+  _globals['_PLUGINS']._serialized_end=1761
 # @@protoc_insertion_point(module_scope)
