@@ -16,7 +16,7 @@ class GatewaySettings(ServiceSettings):
     registry_address: str = Field("", description="host:port of the registry")
     registry_address_file: Path | None = Field(None, description="file with the registry's address, instead of it")
     plugins: list[str] = Field(default_factory=list, description="addresses of plugins, as a JSON list")
-    plugins_manifest: Path | None = Field(None, description="JSON file that lists plugins, watched for changes")
+    plugins_manifest: Path | None = Field(None, description="JSON file, or folder of such, that lists plugins; watched")
     bridges: list[str] = Field(default_factory=list, description="addresses of bridges, as a JSON list")
     bridges_manifest: Path | None = Field(None, description="JSON file that lists bridges, watched for changes")
     projects: list[str] = Field(default_factory=lambda: ["default"], description="projects whose devices are watched")

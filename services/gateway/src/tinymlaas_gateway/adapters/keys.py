@@ -16,13 +16,16 @@ def load_or_create(path: Path) -> Ed25519PrivateKey:
     """Return the key of `path`, making it when there is none; two processes that start at once agree on one key.
 
     The public key is written beside it as `<name>.pub` (32 raw bytes, hex) for people and devices. Raises
-    FailedPrecondition / KEY_UNREADABLE for a file that holds no Ed25519 key, or that others may read.
+    FailedPrecondition / KEY_UNREADABLE for a file that holds no Ed25519 key, or that others may read. A file of root's may be
+    readable by this process's group: so clusters mount secrets, and so PostgreSQL takes its own keys.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not path.exists():
         _create(path)
     try:
-        if path.stat().st_mode & 0o077:
+        stat = path.stat()
+        roots = stat.st_uid == 0 and os.geteuid() != 0
+        if stat.st_mode & (0o037 if roots else 0o077):
             raise ValueError("others than its owner may read it (chmod 600)")
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
         if not isinstance(key, Ed25519PrivateKey):

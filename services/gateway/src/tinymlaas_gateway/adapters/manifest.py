@@ -2,7 +2,8 @@
 
     [{"address": "127.0.0.1:4001"}, {"address_file": "run/compiler.addr", "token_file": "run/token"}]
 
-Relative paths are relative to the manifest's folder. A missing file is an empty list: nothing has been started yet.
+Relative paths are relative to the manifest's folder. A missing file is an empty list: nothing has been started yet. A folder is
+all its `*.json` files, so that several writers can share it: in a cluster the chart's own plugins and those of the operator.
 """
 
 from __future__ import annotations
@@ -68,26 +69,39 @@ def _entry(item: object, folder: Path) -> Entry:
 
 
 class Manifest:
-    """The entries now: fixed ones and those of the file, which is read again when it was written anew."""
+    """The entries now: fixed ones and those of the file or folder, read again when something was written anew."""
 
     def __init__(self, fixed: list[Entry], path: Path | None) -> None:
         self._fixed = fixed
         self._path = path
-        self._stamp: tuple[int, int] | None = None
-        self._read: list[Entry] = []
+        self._stamps: dict[Path, tuple[int, int]] = {}
+        self._read: dict[Path, list[Entry]] = {}
 
     def entries(self) -> list[Entry]:
-        """Entries without repetition; while the file is broken, those of its last good version."""
-        if self._path is not None:
-            try:
-                stat = self._path.stat()
-                stamp = (stat.st_mtime_ns, stat.st_size)
-            except FileNotFoundError:
-                stamp = (0, 0)
-            if stamp != self._stamp:
-                self._stamp = stamp
-                try:
-                    self._read = read_manifest(self._path)
-                except InvalidArgument as error:
-                    log.error("manifest not read", file=str(self._path), message=error.message)
-        return list(dict.fromkeys([*self._fixed, *self._read]))
+        """Entries without repetition; while a file is broken, those of its last good version."""
+        files = self._files()
+        self._stamps = {file: stamp for file, stamp in self._stamps.items() if file in files}
+        self._read = {file: entries for file, entries in self._read.items() if file in files}
+        for file in files:
+            self._look_at(file)
+        listed = [entry for file in files for entry in self._read.get(file, [])]
+        return list(dict.fromkeys([*self._fixed, *listed]))
+
+    def _files(self) -> list[Path]:
+        if self._path is None:
+            return []
+        return sorted(self._path.glob("*.json")) if self._path.is_dir() else [self._path]
+
+    def _look_at(self, file: Path) -> None:
+        try:
+            stat = file.stat()
+            stamp = (stat.st_mtime_ns, stat.st_size)
+        except FileNotFoundError:
+            stamp = (0, 0)
+        if stamp == self._stamps.get(file):
+            return
+        self._stamps[file] = stamp
+        try:
+            self._read[file] = read_manifest(file)
+        except InvalidArgument as error:
+            log.error("manifest not read", file=str(file), message=error.message)
