@@ -165,9 +165,13 @@ def _figures(parts: CompiledParts) -> list[measurement_pb2.Measurement]:
 
 
 def certificate_message(parts: CompiledParts) -> certificate_pb2.MemoryCertificate:
-    """The memory certificate in the contract's form: buffers by name, accesses relative to them."""
+    """The memory certificate in the contract's form: buffers by name, accesses relative to them.
+
+    Names are short (`t`ensor, `w`orkspace, and a number), since devices keep the certificate in flash, and each access repeats
+    one; the model's own names can be some hundred bytes long.
+    """
     evidence = parts.certificate
-    names = [f"{index:03d} {buffer.name}"[:120] for index, buffer in enumerate(evidence.buffers)]
+    names = [f"{buffer.kind[0]}{index}" for index, buffer in enumerate(evidence.buffers)]
     inputs = {tensor.offset for tensor in parts.inputs}
     outputs = {tensor.offset for tensor in parts.outputs}
     last = len(evidence.steps) - 1
@@ -181,7 +185,7 @@ def certificate_message(parts: CompiledParts) -> certificate_pb2.MemoryCertifica
         arena_bytes=evidence.arena_bytes,
         arena_alignment=parts.arena_alignment,
         stack_bytes=evidence.stack_bytes,
-        stack_method="stack-usage of the compiler, summed along the deepest path of the call graph",
+        stack_method="stack-usage, deepest path of the call graph",
         frames=[
             certificate_pb2.MemoryCertificate.Frame(function=name, bytes=size, calls=evidence.stack_calls.get(name, ()))
             for name, size in evidence.stack_frames.items()
@@ -205,7 +209,7 @@ def certificate_message(parts: CompiledParts) -> certificate_pb2.MemoryCertifica
         )
     for step in evidence.steps:
         message.steps.add(
-            name=f"{step.symbol} {step.operator}",
+            name=step.symbol,
             reads=[_access(evidence, names, step.index, touched) for touched in step.reads],
             writes=[_access(evidence, names, step.index, touched) for touched in step.writes],
         )
