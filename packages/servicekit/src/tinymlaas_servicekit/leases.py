@@ -1,6 +1,6 @@
 """Leases of instances that share a database: who is alive, by the database's clock, so that others can take over the rest.
 
-Needs the extra `sql`. Blocking; async callers go through `asyncio.to_thread`.
+Needs what `sql` needs. Blocking; async callers go through `asyncio.to_thread`.
 """
 
 from __future__ import annotations

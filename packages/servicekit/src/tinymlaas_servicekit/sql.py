@@ -1,21 +1,30 @@
 """Databases as all services use them: SQLite in a file or PostgreSQL, the same statements on both.
 
-Needs the extra `sql` (SQLAlchemy, Alembic, psycopg). Blocking; async callers go through `asyncio.to_thread`.
+Needs SQLAlchemy, Alembic and psycopg, which the services that keep records depend on. Blocking; async callers go through `asyncio.to_thread`.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, Float, Table, create_engine, event, func, literal_column
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.sql import ColumnElement
+
+from .errors import Unavailable
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+PATIENCE_SECONDS = 60.0
 
 WRITE = {"write": True}
 """Execution options of an engine or connection that writes after it has read: its transactions take their lock at once."""
@@ -116,10 +125,38 @@ class Schema:
             engine.dispose()
 
 
-def insert_if_absent(connection: Connection, table: Table, row: Mapping[str, Any], key: str) -> bool:
-    """Insert a row unless one has its `key` (a unique column) already; whether it was inserted. Safe between processes."""
+def patient(method: Callable[P, Result]) -> Callable[P, Result]:
+    """Decorates a method that runs one transaction on `self._engine` and may be repeated: a server that restarts is waited for.
+
+    Raises Unavailable / DATABASE_UNAVAILABLE where it stays away for `PATIENCE_SECONDS`. Errors of SQLite pass.
+    """
+
+    @functools.wraps(method)
+    def repeat(*args: P.args, **kwargs: P.kwargs) -> Result:
+        engine: Engine = args[0]._engine  # type: ignore[attr-defined]
+        end, pause = time.monotonic() + PATIENCE_SECONDS, 0.1
+        while True:
+            try:
+                return method(*args, **kwargs)
+            except OperationalError as error:
+                if engine.dialect.name == "sqlite":
+                    raise
+                if time.monotonic() + pause > end:
+                    raise Unavailable(
+                        "the database cannot be reached",
+                        "DATABASE_UNAVAILABLE",
+                        help="Check that the database runs and that TINYMLAAS_DATABASE_URL is right, then call again.",
+                    ) from error
+            time.sleep(pause)
+            pause = min(pause * 2, 2.0)
+
+    return repeat
+
+
+def insert_if_absent(connection: Connection, table: Table, row: Mapping[str, Any], *keys: str) -> bool:
+    """Insert a row unless one has its `keys` (together unique) already; whether it was inserted. Safe between processes."""
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement = insert(table).values(**row).on_conflict_do_nothing(index_elements=[key])
+    statement = insert(table).values(**row).on_conflict_do_nothing(index_elements=list(keys))
     return connection.execute(statement).rowcount > 0
 
 
