@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-import psycopg
+import postgres_server
 
 
 class _Server:
@@ -25,9 +24,4 @@ def settings(folder: Path) -> dict[str, str]:
     """Settings of the registry whose state is `folder`: the same database for the same folder."""
     if server.url is None:
         return {}
-    name = "t" + hashlib.sha256(str(folder).encode()).hexdigest()[:20]
-    with psycopg.connect(server.url, autocommit=True) as connection:
-        found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone()
-        if found is None:
-            connection.execute(f"CREATE DATABASE {name}".encode())
-    return {"database_url": server.url.replace("/postgres?", f"/{name}?", 1)}
+    return {"database_url": postgres_server.database(server.url, str(folder))}

@@ -1,6 +1,7 @@
 """Databases as all services use them: SQLite in a file or PostgreSQL, the same statements on both.
 
-Needs SQLAlchemy, Alembic and psycopg, which the services that keep records depend on. Blocking; async callers go through `asyncio.to_thread`.
+Needs SQLAlchemy, Alembic and psycopg, on which the services that keep records depend. Blocking; async callers go through
+`asyncio.to_thread`.
 """
 
 from __future__ import annotations
