@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiocoap import Code, Message
+from aiocoap import Code
 from fault_board import SPEC, FaultBoard
 from lwm2m_rig import Artifacts, Relay, Rig, digest_of, eventually, image_of, run_install, within
 
@@ -26,6 +26,7 @@ from tinymlaas_lwm2m_bridge import (
     Step,
     Transfer,
 )
+from tinymlaas_lwm2m_bridge.coap.server import Block
 
 IMAGE = image_of(60_000)
 DIGEST = digest_of(IMAGE)
@@ -230,16 +231,15 @@ async def test_a_uri_that_has_brought_bytes_is_written_again_after_a_refusal(
     device = await rig.device(board)
     await within(device.registered.wait())
     packages, refusals = bridge.endpoint.packages, [10, 20, 30]
-    serve = packages.render_get
+    serve = packages.block
 
-    async def refuse_some(message: Message) -> Message:
-        block = message.opt.block2
-        if refusals and block is not None and block.block_number == refusals[0]:
+    def refuse_some(digest: str, host: str, etags: tuple[bytes, ...], asked: tuple[int, int] | None) -> Block:
+        if refusals and asked is not None and asked[0] == refusals[0] * 1024:
             refusals.pop(0)
-            return Message(code=Code.NOT_FOUND)
-        return await serve(message)
+            return Block(Code.NOT_FOUND)
+        return serve(digest, host, etags, asked)
 
-    monkeypatch.setattr(packages, "render_get", refuse_some)
+    monkeypatch.setattr(packages, "block", refuse_some)
     events = await run_install(bridge, InstallRequest("i-1", "node-1", DIGEST, transfer=transfer))
     assert events[-1].step is Step.READY
     assert not refusals
@@ -255,13 +255,13 @@ async def test_a_uri_that_is_refused_for_good_ends_the_install(rig: Rig, monkeyp
     device = await rig.device(board)
     await within(device.registered.wait())
     packages = bridge.endpoint.packages
-    serve = packages.render_get
+    serve = packages.block
 
-    async def refuse_the_rest(message: Message) -> Message:
-        block = message.opt.block2
-        return Message(code=Code.NOT_FOUND) if block is not None and block.block_number >= 10 else await serve(message)
+    def refuse_the_rest(digest: str, host: str, etags: tuple[bytes, ...], asked: tuple[int, int] | None) -> Block:
+        refused = asked is not None and asked[0] >= 10 * 1024
+        return Block(Code.NOT_FOUND) if refused else serve(digest, host, etags, asked)
 
-    monkeypatch.setattr(packages, "render_get", refuse_the_rest)
+    monkeypatch.setattr(packages, "block", refuse_the_rest)
     assert failure(await run_install(bridge, REQUEST)) == (Step.FAILED, "URI_INVALID")
     assert board.written == 10 * 1024
     await device.close()

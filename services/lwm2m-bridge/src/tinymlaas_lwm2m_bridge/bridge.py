@@ -43,6 +43,7 @@ from .core.registration import Registration
 from .core.sleep import AWAKE_S, Sleepers, asleep_error
 from .core.survey import Surveyor
 from .images import TensorShapes
+from .registration_writer import RegistrationWriter
 from .store import SqlStore
 
 log = structlog.get_logger("tinymlaas.bridge")
@@ -120,12 +121,14 @@ class Bridge:
         self._shapes = TensorShapes(artifacts)
         self.bootstrap: BootstrapServer | None = None
         self._expiry: asyncio.Task[None] | None = None
-        self.directory = Directory(store, clock, admit=admit, max_devices=self._settings.max_devices)
+        self._writer = RegistrationWriter(store)
+        self.directory = Directory(self._writer, clock, admit=admit, max_devices=self._settings.max_devices)
 
     async def start(self) -> None:
         """Serve CoAP and take up open installs."""
+        await self._writer.start()
         self.endpoint = await CoapEndpoint.start(
-            self.directory, self._settings.coap, self._settings.link, self._library.kind_of
+            self.directory, self._settings.coap, self._settings.link, self._library.kind_of, self._writer.written
         )
         self._link = self.endpoint.link
         self._sleepers = Sleepers(self.directory, self._clock, awake_s=self._settings.awake_s)
@@ -165,6 +168,7 @@ class Bridge:
             await self.bootstrap.close()
         await self._installer.close()
         await self.endpoint.close()
+        await self._writer.close()
         self._store.close()
 
     def watch_devices(self) -> AsyncIterator[RecordEvent]:

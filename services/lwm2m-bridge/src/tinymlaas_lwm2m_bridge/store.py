@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
+from dataclasses import fields as fields_of
 from typing import Any
 
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from sqlalchemy.dialects import postgresql, sqlite
 
 from tinymlaas_lwm2m import ObjectLink
 
@@ -17,6 +20,7 @@ from .core.bootstrap import BootstrapRecord, BootstrapState
 from .core.install_record import Failure, InstallEvent, InstallRecord, InstallRequest, Step, Transfer
 from .core.registration import Registration
 
+_REGISTRATION_FIELDS = tuple(field.name for field in fields_of(Registration))
 _MIGRATION_LOCK = 0x4C774D32
 """Key of the advisory lock under which PostgreSQL lets one bridge at a time change the schema."""
 
@@ -54,14 +58,29 @@ class SqlStore:
 
     def put_registration(self, registration: Registration) -> None:
         """Store one, replacing the endpoint's earlier one."""
-        row = {"endpoint": registration.endpoint, "id": registration.id, "body": json.dumps(asdict(registration))}
-        with self._engine.begin() as connection:
-            _upsert(connection, schema.registrations, schema.registrations.c.endpoint, row)
+        self.write_registrations({registration.endpoint: registration})
 
     def delete_registration(self, endpoint: str) -> None:
         """Remove an endpoint's registration if there is one."""
+        self.write_registrations({endpoint: None})
+
+    def write_registrations(self, changes: Mapping[str, Registration | None]) -> None:
+        """Store or, where None, remove registrations by endpoint, all in one transaction."""
+        table = schema.registrations
+        rows = [
+            {"endpoint": kept.endpoint, "id": kept.id, "body": _body(kept)}
+            for _, kept in sorted(changes.items())
+            if kept
+        ]
+        gone = [{"gone": endpoint} for endpoint, kept in sorted(changes.items()) if kept is None]
         with self._engine.begin() as connection:
-            connection.execute(schema.registrations.delete().where(schema.registrations.c.endpoint == endpoint))
+            if rows:
+                insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+                statement = insert(table)
+                written = {"id": statement.excluded.id, "body": statement.excluded.body}
+                connection.execute(statement.on_conflict_do_update(index_elements=["endpoint"], set_=written), rows)
+            if gone:
+                connection.execute(table.delete().where(table.c.endpoint == sa.bindparam("gone")), gone)
 
     def get_install(self, install_id: str) -> InstallRecord | None:
         """The record of an install, or None."""
@@ -137,6 +156,16 @@ def _upsert(connection: sa.Connection, table: sa.Table, key: sa.Column[Any], row
     updated = connection.execute(table.update().where(key == row[key.name]).values(row))
     if updated.rowcount == 0:
         connection.execute(table.insert().values(row))
+
+
+def _body(registration: Registration) -> str:
+    """The registration as JSON: by hand, since `asdict` copies each link, which costs more than all else here."""
+    body = {name: getattr(registration, name) for name in _REGISTRATION_FIELDS}
+    body["objects"] = [
+        {"object_id": link.object_id, "instance_id": link.instance_id, "version": link.version}
+        for link in registration.objects
+    ]
+    return json.dumps(body)
 
 
 def _registration(body: str) -> Registration:

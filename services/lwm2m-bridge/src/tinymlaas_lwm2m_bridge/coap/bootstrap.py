@@ -26,7 +26,8 @@ from ..core.bootstrap import (
 from ..core.directory import Admission, Clock
 from ..core.errors import BridgeError, Reason
 from .endpoint import CoapSettings, check_address, free_port
-from .server import refusal
+from .registrar import refusal
+from .server import as_message
 
 log = structlog.get_logger("tinymlaas.bridge.bootstrap")
 
@@ -175,5 +176,5 @@ class _Request(resource.Resource):  # type: ignore[misc]  # aiocoap is not typed
             endpoint = parse_request(request.opt.uri_query)
             self._server.requested(endpoint, request.remote)
         except BridgeError as error:
-            return refusal(error)
+            return as_message(refusal(error))
         return Message(code=Code.CHANGED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,20 +16,27 @@ from tinymlaas_lwm2m import TypeLookup, kind_of
 
 from ..core.directory import Directory
 from ..core.errors import BridgeError, Reason
+from .fast import FastPath
 from .link import CoapLink, LinkSettings
-from .server import PackageResource, build_site
+from .registrar import Registrar
+from .server import Packages, build_site
+from .sources import Sources
 
 log = structlog.get_logger("tinymlaas.bridge.coap")
 
 
 @dataclass(frozen=True)
 class CoapSettings:
-    """Where to listen. Plain CoAP has no security: other hosts are served only when `allow_plain_coap` says so."""
+    """Where to listen. Plain CoAP has no security: other hosts are served only when `allow_plain_coap` says so.
+
+    `datagrams_per_second` bounds what each of them may send.
+    """
 
     host: str = "127.0.0.1"
     port: int = 5683
     allow_plain_coap: bool = False
     public_address: str = ""
+    datagrams_per_second: float = 1_000.0
 
 
 class ServerContext(aiocoap.Context):  # type: ignore[misc]  # aiocoap is not typed
@@ -47,7 +55,7 @@ class ServerContext(aiocoap.Context):  # type: ignore[misc]  # aiocoap is not ty
 class CoapEndpoint:
     """Server and client of the bridge on one socket, as LwM2M over UDP needs (Transport TS 1.1, clause 6.2)."""
 
-    def __init__(self, context: ServerContext, link: CoapLink, packages: PackageResource, address: str) -> None:
+    def __init__(self, context: ServerContext, link: CoapLink, packages: Packages, address: str) -> None:
         self._context = context
         self.link = link
         self.packages = packages
@@ -59,8 +67,9 @@ class CoapEndpoint:
         settings: CoapSettings,
         link_settings: LinkSettings | None = None,
         types: TypeLookup = kind_of,
+        written: Callable[[], asyncio.Future[None]] | None = None,
     ) -> CoapEndpoint:
-        """Bind; devices are answered 5.03 until `serve` is called.
+        """Bind; devices are answered 5.03 until `serve` is called, and each registration once it is `written`.
 
         PLAIN_COAP_REFUSED beyond loopback without the flag; ARGUMENT_INVALID for a port in use.
         """
@@ -68,9 +77,14 @@ class CoapEndpoint:
         port = free_port(settings.host, settings.port)
         context = await ServerContext.create_server_context(None, bind=(settings.host, port), transports=["udp6"])
         link = CoapLink(context, link_settings or LinkSettings(), types)
-        packages = PackageResource()
+        sources = Sources(asyncio.get_running_loop().time, per_second=settings.datagrams_per_second)
+        link.answered = sources.verify
+        packages = Packages(sources)
         packages.announce(settings.public_address or None)
-        context.serversite = build_site(directory, packages, link.remember)
+        registrar = Registrar(directory, written or _at_once, link.remember)
+        context.serversite = build_site(registrar, packages)
+        interface = context.request_interfaces[0].token_interface.message_interface
+        FastPath(interface, registrar, packages, sources, lambda: context.serving).attach()
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"coap://{host}:{port}"
         log.info("CoAP is served", address=address)
@@ -89,6 +103,13 @@ class CoapEndpoint:
         self.refuse()
         await asyncio.sleep(0)  # what came in just now begins: aiocoap loses a request that ends before it began
         await self._context.shutdown()
+
+
+def _at_once() -> asyncio.Future[None]:
+    """For a directory whose store has written when it returns."""
+    done = asyncio.get_running_loop().create_future()
+    done.set_result(None)
+    return done
 
 
 def check_address(settings: CoapSettings) -> None:

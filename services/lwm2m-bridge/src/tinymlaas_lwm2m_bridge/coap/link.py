@@ -67,6 +67,8 @@ class CoapLink:
         self._formats: OrderedDict[str, Format] = OrderedDict()
         self.heard: Callable[[str], None] = lambda endpoint: None
         """Is told the endpoint of each answer: a device that sleeps was awake then."""
+        self.answered: Callable[[str], None] = lambda host: None
+        """Is told the IP address that each answer came from: whoever answers there gets what is sent there."""
 
         class Tuning(TransportTuning):  # type: ignore[misc]  # aiocoap is not typed
             ACK_TIMEOUT = settings.ack_timeout_s
@@ -300,6 +302,7 @@ class CoapLink:
     async def _ask(self, device: Registration, message: Message, limit: float, path: Path) -> Message:
         answer = await self._await(self._context.request(message, handle_blockwise=False).response, limit, path)
         self.heard(device.endpoint)
+        self.answered(answer.remote.sockaddr[0])
         return answer
 
     @staticmethod

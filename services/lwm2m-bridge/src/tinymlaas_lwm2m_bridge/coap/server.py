@@ -1,38 +1,32 @@
-"""What devices talk to: the registration interface `/rd` and module images under `/p/{sha256}`."""
+"""What devices talk to through aiocoap: the registration interface `/rd` and module images under `/p/{sha256}`."""
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from aiocoap import Code, Message, resource
-from aiocoap.error import BadRequest, NotFound, RequestEntityTooLarge
+from aiocoap.error import RequestEntityTooLarge
 from aiocoap.optiontypes import BlockOption
 
 from tinymlaas_lwm2m import Format
 from tinymlaas_lwm2m.linkformat import MAX_BYTES as MAX_LINK_BYTES
 
-from ..core.directory import Directory
-from ..core.errors import BridgeError, Reason
-from ..core.registration import Registration, parse_objects, parse_register, parse_update
+from ..core.registration import Registration
+from .registrar import Answer, Peer, Registrar
+from .sources import Sources
 
 _SZX = 6
-Remember = Callable[[str, str, Any], None]
-"""(endpoint, address, aiocoap's address) → keep for later requests to the device."""
 
 
-def refusal(error: BridgeError) -> Message:
-    """The answer to a device whose registration or bootstrap is refused."""
-    codes = {
-        Reason.DEVICE_UNKNOWN: Code.NOT_FOUND,
-        Reason.VERSION_UNSUPPORTED: Code.PRECONDITION_FAILED,
-        Reason.LIMIT_EXCEEDED: Code.SERVICE_UNAVAILABLE,
-        Reason.SESSION_REQUIRED: Code.FORBIDDEN,
-        Reason.IDENTITY_MISMATCH: Code.FORBIDDEN,
-    }
-    code = codes.get(Reason(error.reason), Code.BAD_REQUEST)
-    return Message(code=code, payload=error.detail.encode()[:200])
+def as_message(answer: Answer) -> Message:
+    """An answer as aiocoap sends it."""
+    message = Message(code=answer.code, payload=answer.payload)
+    if answer.location:
+        message.opt.location_path = answer.location
+    return message
 
 
 class _Bounded(resource.Resource):  # type: ignore[misc]  # aiocoap is not typed
@@ -49,84 +43,72 @@ class _Bounded(resource.Resource):  # type: ignore[misc]  # aiocoap is not typed
 class RegisterResource(_Bounded):
     """POST /rd: Register."""
 
-    def __init__(self, directory: Directory, remember: Remember) -> None:
+    def __init__(self, registrar: Registrar) -> None:
         super().__init__()
-        self._directory = directory
-        self._remember = remember
+        self._registrar = registrar
 
     async def render_post(self, request: Message) -> Message:
         """Take the device in; 2.01 with the location of its registration."""
-        try:
-            _link_format_only(request)
-            query = parse_register(request.opt.uri_query)
-            objects = parse_objects(request.payload)
-            address, local = _addresses(request)
-            registration = self._directory.register(query, objects, address, local)
-            self._remember(query.endpoint, address, request.remote)
-        except BridgeError as error:
-            return refusal(error)
-        answer = Message(code=Code.CREATED)
-        answer.opt.location_path = ("rd", registration.id)
-        return answer
+        opt = request.opt
+        answer = self._registrar.register(opt.uri_query, opt.content_format, request.payload, _peer(request))
+        return await _stored(self._registrar, answer)
 
 
 class RegistrationResource(_Bounded, resource.PathCapable):  # type: ignore[misc]
     """POST /rd/{id}: Update. DELETE /rd/{id}: De-register."""
 
-    def __init__(self, directory: Directory, remember: Remember) -> None:
+    def __init__(self, registrar: Registrar) -> None:
         super().__init__()
-        self._directory = directory
-        self._remember = remember
+        self._registrar = registrar
 
     async def render_post(self, request: Message) -> Message:
         """Extend the registration; 4.04 makes the device register anew."""
-        try:
-            query = parse_update(request.opt.uri_query)
-            objects = None
-            if request.payload:
-                _link_format_only(request)
-                objects = parse_objects(request.payload)
-            address, local = _addresses(request)
-            registration = self._directory.update(_one(request), query, objects, address, local)
-            self._remember(registration.endpoint, address, request.remote)
-        except BridgeError as error:
-            return refusal(error)
-        return Message(code=Code.CHANGED)
+        opt = request.opt
+        answer = self._registrar.update(
+            "/".join(opt.uri_path), opt.uri_query, opt.content_format, request.payload, _peer(request)
+        )
+        return await _stored(self._registrar, answer)
 
     async def render_delete(self, request: Message) -> Message:
         """Forget the device."""
-        try:
-            self._directory.deregister(_one(request), _addresses(request)[0])
-        except BridgeError as error:
-            return refusal(error)
-        return Message(code=Code.DELETED)
+        return await _stored(
+            self._registrar, self._registrar.deregister("/".join(request.opt.uri_path), _peer(request))
+        )
 
 
-def _one(request: Message) -> str:
-    if len(request.opt.uri_path) != 1:
-        raise BridgeError(Reason.DEVICE_UNKNOWN, "no such registration")
-    return str(request.opt.uri_path[0])
+async def _stored(registrar: Registrar, answer: Answer) -> Message:
+    if answer.code.is_successful():
+        await asyncio.shield(registrar.written())
+    return as_message(answer)
 
 
-def _link_format_only(request: Message) -> None:
-    if request.opt.content_format not in (None, Format.LINK):
-        raise BridgeError(Reason.REGISTRATION_INVALID, "the payload must be application/link-format", parameter="ct")
+def _peer(request: Message) -> Peer:
+    remote = request.remote
+    return Peer(f"coap://{remote.hostinfo}", f"coap://{remote.hostinfo_local}", remote)
 
 
-def _addresses(request: Message) -> tuple[str, str]:
-    """The device's address and the local one that it used, as CoAP URIs without path."""
-    return f"coap://{request.remote.hostinfo}", f"coap://{request.remote.hostinfo_local}"
+@dataclass(frozen=True, slots=True)
+class Block:
+    """An answer to a request for an image: a block with its number, whether more follow, and its size exponent."""
+
+    code: Code
+    payload: bytes = b""
+    etag: bytes = b""
+    number: int = 0
+    more: bool = False
+    szx: int = _SZX
+    total: int = 0
 
 
-class PackageResource(resource.Resource, resource.PathCapable):  # type: ignore[misc]  # aiocoap is not typed
-    """GET /p/{sha256}: an image, stateless, any block at any time (RFC 7959), ETag = first 8 bytes of the digest.
+NOT_YET_S = 1
+"""Max-Age of the answer that an image is not here yet."""
 
-    aiocoap's own block-wise server answers later blocks only from a cache of the first request, which a device that
-    resumes elsewhere or after a reboot does not hit; so each block is cut here, from the request alone.
-    """
 
-    def __init__(self) -> None:
-        super().__init__()
+class Packages:
+    """Images by digest, stateless, any block at any time (RFC 7959), ETag = first 8 bytes of the digest."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
         self._images: dict[str, bytes] = {}
         self._offers: Counter[str] = Counter()
         self._public: str | None = None
@@ -156,45 +138,64 @@ class PackageResource(resource.Resource, resource.PathCapable):  # type: ignore[
         """Package URI for a device."""
         return f"{self._public or device.local_address}/p/{digest}"
 
+    def block(self, digest: str, host: str, etags: tuple[bytes, ...], asked: tuple[int, int] | None) -> Block:
+        """Answer to a GET from a host; `asked` is (offset in bytes, size exponent) of its Block2 option.
+
+        A block number counts in the size that was asked for, which may be larger than the one served (RFC 7959, 2.4).
+        """
+        image = self._images.get(digest)
+        if image is None:
+            # A device takes 4.04 as final, and asks again after 5.03 (DO-INST-017).
+            return Block(Code.SERVICE_UNAVAILABLE if digest in self._offers else Code.NOT_FOUND)
+        etag = bytes.fromhex(digest[:16])
+        if etag in etags:
+            return Block(Code.VALID, etag=etag)
+        start, szx = asked or (0, _SZX)
+        szx = self._sources.largest_szx(host, min(szx, _SZX))
+        if start >= len(image) and start:
+            return Block(Code.BAD_REQUEST, b"block beyond the end")
+        size = 1 << (szx + 4)
+        part = image[start : start + size]
+        self.bytes_served[digest] += len(part)
+        return Block(Code.CONTENT, part, etag, start // size, start + len(part) < len(image), szx, len(image))
+
+
+class PackageResource(resource.Resource, resource.PathCapable):  # type: ignore[misc]  # aiocoap is not typed
+    """GET /p/{sha256}.
+
+    aiocoap's own block-wise server answers later blocks only from a cache of the first request, which a device that
+    resumes elsewhere or after a reboot does not hit; so each block is cut here, from the request alone.
+    """
+
+    def __init__(self, packages: Packages) -> None:
+        super().__init__()
+        self._packages = packages
+
     async def needs_blockwise_assembly(self, request: Message) -> bool:
         """Never: see the class."""
         return False
 
     async def render_get(self, request: Message) -> Message:
         """One block of an image."""
-        path = request.opt.uri_path
-        image = self._images.get(path[0]) if len(path) == 1 else None
-        if image is None and len(path) == 1 and path[0] in self._offers:
-            # A device takes 4.04 as final, and asks again after 5.03 (DO-INST-017).
-            return Message(code=Code.SERVICE_UNAVAILABLE, max_age=1)
-        if image is None:
-            raise NotFound
-        etag = bytes.fromhex(path[0][:16])
-        if etag in (request.opt.etags or ()):
-            answer = Message(code=Code.VALID)
-            answer.opt.etag = etag
-            return answer
-        asked = request.opt.block2
-        szx = min(asked.size_exponent, _SZX) if asked else _SZX
-        size = 1 << (szx + 4)
-        # A block number counts in the size that was asked for, which may be larger than the one served (RFC 7959, 2.4).
-        start = asked.start if asked else 0
-        if start >= len(image) and start:
-            raise BadRequest("block beyond the end")
-        part = image[start : start + size]
-        answer = Message(code=Code.CONTENT, payload=part)
-        answer.opt.etag = etag
-        answer.opt.content_format = Format.OPAQUE
-        answer.opt.block2 = BlockOption.BlockwiseTuple(start // size, start + len(part) < len(image), szx)
-        answer.opt.size2 = len(image)
-        self.bytes_served[path[0]] += len(part)
+        opt = request.opt
+        asked = (opt.block2.start, opt.block2.size_exponent) if opt.block2 else None
+        block = self._packages.block("/".join(opt.uri_path), request.remote.sockaddr[0], tuple(opt.etags or ()), asked)
+        answer = Message(code=block.code, payload=block.payload)
+        if block.etag:
+            answer.opt.etag = block.etag
+        if block.code is Code.SERVICE_UNAVAILABLE:
+            answer.opt.max_age = NOT_YET_S
+        if block.code is Code.CONTENT:
+            answer.opt.content_format = Format.OPAQUE
+            answer.opt.block2 = BlockOption.BlockwiseTuple(block.number, block.more, block.szx)
+            answer.opt.size2 = block.total
         return answer
 
 
-def build_site(directory: Directory, packages: PackageResource, remember: Remember) -> resource.Site:
+def build_site(registrar: Registrar, packages: Packages) -> resource.Site:
     """The server's resources."""
     site = resource.Site()
-    site.add_resource(["rd"], RegisterResource(directory, remember))
-    site.add_resource(["rd"], RegistrationResource(directory, remember))
-    site.add_resource(["p"], packages)
+    site.add_resource(["rd"], RegisterResource(registrar))
+    site.add_resource(["rd"], RegistrationResource(registrar))
+    site.add_resource(["p"], PackageResource(packages))
     return site
