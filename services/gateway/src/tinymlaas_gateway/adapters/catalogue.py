@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import TypeVar
 
@@ -30,6 +29,7 @@ from tinymlaas.type.v1 import measurement_pb2, tensor_pb2
 from tinymlaas_servicekit import DataLoss, ResourceExhausted, ServiceError, Unavailable, adapt
 
 from .endpoints import Endpoint
+from .memory import ByteCache, Recent
 
 Result = TypeVar("Result")
 
@@ -38,6 +38,8 @@ CALL_SECONDS = 60.0
 PATIENCE_SECONDS = 60.0
 MAX_ARTIFACT_BYTES = 256 << 20
 CACHE_BYTES = 64 << 20
+FRESH_SECONDS = 1.0
+FRESH_NAMES = 1024
 MAX_DEVICES = 1000
 
 
@@ -62,7 +64,9 @@ class Catalogue:
     def __init__(self, endpoint: Endpoint, patience: float = PATIENCE_SECONDS) -> None:
         self._endpoint = endpoint
         self._patience = patience
-        self._cache: OrderedDict[str, bytes] = OrderedDict()
+        self._artifacts = ByteCache(CACHE_BYTES)
+        self._versions: Recent[models_pb2.ModelVersion] = Recent(FRESH_SECONDS, FRESH_NAMES)
+        self._models: Recent[models_pb2.Model] = Recent(FRESH_SECONDS, FRESH_NAMES)
 
     async def _call(
         self, call: Callable[[grpc.aio.Channel], Awaitable[Result]], patience: float | None = None
@@ -73,18 +77,30 @@ class Catalogue:
         return await patiently(attempt, self._patience if patience is None else patience)
 
     async def model_version(self, name: str, patience: float | None = None) -> models_pb2.ModelVersion:
-        """Return a model version; `name` may end in "versions/latest"."""
+        """Return a model version; `name` may end in "versions/latest".
+
+        Versions never change, so a named one may be up to FRESH_SECONDS old: seen that much longer than it exists.
+        """
         request = models_pb2.GetModelVersionRequest(name=name)
-        return await self._call(
-            lambda channel: models_pb2_grpc.ModelsStub(channel).GetModelVersion(request, timeout=CALL_SECONDS), patience
-        )
+
+        async def ask() -> models_pb2.ModelVersion:
+            return await self._call(
+                lambda channel: models_pb2_grpc.ModelsStub(channel).GetModelVersion(request, timeout=CALL_SECONDS),
+                patience,
+            )
+
+        return await (ask() if name.endswith("/latest") else self._versions.get(name, ask))
 
     async def model(self, name: str) -> models_pb2.Model:
-        """Return a model."""
+        """Return a model, as it was at most FRESH_SECONDS ago."""
         request = models_pb2.GetModelRequest(name=name)
-        return await self._call(
-            lambda channel: models_pb2_grpc.ModelsStub(channel).GetModel(request, timeout=CALL_SECONDS)
-        )
+
+        async def ask() -> models_pb2.Model:
+            return await self._call(
+                lambda channel: models_pb2_grpc.ModelsStub(channel).GetModel(request, timeout=CALL_SECONDS)
+            )
+
+        return await self._models.get(name, ask)
 
     async def derived(
         self, version: models_pb2.ModelVersion, form: tensor_pb2.ModelFormat.ValueType
@@ -210,9 +226,9 @@ class Catalogue:
     async def read(self, project: str, sha256: str) -> bytes:
         """Return the bytes of a digest; DataLoss when they are others. Small ones are kept in memory."""
         key = f"{project}/{sha256}"
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
+        kept = self._artifacts.get(key)
+        if kept is not None:
+            return kept
         request = artifacts_pb2.ReadArtifactRequest(sha256=sha256, parent=f"projects/{project}")
 
         async def attempt(channel: grpc.aio.Channel) -> bytes:
@@ -226,7 +242,7 @@ class Catalogue:
         data = await self._call(attempt)
         if hashlib.sha256(data).hexdigest() != sha256:
             raise DataLoss("the artifact's bytes are not those of its digest", metadata={"expected": sha256})
-        self._keep(key, data)
+        self._artifacts.put(key, data)
         return data
 
     async def write(self, project: str, data: bytes) -> str:
@@ -244,12 +260,5 @@ class Catalogue:
         await self._call(
             lambda channel: artifacts_pb2_grpc.ArtifactsStub(channel).WriteArtifact(requests(), timeout=CALL_SECONDS)
         )
-        self._keep(f"{project}/{sha256}", data)
+        self._artifacts.put(f"{project}/{sha256}", data)
         return sha256
-
-    def _keep(self, key: str, data: bytes) -> None:
-        if len(data) > CACHE_BYTES // 8:
-            return
-        self._cache[key] = data
-        while sum(map(len, self._cache.values())) > CACHE_BYTES:
-            self._cache.popitem(last=False)

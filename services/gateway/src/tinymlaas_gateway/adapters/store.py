@@ -6,6 +6,7 @@ change is one transaction and raises the revision, which watchers compare.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from sqlalchemy import event
 
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
 
+from .memory import ByteCache
+
+MEMORY_BYTES = 32 << 20
 _metadata = sa.MetaData()
 
 _resources = sa.Table(
@@ -218,12 +222,20 @@ class Results:
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
         self._writer = engine.execution_options(writes=True)
+        self._memory = ByteCache(MEMORY_BYTES)
+
+    async def known(self, kind: str, digest: str) -> bytes | None:
+        """As `get`, for coroutines: without a thread where the result is in memory."""
+        found = self._memory.get(f"{kind}/{digest}")
+        return found if found is not None else await asyncio.to_thread(self.get, kind, digest)
 
     def get(self, kind: str, digest: str) -> bytes | None:
         """Return the result of a request, None when it is not known."""
         query = sa.select(_results.c.body).where(_results.c.digest == digest, _results.c.kind == kind)
         with self._engine.connect() as connection:
             found: bytes | None = connection.execute(query).scalar()
+        if found is not None:
+            self._memory.put(f"{kind}/{digest}", found)
         return found
 
     def put(self, kind: str, digest: str, body: bytes) -> None:

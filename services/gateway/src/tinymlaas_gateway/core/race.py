@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from google.protobuf import struct_pb2
@@ -59,7 +60,17 @@ def canonical_target(target: target_pb2.Target) -> target_pb2.Target:
 
 def target_digest(target: target_pb2.Target) -> str:
     """Digest of the canonical target, sha256 hex: equal digests are compiled once."""
-    return digest("target", _canonical(canonical_target(target)))
+    return digest("target", _target_bytes(target))
+
+
+def _target_bytes(target: target_pb2.Target) -> bytes:
+    return _target_bytes_of(target.SerializeToString(deterministic=True))
+
+
+# The same few targets come again and again.
+@lru_cache(maxsize=1024)
+def _target_bytes_of(serialized: bytes) -> bytes:
+    return _canonical(canonical_target(target_pb2.Target.FromString(serialized)))
 
 
 def digest(kind: str, *parts: bytes | str | int) -> str:
@@ -97,7 +108,7 @@ def candidate_digest(common: Common, plugin: str, version: str, options: struct_
         common.project,
         common.model_version,
         common.model_sha256,
-        _canonical(canonical_target(common.target)),
+        _target_bytes(common.target),
         common.samples_sha256,
         common.security_counter,
         common.key_id,

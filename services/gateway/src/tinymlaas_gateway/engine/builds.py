@@ -79,7 +79,7 @@ async def create(
     given = _requested(wanted)
     fingerprint = race.digest("build-request", given.SerializeToString(deterministic=True))
     name = f"projects/{project}/builds/{resource_id(project, request_id)}"
-    earlier = await asyncio.to_thread(context.builds.get, name)
+    earlier = await asyncio.to_thread(context.builds.get, name) if request_id else None
     if earlier is not None:
         if earlier.fingerprint != fingerprint:
             raise AlreadyExists(
@@ -106,7 +106,7 @@ async def create(
             item.options.CopyFrom(given.options[plugin.name])
     optimizer = optimizing.required(context, given.optimize, given.samples_sha256) if given.HasField("optimize") else ""
     build.request_sha256 = digest_of(context, build, version, optimizer)
-    known = await asyncio.to_thread(context.results.get, BUILD_RESULT, build.request_sha256)
+    known = await context.results.known(BUILD_RESULT, build.request_sha256)
     if known is not None:
         _take_over(build, Build.FromString(known))
     if validate_only:

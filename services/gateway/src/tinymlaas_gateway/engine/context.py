@@ -58,17 +58,15 @@ class Context:
     deployment_changes: Changes[deployments_pb2.Deployment]
     key: Ed25519PrivateKey
     limits: Limits = field(default_factory=Limits)
+    # Id of the signing key, hex.
+    key_id: str = field(init=False)
     compile_slots: asyncio.Semaphore = field(init=False)
     # CheckModel calls under way, by event loop and digest.
     checks: dict[tuple[int, str], asyncio.Task[compiler_pb2.CheckModelResult]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.key_id = tim.key_id(tim.raw_public_key(self.key)).hex()
         self.compile_slots = asyncio.Semaphore(self.limits.compiles_at_once)
-
-    @property
-    def key_id(self) -> str:
-        """Id of the signing key, hex."""
-        return tim.key_id(tim.raw_public_key(self.key)).hex()
 
     async def build(self, name: str) -> Record[builds_pb2.Build]:
         """The record of a build that exists."""

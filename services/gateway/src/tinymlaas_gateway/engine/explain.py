@@ -113,7 +113,7 @@ async def _check(
     """Ask CheckModel; known answers of the same plugin version, model and target are kept."""
     target_key = race.target_digest(target)
     digest = race.digest("check", plugin.name, plugin.info.vendor_version, version.sha256, target_key, int(kind))
-    known = await asyncio.to_thread(context.results.get, "check", digest)
+    known = await context.results.known("check", digest)
     if known is not None:
         return compiler_pb2.CheckModelResult.FromString(known)
     # Many callers may ask the same at once; the plugin is asked once, and one caller that leaves stops no other.

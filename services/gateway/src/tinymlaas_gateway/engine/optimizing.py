@@ -143,7 +143,7 @@ async def optimized(
 
 async def _known(context: Context, digest: str) -> optimizations_pb2.OptimizeModelResult | None:
     """What the same request gave earlier, with the version as the registry has it now; None when it was deleted."""
-    body = await asyncio.to_thread(context.results.get, OPTIMIZE_RESULT, digest)
+    body = await context.results.known(OPTIMIZE_RESULT, digest)
     if body is None:
         return None
     known = optimizations_pb2.OptimizeModelResult.FromString(body)

@@ -60,9 +60,7 @@ async def reuse(context: Context, name: str, plugin: str) -> str | None:
     """End the candidate with the module that an earlier build sealed for the same request; return it, None if unknown."""
     build = (await context.build(name)).body
     version = await model_version(context, build)
-    body = await asyncio.to_thread(
-        context.results.get, CANDIDATE_RESULT, request_of(context, build, version.sha256, plugin)
-    )
+    body = await context.results.known(CANDIDATE_RESULT, request_of(context, build, version.sha256, plugin))
     if body is None:
         return None
     result = builds_pb2.Candidate.FromString(body)
