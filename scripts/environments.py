@@ -65,6 +65,7 @@ ENVIRONMENTS = (
             "services/registry",
             "services/gateway",
             "services/lwm2m-bridge",
+            "services/operator",
             "device/reference",
         ),
         ("proto", "tflm"),

@@ -1,0 +1,25 @@
+# gateway: the public endpoint: routing, builds, deployments. The context is the root of the tree: scripts/build_images.py --only gateway
+ARG BASE=docker.io/library/python:3.11-slim-bookworm
+FROM ${BASE} AS build
+COPY deploy/images/install.sh deploy/images/sbom.py requirements-build.txt deploy/images/locks/gateway.lock /build/
+RUN sh /build/install.sh lock /build/gateway.lock
+COPY packages/contracts /build/packages/contracts
+COPY packages/servicekit /build/packages/servicekit
+COPY packages/pluginkit /build/packages/pluginkit
+COPY packages/module /build/packages/module
+COPY services/gateway /build/services/gateway
+RUN sh /build/install.sh parts packages/contracts packages/servicekit packages/pluginkit packages/module services/gateway \
+ && sh /build/install.sh sbom tinymlaas-gateway
+
+FROM ${BASE}
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="tinymlaas-gateway" \
+      org.opencontainers.image.description="the public endpoint: routing, builds, deployments" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      io.tinymlaas.sbom="/opt/tinymlaas/sbom.cdx.json"
+COPY --from=build /opt/tinymlaas /opt/tinymlaas
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
+USER 10001:10001
+ENTRYPOINT ["/opt/tinymlaas/bin/python", "-m", "tinymlaas_gateway"]

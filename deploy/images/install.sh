@@ -1,0 +1,31 @@
+#!/bin/sh
+# Steps of the build stage of the Python images; the runtime stage copies /opt/tinymlaas and nothing else.
+#   install.sh lock FILE       packages of a lock file, each checked by its hash, into a virtual environment
+#   install.sh parts FOLDER... parts of this tree, built as wheels and installed without their dependencies
+#   install.sh sbom NAME       what is in the image, as /opt/tinymlaas/sbom.cdx.json (CycloneDX 1.6)
+# pip takes its index from the surroundings of the build (pip.conf, PIP_INDEX_URL); nothing of it gets into the image.
+set -eu
+action=$1
+shift
+python=/opt/tinymlaas/bin/python
+case $action in
+lock)
+    python3 -m venv --without-pip /opt/tinymlaas
+    python3 -m venv /build/tools
+    /build/tools/bin/pip --python $python install --quiet --no-cache-dir --no-deps --require-hashes -r "$1"
+    ;;
+parts)
+    /build/tools/bin/pip install --quiet --no-cache-dir -r /build/requirements-build.txt
+    for part in "$@"; do
+        /build/tools/bin/pip wheel --quiet --no-cache-dir --no-deps --no-build-isolation -w /build/wheels "/build/$part"
+    done
+    /build/tools/bin/pip --python $python install --quiet --no-deps --no-index /build/wheels/*.whl
+    ;;
+sbom)
+    $python /build/sbom.py "$1" >/opt/tinymlaas/sbom.cdx.json
+    ;;
+*)
+    echo "install.sh: unknown step $action" >&2
+    exit 2
+    ;;
+esac

@@ -1,0 +1,23 @@
+# operator: starts, watches and registers CompilerPlugin resources. The context is the root of the tree: scripts/build_images.py --only operator
+ARG BASE=docker.io/library/python:3.11-slim-bookworm
+FROM ${BASE} AS build
+COPY deploy/images/install.sh deploy/images/sbom.py requirements-build.txt deploy/images/locks/operator.lock /build/
+RUN sh /build/install.sh lock /build/operator.lock
+COPY packages/contracts /build/packages/contracts
+COPY packages/servicekit /build/packages/servicekit
+COPY services/operator /build/services/operator
+RUN sh /build/install.sh parts packages/contracts packages/servicekit services/operator \
+ && sh /build/install.sh sbom tinymlaas-operator
+
+FROM ${BASE}
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="tinymlaas-operator" \
+      org.opencontainers.image.description="starts, watches and registers CompilerPlugin resources" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      io.tinymlaas.sbom="/opt/tinymlaas/sbom.cdx.json"
+COPY --from=build /opt/tinymlaas /opt/tinymlaas
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
+USER 10001:10001
+ENTRYPOINT ["/opt/tinymlaas/bin/python", "-m", "tinymlaas_operator"]

@@ -1,0 +1,1 @@
+"""The cluster's API and the plugins' own servers."""
