@@ -8,6 +8,7 @@ from enum import Enum
 
 from tinymlaas.gateway.v1 import deployments_pb2, routing_pb2
 from tinymlaas.registry.v1 import devices_pb2
+from tinymlaas_module import DeviceMemory, Requirement, fit
 
 from .objections import bytes_text, objection
 
@@ -128,18 +129,20 @@ def device_objections(device: devices_pb2.Device, *, key_id: str, security_count
 
 def slot_objection(device: devices_pb2.Device, image_bytes: int) -> routing_pb2.Objection | None:
     """Return DOES_NOT_FIT when a device image is bigger than every slot that could take it, else None."""
-    slots = usable_slots(device.capabilities.slots)
-    largest = max(slots, key=lambda slot: slot.size_bytes, default=None)
-    if largest is None or image_bytes <= largest.size_bytes:
+    largest = max(usable_slots(device.capabilities.slots), key=lambda slot: slot.size_bytes, default=None)
+    if largest is None:
+        return None
+    flash, _ = fit(Requirement(image_bytes, 0, 1, 0), DeviceMemory(flash_free=largest.size_bytes, ram_free=0)).regions
+    if not flash.missing:
         return None
     return objection(
         "DOES_NOT_FIT",
-        f"the device image has {bytes_text(image_bytes)}, slot {largest.index} holds {bytes_text(largest.size_bytes)}",
-        f"needs a module slot with {bytes_text(image_bytes - largest.size_bytes)} more",
+        f"the device image has {bytes_text(flash.need)}, slot {largest.index} holds {bytes_text(flash.have)}",
+        f"needs a module slot with {bytes_text(flash.missing)} more",
         constraint="slot",
         region=f"slot {largest.index}",
-        need=image_bytes,
-        have=largest.size_bytes,
+        need=flash.need,
+        have=flash.have,
         basis="verified",
     )
 

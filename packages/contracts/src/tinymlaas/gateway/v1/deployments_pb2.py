@@ -29,12 +29,13 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from tinymlaas.gateway.v1 import builds_pb2 as tinymlaas_dot_gateway_dot_v1_dot_builds__pb2
+from tinymlaas.gateway.v1 import rollouts_pb2 as tinymlaas_dot_gateway_dot_v1_dot_rollouts__pb2
 from tinymlaas.gateway.v1 import routing_pb2 as tinymlaas_dot_gateway_dot_v1_dot_routing__pb2
 from tinymlaas.type.v1 import access_pb2 as tinymlaas_dot_type_dot_v1_dot_access__pb2
 from tinymlaas.type.v1 import tensor_pb2 as tinymlaas_dot_type_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tinymlaas/gateway/v1/deployments.proto\x12\x14tinymlaas.gateway.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a#google/longrunning/operations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a!tinymlaas/gateway/v1/builds.proto\x1a\"tinymlaas/gateway/v1/routing.proto\x1a\x1etinymlaas/type/v1/access.proto\x1a\x1etinymlaas/type/v1/tensor.proto\"W\n\rTimelineEvent\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04step\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"\xd7\x04\n\rDeviceRollout\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x38\n\x05state\x18\x02 \x01(\x0e\x32).tinymlaas.gateway.v1.DeviceRollout.State\x12/\n\x08verdicts\x18\x03 \x03(\x0b\x32\x1d.tinymlaas.gateway.v1.Verdict\x12\r\n\x05\x62uild\x18\x04 \x01(\t\x12\x0e\n\x06module\x18\x05 \x01(\t\x12\x17\n\x0fprevious_module\x18\x06 \x01(\t\x12\x0c\n\x04slot\x18\x07 \x01(\r\x12\x12\n\nbytes_done\x18\x08 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\t \x01(\x04\x12!\n\x05\x65rror\x18\n \x01(\x0b\x32\x12.google.rpc.Status\x12\x35\n\x08timeline\x18\x0b \x03(\x0b\x32#.tinymlaas.gateway.v1.TimelineEvent\x12\x12\n\ninstall_id\x18\x0c \x01(\t\"\xed\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_REJECTED\x10\x01\x12\x11\n\rSTATE_PENDING\x10\x02\x12\x12\n\x0eSTATE_BUILDING\x10\x03\x12\x14\n\x10STATE_INSTALLING\x10\x04\x12\x16\n\x12STATE_SELF_TESTING\x10\x05\x12\x14\n\x10STATE_ACTIVATING\x10\x06\x12\x10\n\x0cSTATE_ACTIVE\x10\x07\x12\x10\n\x0cSTATE_FAILED\x10\x08\x12\x15\n\x11STATE_ROLLED_BACK\x10\t\x12\x13\n\x0fSTATE_CANCELLED\x10\n\"\xdc\x06\n\nDeployment\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x39\n\rmodel_version\x18\x02 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19tinymlaas.io/ModelVersion\x12\x0f\n\x07\x64\x65vices\x18\x03 \x03(\t\x12\x32\n\tobjective\x18\x04 \x01(\x0e\x32\x1f.tinymlaas.gateway.v1.Objective\x12\x16\n\x0esamples_sha256\x18\x05 \x01(\t\x12\x0f\n\x07plugins\x18\x06 \x03(\t\x12\x13\n\x0b\x63oncurrency\x18\x07 \x01(\r\x12;\n\x05state\x18\x08 \x01(\x0e\x32&.tinymlaas.gateway.v1.Deployment.StateB\x04\xe2\x41\x01\x03\x12;\n\x08rollouts\x18\t \x03(\x0b\x32#.tinymlaas.gateway.v1.DeviceRolloutB\x04\xe2\x41\x01\x03\x12\'\n\x05\x65rror\x18\n \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x32\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x18\n\x10security_counter\x18\r \x01(\r\x12)\n\x08optimize\x18\x0e \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x43\n\x17optimized_model_version\x18\x0f \x01(\tB\"\xe2\x41\x01\x03\xfa\x41\x1b\n\x19tinymlaas.io/ModelVersion\"\x98\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_PLANNING\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x13\n\x0fSTATE_CANCELLED\x10\x05\x12\x15\n\x11STATE_ROLLED_BACK\x10\x06:I\xea\x41\x46\n\x17tinymlaas.io/Deployment\x12+projects/{project}/deployments/{deployment}\"\xb2\x01\n\x17\x43reateDeploymentRequest\x12\x30\n\x06parent\x18\x01 \x01(\tB \xe2\x41\x01\x02\xfa\x41\x19\x12\x17tinymlaas.io/Deployment\x12:\n\ndeployment\x18\x02 \x01(\x0b\x32 .tinymlaas.gateway.v1.DeploymentB\x04\xe2\x41\x01\x02\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"F\n\x14GetDeploymentRequest\x12.\n\x04name\x18\x01 \x01(\tB \xe2\x41\x01\x02\xfa\x41\x19\n\x17tinymlaas.io/Deployment\"q\n\x16ListDeploymentsRequest\x12\x30\n\x06parent\x18\x01 \x01(\tB \xe2\x41\x01\x02\xfa\x41\x19\x12\x17tinymlaas.io/Deployment\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"i\n\x17ListDeploymentsResponse\x12\x35\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32 .tinymlaas.gateway.v1.Deployment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"H\n\x16WatchDeploymentRequest\x12.\n\x04name\x18\x01 \x01(\tB \xe2\x41\x01\x02\xfa\x41\x19\n\x17tinymlaas.io/Deployment\"I\n\x17\x43\x61ncelDeploymentRequest\x12.\n\x04name\x18\x01 \x01(\tB \xe2\x41\x01\x02\xfa\x41\x19\n\x17tinymlaas.io/Deployment\"K\n\x19RollbackDeploymentRequest\x12.\n\x04name\x18\x01 \x01(\tB \xe2\x41\x01\x02\xfa\x41\x19\n\x17tinymlaas.io/Deployment\"y\n\x12\x44\x65viceInferRequest\x12,\n\x06\x64\x65vice\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13tinymlaas.io/Device\x12\x35\n\x06inputs\x18\x02 \x01(\x0b\x32\x1f.tinymlaas.type.v1.TensorValuesB\x04\xe2\x41\x01\x02\"n\n\x13\x44\x65viceInferResponse\x12\x30\n\x07outputs\x18\x01 \x01(\x0b\x32\x1f.tinymlaas.type.v1.TensorValues\x12\x0f\n\x07latency\x18\x02 \x01(\x04\x12\x14\n\x0clatency_unit\x18\x03 \x01(\t2\xa5\x06\n\x0b\x44\x65ployments\x12\x83\x01\n\x10\x43reateDeployment\x12-.tinymlaas.gateway.v1.CreateDeploymentRequest\x1a\x1d.google.longrunning.Operation\"!\xca\x41\x18\n\nDeployment\x12\nDeployment\xca\xf3\x18\x02\x08\x03\x12\x65\n\rGetDeployment\x12*.tinymlaas.gateway.v1.GetDeploymentRequest\x1a .tinymlaas.gateway.v1.Deployment\"\x06\xca\xf3\x18\x02\x08\x01\x12v\n\x0fListDeployments\x12,.tinymlaas.gateway.v1.ListDeploymentsRequest\x1a-.tinymlaas.gateway.v1.ListDeploymentsResponse\"\x06\xca\xf3\x18\x02\x08\x01\x12k\n\x0fWatchDeployment\x12,.tinymlaas.gateway.v1.WatchDeploymentRequest\x1a .tinymlaas.gateway.v1.Deployment\"\x06\xca\xf3\x18\x02\x08\x01\x30\x01\x12k\n\x10\x43\x61ncelDeployment\x12-.tinymlaas.gateway.v1.CancelDeploymentRequest\x1a .tinymlaas.gateway.v1.Deployment\"\x06\xca\xf3\x18\x02\x08\x03\x12o\n\x12RollbackDeployment\x12/.tinymlaas.gateway.v1.RollbackDeploymentRequest\x1a .tinymlaas.gateway.v1.Deployment\"\x06\xca\xf3\x18\x02\x08\x03\x12\x66\n\x05Infer\x12(.tinymlaas.gateway.v1.DeviceInferRequest\x1a).tinymlaas.gateway.v1.DeviceInferResponse\"\x08\xca\xf3\x18\x04\x08\x03 \x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tinymlaas/gateway/v1/deployments.proto\x12\x14tinymlaas.gateway.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a#google/longrunning/operations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a!tinymlaas/gateway/v1/builds.proto\x1a#tinymlaas/gateway/v1/rollouts.proto\x1a\"tinymlaas/gateway/v1/routing.proto\x1a\x1etinymlaas/type/v1/access.proto\x1a\x1etinymlaas/type/v1/tensor.proto\"W\n\rTimelineEvent\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04step\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"\x8f\x06\n\rDeviceRollout\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x38\n\x05state\x18\x02 \x01(\x0e\x32).tinymlaas.gateway.v1.DeviceRollout.State\x12/\n\x08verdicts\x18\x03 \x03(\x0b\x32\x1d.tinymlaas.gateway.v1.Verdict\x12\r\n\x05\x62uild\x18\x04 \x01(\t\x12\x0e\n\x06module\x18\x05 \x01(\t\x12\x17\n\x0fprevious_module\x18\x06 \x01(\t\x12\x0c\n\x04slot\x18\x07 \x01(\r\x12\x12\n\nbytes_done\x18\x08 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\t \x01(\x04\x12!\n\x05\x65rror\x18\n \x01(\x0b\x32\x12.google.rpc.Status\x12\x35\n\x08timeline\x18\x0b \x03(\x0b\x32#.tinymlaas.gateway.v1.TimelineEvent\x12\x12\n\ninstall_id\x18\x0c \x01(\t\x12\x0c\n\x04wave\x18\r \x01(\r\x12.\n\nstart_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rprogress_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05stuck\x18\x10 \x01(\x08\x12\x36\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x11 \x01(\x0b\x32$.tinymlaas.gateway.v1.DeviceFeedback\"\xed\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_REJECTED\x10\x01\x12\x11\n\rSTATE_PENDING\x10\x02\x12\x12\n\x0eSTATE_BUILDING\x10\x03\x12\x14\n\x10STATE_INSTALLING\x10\x04\x12\x16\n\x12STATE_SELF_TESTING\x10\x05\x12\x14\n\x10STATE_ACTIVATING\x10\x06\x12\x10\n\x0cSTATE_ACTIVE\x10\x07\x12\x10\n\x0cSTATE_FAILED\x10\x08\x12\x15\n\x11STATE_ROLLED_BACK\x10\t\x12\x13\n\x0fSTATE_CANCELLED\x10\n\"\xba\x08\n\nDeployment\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x39\n\rmodel_version\x18\x02 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19tinymlaas.io/ModelVersion\x12\x0f\n\x07\x64\x65vices\x18\x03 \x03(\t\x12\x32\n\tobjective\x18\x04 \x01(\x0e\x32\x1f.tinymlaas.gateway.v1.Objective\x12\x16\n\x0esamples_sha256\x18\x05 \x01(\t\x12\x0f\n\x07plugins\x18\x06 \x03(\t\x12\x13\n\x0b\x63oncurrency\x18\x07 \x01(\r\x12;\n\x05state\x18\x08 \x01(\x0e\x32&.tinymlaas.gateway.v1.Deployment.StateB\x04\xe2\x41\x01\x03\x12;\n\x08rollouts\x18\t \x03(\x0b\x32#.tinymlaas.gateway.v1.DeviceRolloutB\x04\xe2\x41\x01\x03\x12\'\n\x05\x65rror\x18\n \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x32\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x18\n\x10security_counter\x18\r \x01(\r\x12)\n\x08optimize\x18\x0e \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x43\n\x17optimized_model_version\x18\x0f \x01(\tB\"\xe2\x41\x01\x03\xfa\x41\x1b\n\x19tinymlaas.io/ModelVersion\x12\x33\n\x06policy\x18\x10 \x01(\x0b\x32#.tinymlaas.gateway.v1.RolloutPolicy\x12/\n\x05waves\x18\x11 \x03(\x0b\x32\x1a.tinymlaas.gateway.v1.WaveB\x04\xe2\x41\x01\x03\x12\x17\n\twaits_for\x18\x12 \x01(\tB\x04\xe2\x41\x01\x03\x12\x33\n\tnext_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x16\n\x08stopping\x18\x14 \x01(\x08\x42\x04\xe2\x41\x01\x03\"\xaa\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_PLANNING\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x13\n\x0fSTATE_CANCELLED\x10\x05\x12\x15\n\x11STATE_ROLLED_BACK\x10\x06\x12\x10\n\x0cSTATE_PAUSED\x10\x07:I\xea\x41\x46\n\x17tinymlaas.io/Deployment\x12+projects/{project}/deployments/{deployment}\"\xb2\x01\n\x17\x43reateDeploymentRequest\x12\x30\n\x06parent\x18\x01 \x01(\tB \xe2\x41\x01\x02\xfa\x41\x19\x12\x17tinymlaas.io/Deployment\x12:\n\ndeployment\x18\x02 \x01(\x0b\x32 .tinymlaas.gateway.v1.DeploymentB\x04\xe2\x41\x01\x02\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"F\n\x14GetDeploymentRequest\x12.\n\x04name\x18\x01 \x01(\tB \xe2\x41\x01\x02\xfa\x41\x19\n\x17tinymlaas.io/Deployment\"q\n\x16ListDeploymentsRequest\x12\x30\n\x06parent\x18\x01 \x01(\tB \xe2\x41\x01\x02\xfa\x41\x19\x12\x17tinymlaas.io/Deployment\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"i\n\x17ListDeploymentsResponse\x12\x35\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32 .tinymlaas.gateway.v1.Deployment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"H\n\x16WatchDeploymentRequest\x12.\n\x04name\x18\x01 \x01(\tB \xe2\x41\x01\x02\xfa\x41\x19\n\x17tinymlaas.io/Deployment\"H\n\x16PauseDeploymentRequest\x12.\n\x04name\x18\x01 \x01(\tB \xe2\x41\x01\x02\xfa\x41\x19\n\x17tinymlaas.io/Deployment\"I\n\x17ResumeDeploymentRequest\x12.\n\x04name\x18\x01 \x01(\tB \xe2\x41\x01\x02\xfa\x41\x19\n\x17tinymlaas.io/Deployment\"X\n\x18\x41pproveDeploymentRequest\x12.\n\x04name\x18\x01 \x01(\tB \xe2\x41\x01\x02\xfa\x41\x19\n\x17tinymlaas.io/Deployment\x12\x0c\n\x04wave\x18\x02 \x01(\t\"I\n\x17\x43\x61ncelDeploymentRequest\x12.\n\x04name\x18\x01 \x01(\tB \xe2\x41\x01\x02\xfa\x41\x19\n\x17tinymlaas.io/Deployment\"K\n\x19RollbackDeploymentRequest\x12.\n\x04name\x18\x01 \x01(\tB \xe2\x41\x01\x02\xfa\x41\x19\n\x17tinymlaas.io/Deployment\"y\n\x12\x44\x65viceInferRequest\x12,\n\x06\x64\x65vice\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13tinymlaas.io/Device\x12\x35\n\x06inputs\x18\x02 \x01(\x0b\x32\x1f.tinymlaas.type.v1.TensorValuesB\x04\xe2\x41\x01\x02\"n\n\x13\x44\x65viceInferResponse\x12\x30\n\x07outputs\x18\x01 \x01(\x0b\x32\x1f.tinymlaas.type.v1.TensorValues\x12\x0f\n\x07latency\x18\x02 \x01(\x04\x12\x14\n\x0clatency_unit\x18\x03 \x01(\t2\xec\x08\n\x0b\x44\x65ployments\x12\x83\x01\n\x10\x43reateDeployment\x12-.tinymlaas.gateway.v1.CreateDeploymentRequest\x1a\x1d.google.longrunning.Operation\"!\xca\x41\x18\n\nDeployment\x12\nDeployment\xca\xf3\x18\x02\x08\x03\x12\x65\n\rGetDeployment\x12*.tinymlaas.gateway.v1.GetDeploymentRequest\x1a .tinymlaas.gateway.v1.Deployment\"\x06\xca\xf3\x18\x02\x08\x01\x12v\n\x0fListDeployments\x12,.tinymlaas.gateway.v1.ListDeploymentsRequest\x1a-.tinymlaas.gateway.v1.ListDeploymentsResponse\"\x06\xca\xf3\x18\x02\x08\x01\x12k\n\x0fWatchDeployment\x12,.tinymlaas.gateway.v1.WatchDeploymentRequest\x1a .tinymlaas.gateway.v1.Deployment\"\x06\xca\xf3\x18\x02\x08\x01\x30\x01\x12i\n\x0fPauseDeployment\x12,.tinymlaas.gateway.v1.PauseDeploymentRequest\x1a .tinymlaas.gateway.v1.Deployment\"\x06\xca\xf3\x18\x02\x08\x03\x12k\n\x10ResumeDeployment\x12-.tinymlaas.gateway.v1.ResumeDeploymentRequest\x1a .tinymlaas.gateway.v1.Deployment\"\x06\xca\xf3\x18\x02\x08\x03\x12m\n\x11\x41pproveDeployment\x12..tinymlaas.gateway.v1.ApproveDeploymentRequest\x1a .tinymlaas.gateway.v1.Deployment\"\x06\xca\xf3\x18\x02\x08\x03\x12k\n\x10\x43\x61ncelDeployment\x12-.tinymlaas.gateway.v1.CancelDeploymentRequest\x1a .tinymlaas.gateway.v1.Deployment\"\x06\xca\xf3\x18\x02\x08\x03\x12o\n\x12RollbackDeployment\x12/.tinymlaas.gateway.v1.RollbackDeploymentRequest\x1a .tinymlaas.gateway.v1.Deployment\"\x06\xca\xf3\x18\x02\x08\x03\x12\x66\n\x05Infer\x12(.tinymlaas.gateway.v1.DeviceInferRequest\x1a).tinymlaas.gateway.v1.DeviceInferResponse\"\x08\xca\xf3\x18\x04\x08\x03 \x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -57,6 +58,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEPLOYMENT'].fields_by_name['end_time']._serialized_options = b'\342A\001\003'
   _globals['_DEPLOYMENT'].fields_by_name['optimized_model_version']._loaded_options = None
   _globals['_DEPLOYMENT'].fields_by_name['optimized_model_version']._serialized_options = b'\342A\001\003\372A\033\n\031tinymlaas.io/ModelVersion'
+  _globals['_DEPLOYMENT'].fields_by_name['waves']._loaded_options = None
+  _globals['_DEPLOYMENT'].fields_by_name['waves']._serialized_options = b'\342A\001\003'
+  _globals['_DEPLOYMENT'].fields_by_name['waits_for']._loaded_options = None
+  _globals['_DEPLOYMENT'].fields_by_name['waits_for']._serialized_options = b'\342A\001\003'
+  _globals['_DEPLOYMENT'].fields_by_name['next_time']._loaded_options = None
+  _globals['_DEPLOYMENT'].fields_by_name['next_time']._serialized_options = b'\342A\001\003'
+  _globals['_DEPLOYMENT'].fields_by_name['stopping']._loaded_options = None
+  _globals['_DEPLOYMENT'].fields_by_name['stopping']._serialized_options = b'\342A\001\003'
   _globals['_DEPLOYMENT']._loaded_options = None
   _globals['_DEPLOYMENT']._serialized_options = b'\352AF\n\027tinymlaas.io/Deployment\022+projects/{project}/deployments/{deployment}'
   _globals['_CREATEDEPLOYMENTREQUEST'].fields_by_name['parent']._loaded_options = None
@@ -69,6 +78,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTDEPLOYMENTSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\372A\031\022\027tinymlaas.io/Deployment'
   _globals['_WATCHDEPLOYMENTREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_WATCHDEPLOYMENTREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\031\n\027tinymlaas.io/Deployment'
+  _globals['_PAUSEDEPLOYMENTREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_PAUSEDEPLOYMENTREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\031\n\027tinymlaas.io/Deployment'
+  _globals['_RESUMEDEPLOYMENTREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_RESUMEDEPLOYMENTREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\031\n\027tinymlaas.io/Deployment'
+  _globals['_APPROVEDEPLOYMENTREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_APPROVEDEPLOYMENTREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\031\n\027tinymlaas.io/Deployment'
   _globals['_CANCELDEPLOYMENTREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_CANCELDEPLOYMENTREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\031\n\027tinymlaas.io/Deployment'
   _globals['_ROLLBACKDEPLOYMENTREQUEST'].fields_by_name['name']._loaded_options = None
@@ -85,40 +100,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEPLOYMENTS'].methods_by_name['ListDeployments']._serialized_options = b'\312\363\030\002\010\001'
   _globals['_DEPLOYMENTS'].methods_by_name['WatchDeployment']._loaded_options = None
   _globals['_DEPLOYMENTS'].methods_by_name['WatchDeployment']._serialized_options = b'\312\363\030\002\010\001'
+  _globals['_DEPLOYMENTS'].methods_by_name['PauseDeployment']._loaded_options = None
+  _globals['_DEPLOYMENTS'].methods_by_name['PauseDeployment']._serialized_options = b'\312\363\030\002\010\003'
+  _globals['_DEPLOYMENTS'].methods_by_name['ResumeDeployment']._loaded_options = None
+  _globals['_DEPLOYMENTS'].methods_by_name['ResumeDeployment']._serialized_options = b'\312\363\030\002\010\003'
+  _globals['_DEPLOYMENTS'].methods_by_name['ApproveDeployment']._loaded_options = None
+  _globals['_DEPLOYMENTS'].methods_by_name['ApproveDeployment']._serialized_options = b'\312\363\030\002\010\003'
   _globals['_DEPLOYMENTS'].methods_by_name['CancelDeployment']._loaded_options = None
   _globals['_DEPLOYMENTS'].methods_by_name['CancelDeployment']._serialized_options = b'\312\363\030\002\010\003'
   _globals['_DEPLOYMENTS'].methods_by_name['RollbackDeployment']._loaded_options = None
   _globals['_DEPLOYMENTS'].methods_by_name['RollbackDeployment']._serialized_options = b'\312\363\030\002\010\003'
   _globals['_DEPLOYMENTS'].methods_by_name['Infer']._loaded_options = None
   _globals['_DEPLOYMENTS'].methods_by_name['Infer']._serialized_options = b'\312\363\030\004\010\003 \001'
-  _globals['_TIMELINEEVENT']._serialized_start=384
-  _globals['_TIMELINEEVENT']._serialized_end=471
-  _globals['_DEVICEROLLOUT']._serialized_start=474
-  _globals['_DEVICEROLLOUT']._serialized_end=1073
-  _globals['_DEVICEROLLOUT_STATE']._serialized_start=836
-  _globals['_DEVICEROLLOUT_STATE']._serialized_end=1073
-  _globals['_DEPLOYMENT']._serialized_start=1076
-  _globals['_DEPLOYMENT']._serialized_end=1936
-  _globals['_DEPLOYMENT_STATE']._serialized_start=1709
-  _globals['_DEPLOYMENT_STATE']._serialized_end=1861
-  _globals['_CREATEDEPLOYMENTREQUEST']._serialized_start=1939
-  _globals['_CREATEDEPLOYMENTREQUEST']._serialized_end=2117
-  _globals['_GETDEPLOYMENTREQUEST']._serialized_start=2119
-  _globals['_GETDEPLOYMENTREQUEST']._serialized_end=2189
-  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_start=2191
-  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=2304
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=2306
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_end=2411
-  _globals['_WATCHDEPLOYMENTREQUEST']._serialized_start=2413
-  _globals['_WATCHDEPLOYMENTREQUEST']._serialized_end=2485
-  _globals['_CANCELDEPLOYMENTREQUEST']._serialized_start=2487
-  _globals['_CANCELDEPLOYMENTREQUEST']._serialized_end=2560
-  _globals['_ROLLBACKDEPLOYMENTREQUEST']._serialized_start=2562
-  _globals['_ROLLBACKDEPLOYMENTREQUEST']._serialized_end=2637
-  _globals['_DEVICEINFERREQUEST']._serialized_start=2639
-  _globals['_DEVICEINFERREQUEST']._serialized_end=2760
-  _globals['_DEVICEINFERRESPONSE']._serialized_start=2762
-  _globals['_DEVICEINFERRESPONSE']._serialized_end=2872
-  _globals['_DEPLOYMENTS']._serialized_start=2875
-  _globals['_DEPLOYMENTS']._serialized_end=3680
+  _globals['_TIMELINEEVENT']._serialized_start=421
+  _globals['_TIMELINEEVENT']._serialized_end=508
+  _globals['_DEVICEROLLOUT']._serialized_start=511
+  _globals['_DEVICEROLLOUT']._serialized_end=1294
+  _globals['_DEVICEROLLOUT_STATE']._serialized_start=1057
+  _globals['_DEVICEROLLOUT_STATE']._serialized_end=1294
+  _globals['_DEPLOYMENT']._serialized_start=1297
+  _globals['_DEPLOYMENT']._serialized_end=2379
+  _globals['_DEPLOYMENT_STATE']._serialized_start=2134
+  _globals['_DEPLOYMENT_STATE']._serialized_end=2304
+  _globals['_CREATEDEPLOYMENTREQUEST']._serialized_start=2382
+  _globals['_CREATEDEPLOYMENTREQUEST']._serialized_end=2560
+  _globals['_GETDEPLOYMENTREQUEST']._serialized_start=2562
+  _globals['_GETDEPLOYMENTREQUEST']._serialized_end=2632
+  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_start=2634
+  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=2747
+  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=2749
+  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_end=2854
+  _globals['_WATCHDEPLOYMENTREQUEST']._serialized_start=2856
+  _globals['_WATCHDEPLOYMENTREQUEST']._serialized_end=2928
+  _globals['_PAUSEDEPLOYMENTREQUEST']._serialized_start=2930
+  _globals['_PAUSEDEPLOYMENTREQUEST']._serialized_end=3002
+  _globals['_RESUMEDEPLOYMENTREQUEST']._serialized_start=3004
+  _globals['_RESUMEDEPLOYMENTREQUEST']._serialized_end=3077
+  _globals['_APPROVEDEPLOYMENTREQUEST']._serialized_start=3079
+  _globals['_APPROVEDEPLOYMENTREQUEST']._serialized_end=3167
+  _globals['_CANCELDEPLOYMENTREQUEST']._serialized_start=3169
+  _globals['_CANCELDEPLOYMENTREQUEST']._serialized_end=3242
+  _globals['_ROLLBACKDEPLOYMENTREQUEST']._serialized_start=3244
+  _globals['_ROLLBACKDEPLOYMENTREQUEST']._serialized_end=3319
+  _globals['_DEVICEINFERREQUEST']._serialized_start=3321
+  _globals['_DEVICEINFERREQUEST']._serialized_end=3442
+  _globals['_DEVICEINFERRESPONSE']._serialized_start=3444
+  _globals['_DEVICEINFERRESPONSE']._serialized_end=3554
+  _globals['_DEPLOYMENTS']._serialized_start=3557
+  _globals['_DEPLOYMENTS']._serialized_end=4689
 # @@protoc_insertion_point(module_scope)

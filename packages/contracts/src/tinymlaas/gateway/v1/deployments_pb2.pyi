@@ -12,6 +12,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 from tinymlaas.gateway.v1 import builds_pb2 as _builds_pb2
+from tinymlaas.gateway.v1 import rollouts_pb2 as _rollouts_pb2
 from tinymlaas.gateway.v1 import routing_pb2 as _routing_pb2
 from tinymlaas.type.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
@@ -104,6 +105,11 @@ class DeviceRollout(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     TIMELINE_FIELD_NUMBER: _builtins.int
     INSTALL_ID_FIELD_NUMBER: _builtins.int
+    WAVE_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    PROGRESS_TIME_FIELD_NUMBER: _builtins.int
+    STUCK_FIELD_NUMBER: _builtins.int
+    FEEDBACK_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     """projects/{project}/devices/{device}"""
     state: Global___DeviceRollout.State.ValueType
@@ -114,12 +120,28 @@ class DeviceRollout(_message.Message):
     bytes_done: _builtins.int
     bytes_total: _builtins.int
     install_id: _builtins.str
+    wave: _builtins.int
+    """Index into Deployment.waves."""
+    stuck: _builtins.bool
+    """It made no progress for too long, and counts as failed."""
     @_builtins.property
     def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[_routing_pb2.Verdict]: ...
     @_builtins.property
     def error(self) -> _status_pb2.Status: ...
     @_builtins.property
     def timeline(self) -> _containers.RepeatedCompositeFieldContainer[Global___TimelineEvent]: ...
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When it began; absent: not yet."""
+
+    @_builtins.property
+    def progress_time(self) -> _timestamp_pb2.Timestamp:
+        """When something last moved on it."""
+
+    @_builtins.property
+    def feedback(self) -> _rollouts_pb2.DeviceFeedback:
+        """While a FeedbackPolicy is there."""
+
     def __init__(
         self,
         *,
@@ -135,10 +157,15 @@ class DeviceRollout(_message.Message):
         error: _status_pb2.Status | None = ...,
         timeline: _abc.Iterable[Global___TimelineEvent] | None = ...,
         install_id: _builtins.str = ...,
+        wave: _builtins.int = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        progress_time: _timestamp_pb2.Timestamp | None = ...,
+        stuck: _builtins.bool = ...,
+        feedback: _rollouts_pb2.DeviceFeedback | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "feedback", b"feedback", "progress_time", b"progress_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["build", b"build", "bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "device", b"device", "error", b"error", "install_id", b"install_id", "module", b"module", "previous_module", b"previous_module", "slot", b"slot", "state", b"state", "timeline", b"timeline", "verdicts", b"verdicts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["build", b"build", "bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "device", b"device", "error", b"error", "feedback", b"feedback", "install_id", b"install_id", "module", b"module", "previous_module", b"previous_module", "progress_time", b"progress_time", "slot", b"slot", "start_time", b"start_time", "state", b"state", "stuck", b"stuck", "timeline", b"timeline", "verdicts", b"verdicts", "wave", b"wave"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -163,6 +190,8 @@ class Deployment(_message.Message):
         """Some device failed; each is in a safe state."""
         STATE_CANCELLED: Deployment._State.ValueType  # 5
         STATE_ROLLED_BACK: Deployment._State.ValueType  # 6
+        STATE_PAUSED: Deployment._State.ValueType  # 7
+        """Begins no device until it is resumed or cancelled."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper): ...
     STATE_UNSPECIFIED: Deployment.State.ValueType  # 0
@@ -174,6 +203,8 @@ class Deployment(_message.Message):
     """Some device failed; each is in a safe state."""
     STATE_CANCELLED: Deployment.State.ValueType  # 5
     STATE_ROLLED_BACK: Deployment.State.ValueType  # 6
+    STATE_PAUSED: Deployment.State.ValueType  # 7
+    """Begins no device until it is resumed or cancelled."""
 
     NAME_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
@@ -190,20 +221,29 @@ class Deployment(_message.Message):
     SECURITY_COUNTER_FIELD_NUMBER: _builtins.int
     OPTIMIZE_FIELD_NUMBER: _builtins.int
     OPTIMIZED_MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    WAVES_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
+    NEXT_TIME_FIELD_NUMBER: _builtins.int
+    STOPPING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     model_version: _builtins.str
     objective: _builds_pb2.Objective.ValueType
     samples_sha256: _builtins.str
     """As Build.samples_sha256."""
     concurrency: _builtins.int
-    """Installs at once. Zero: 4."""
+    """Devices that are worked on at once. Zero: 4; at most 256."""
     state: Global___Deployment.State.ValueType
     security_counter: _builtins.int
     optimized_model_version: _builtins.str
     """As Build.optimized_model_version."""
+    waits_for: _builtins.str
+    """What it waits for, in words; empty while devices are worked on."""
+    stopping: _builtins.bool
+    """A wave has failed for good: nothing new begins, and installs under way are stopped."""
     @_builtins.property
     def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Devices; empty: every registered device of the project."""
+        """Devices; empty: every registered device of the project, with `policy.query` those that match."""
 
     @_builtins.property
     def plugins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -220,6 +260,14 @@ class Deployment(_message.Message):
     @_builtins.property
     def optimize(self) -> _struct_pb2.Struct:
         """As Build.optimize; devices are planned for the optimized model."""
+
+    @_builtins.property
+    def policy(self) -> _rollouts_pb2.RolloutPolicy: ...
+    @_builtins.property
+    def waves(self) -> _containers.RepeatedCompositeFieldContainer[_rollouts_pb2.Wave]: ...
+    @_builtins.property
+    def next_time(self) -> _timestamp_pb2.Timestamp:
+        """When it goes on by itself at the latest, such as when a window opens."""
 
     def __init__(
         self,
@@ -239,10 +287,15 @@ class Deployment(_message.Message):
         security_counter: _builtins.int = ...,
         optimize: _struct_pb2.Struct | None = ...,
         optimized_model_version: _builtins.str = ...,
+        policy: _rollouts_pb2.RolloutPolicy | None = ...,
+        waves: _abc.Iterable[_rollouts_pb2.Wave] | None = ...,
+        waits_for: _builtins.str = ...,
+        next_time: _timestamp_pb2.Timestamp | None = ...,
+        stopping: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "optimize", b"optimize"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "next_time", b"next_time", "optimize", b"optimize", "policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrency", b"concurrency", "create_time", b"create_time", "devices", b"devices", "end_time", b"end_time", "error", b"error", "model_version", b"model_version", "name", b"name", "objective", b"objective", "optimize", b"optimize", "optimized_model_version", b"optimized_model_version", "plugins", b"plugins", "rollouts", b"rollouts", "samples_sha256", b"samples_sha256", "security_counter", b"security_counter", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrency", b"concurrency", "create_time", b"create_time", "devices", b"devices", "end_time", b"end_time", "error", b"error", "model_version", b"model_version", "name", b"name", "next_time", b"next_time", "objective", b"objective", "optimize", b"optimize", "optimized_model_version", b"optimized_model_version", "plugins", b"plugins", "policy", b"policy", "rollouts", b"rollouts", "samples_sha256", b"samples_sha256", "security_counter", b"security_counter", "state", b"state", "stopping", b"stopping", "waits_for", b"waits_for", "waves", b"waves"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -362,6 +415,67 @@ class WatchDeploymentRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchDeploymentRequest: _TypeAlias = WatchDeploymentRequest  # noqa: Y015
+
+@_typing.final
+class PauseDeploymentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseDeploymentRequest: _TypeAlias = PauseDeploymentRequest  # noqa: Y015
+
+@_typing.final
+class ResumeDeploymentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeDeploymentRequest: _TypeAlias = ResumeDeploymentRequest  # noqa: Y015
+
+@_typing.final
+class ApproveDeploymentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    WAVE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    wave: _builtins.str
+    """Name of the wave; empty: the one that waits."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        wave: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "wave", b"wave"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApproveDeploymentRequest: _TypeAlias = ApproveDeploymentRequest  # noqa: Y015
 
 @_typing.final
 class CancelDeploymentRequest(_message.Message):

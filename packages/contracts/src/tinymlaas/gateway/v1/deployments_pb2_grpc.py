@@ -56,6 +56,21 @@ class DeploymentsStub:
                 request_serializer=tinymlaas_dot_gateway_dot_v1_dot_deployments__pb2.WatchDeploymentRequest.SerializeToString,
                 response_deserializer=tinymlaas_dot_gateway_dot_v1_dot_deployments__pb2.Deployment.FromString,
                 _registered_method=True)
+        self.PauseDeployment = channel.unary_unary(
+                '/tinymlaas.gateway.v1.Deployments/PauseDeployment',
+                request_serializer=tinymlaas_dot_gateway_dot_v1_dot_deployments__pb2.PauseDeploymentRequest.SerializeToString,
+                response_deserializer=tinymlaas_dot_gateway_dot_v1_dot_deployments__pb2.Deployment.FromString,
+                _registered_method=True)
+        self.ResumeDeployment = channel.unary_unary(
+                '/tinymlaas.gateway.v1.Deployments/ResumeDeployment',
+                request_serializer=tinymlaas_dot_gateway_dot_v1_dot_deployments__pb2.ResumeDeploymentRequest.SerializeToString,
+                response_deserializer=tinymlaas_dot_gateway_dot_v1_dot_deployments__pb2.Deployment.FromString,
+                _registered_method=True)
+        self.ApproveDeployment = channel.unary_unary(
+                '/tinymlaas.gateway.v1.Deployments/ApproveDeployment',
+                request_serializer=tinymlaas_dot_gateway_dot_v1_dot_deployments__pb2.ApproveDeploymentRequest.SerializeToString,
+                response_deserializer=tinymlaas_dot_gateway_dot_v1_dot_deployments__pb2.Deployment.FromString,
+                _registered_method=True)
         self.CancelDeployment = channel.unary_unary(
                 '/tinymlaas.gateway.v1.Deployments/CancelDeployment',
                 request_serializer=tinymlaas_dot_gateway_dot_v1_dot_deployments__pb2.CancelDeploymentRequest.SerializeToString,
@@ -106,8 +121,31 @@ class DeploymentsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseDeployment(self, request, context):
+        """Begins no device until ResumeDeployment; devices under way go on to their end. Repeatable.
+        FAILED_PRECONDITION / DEPLOYMENT_ENDED when there is nothing left to pause.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeDeployment(self, request, context):
+        """Goes on with a paused deployment. Where a wave's failures paused it, they are accepted. Repeatable.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApproveDeployment(self, request, context):
+        """Lets a wave begin that waits for approval; with its name also before it waits. Repeatable.
+        FAILED_PRECONDITION / NOTHING_TO_APPROVE when no wave waits and none is named.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CancelDeployment(self, request, context):
-        """Asks a deployment to stop: installs under way end at the next safe point, active modules stay. Repeatable.
+        """Aborts a deployment: nothing new begins, installs under way end at the next safe point, active modules stay. Repeatable.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,6 +186,21 @@ def add_DeploymentsServicer_to_server(servicer, server):
             'WatchDeployment': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchDeployment,
                     request_deserializer=tinymlaas_dot_gateway_dot_v1_dot_deployments__pb2.WatchDeploymentRequest.FromString,
+                    response_serializer=tinymlaas_dot_gateway_dot_v1_dot_deployments__pb2.Deployment.SerializeToString,
+            ),
+            'PauseDeployment': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseDeployment,
+                    request_deserializer=tinymlaas_dot_gateway_dot_v1_dot_deployments__pb2.PauseDeploymentRequest.FromString,
+                    response_serializer=tinymlaas_dot_gateway_dot_v1_dot_deployments__pb2.Deployment.SerializeToString,
+            ),
+            'ResumeDeployment': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeDeployment,
+                    request_deserializer=tinymlaas_dot_gateway_dot_v1_dot_deployments__pb2.ResumeDeploymentRequest.FromString,
+                    response_serializer=tinymlaas_dot_gateway_dot_v1_dot_deployments__pb2.Deployment.SerializeToString,
+            ),
+            'ApproveDeployment': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApproveDeployment,
+                    request_deserializer=tinymlaas_dot_gateway_dot_v1_dot_deployments__pb2.ApproveDeploymentRequest.FromString,
                     response_serializer=tinymlaas_dot_gateway_dot_v1_dot_deployments__pb2.Deployment.SerializeToString,
             ),
             'CancelDeployment': grpc.unary_unary_rpc_method_handler(
@@ -274,6 +327,87 @@ class Deployments:
             target,
             '/tinymlaas.gateway.v1.Deployments/WatchDeployment',
             tinymlaas_dot_gateway_dot_v1_dot_deployments__pb2.WatchDeploymentRequest.SerializeToString,
+            tinymlaas_dot_gateway_dot_v1_dot_deployments__pb2.Deployment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseDeployment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tinymlaas.gateway.v1.Deployments/PauseDeployment',
+            tinymlaas_dot_gateway_dot_v1_dot_deployments__pb2.PauseDeploymentRequest.SerializeToString,
+            tinymlaas_dot_gateway_dot_v1_dot_deployments__pb2.Deployment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeDeployment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tinymlaas.gateway.v1.Deployments/ResumeDeployment',
+            tinymlaas_dot_gateway_dot_v1_dot_deployments__pb2.ResumeDeploymentRequest.SerializeToString,
+            tinymlaas_dot_gateway_dot_v1_dot_deployments__pb2.Deployment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApproveDeployment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tinymlaas.gateway.v1.Deployments/ApproveDeployment',
+            tinymlaas_dot_gateway_dot_v1_dot_deployments__pb2.ApproveDeploymentRequest.SerializeToString,
             tinymlaas_dot_gateway_dot_v1_dot_deployments__pb2.Deployment.FromString,
             options,
             channel_credentials,

@@ -44,8 +44,18 @@ class DeploymentsStub:
     """Newest first."""
     WatchDeployment: _grpc.UnaryStreamMultiCallable[_deployments_pb2.WatchDeploymentRequest, _deployments_pb2.Deployment]
     """The deployment now and at each change, until it ends."""
+    PauseDeployment: _grpc.UnaryUnaryMultiCallable[_deployments_pb2.PauseDeploymentRequest, _deployments_pb2.Deployment]
+    """Begins no device until ResumeDeployment; devices under way go on to their end. Repeatable.
+    FAILED_PRECONDITION / DEPLOYMENT_ENDED when there is nothing left to pause.
+    """
+    ResumeDeployment: _grpc.UnaryUnaryMultiCallable[_deployments_pb2.ResumeDeploymentRequest, _deployments_pb2.Deployment]
+    """Goes on with a paused deployment. Where a wave's failures paused it, they are accepted. Repeatable."""
+    ApproveDeployment: _grpc.UnaryUnaryMultiCallable[_deployments_pb2.ApproveDeploymentRequest, _deployments_pb2.Deployment]
+    """Lets a wave begin that waits for approval; with its name also before it waits. Repeatable.
+    FAILED_PRECONDITION / NOTHING_TO_APPROVE when no wave waits and none is named.
+    """
     CancelDeployment: _grpc.UnaryUnaryMultiCallable[_deployments_pb2.CancelDeploymentRequest, _deployments_pb2.Deployment]
-    """Asks a deployment to stop: installs under way end at the next safe point, active modules stay. Repeatable."""
+    """Aborts a deployment: nothing new begins, installs under way end at the next safe point, active modules stay. Repeatable."""
     RollbackDeployment: _grpc.UnaryUnaryMultiCallable[_deployments_pb2.RollbackDeploymentRequest, _deployments_pb2.Deployment]
     """Every device of the deployment back to the module that was active before. Repeatable."""
     Infer: _grpc.UnaryUnaryMultiCallable[_deployments_pb2.DeviceInferRequest, _deployments_pb2.DeviceInferResponse]
@@ -66,8 +76,18 @@ class DeploymentsAsyncStub(DeploymentsStub):
     """Newest first."""
     WatchDeployment: _aio.UnaryStreamMultiCallable[_deployments_pb2.WatchDeploymentRequest, _deployments_pb2.Deployment]  # type: ignore[assignment]
     """The deployment now and at each change, until it ends."""
+    PauseDeployment: _aio.UnaryUnaryMultiCallable[_deployments_pb2.PauseDeploymentRequest, _deployments_pb2.Deployment]  # type: ignore[assignment]
+    """Begins no device until ResumeDeployment; devices under way go on to their end. Repeatable.
+    FAILED_PRECONDITION / DEPLOYMENT_ENDED when there is nothing left to pause.
+    """
+    ResumeDeployment: _aio.UnaryUnaryMultiCallable[_deployments_pb2.ResumeDeploymentRequest, _deployments_pb2.Deployment]  # type: ignore[assignment]
+    """Goes on with a paused deployment. Where a wave's failures paused it, they are accepted. Repeatable."""
+    ApproveDeployment: _aio.UnaryUnaryMultiCallable[_deployments_pb2.ApproveDeploymentRequest, _deployments_pb2.Deployment]  # type: ignore[assignment]
+    """Lets a wave begin that waits for approval; with its name also before it waits. Repeatable.
+    FAILED_PRECONDITION / NOTHING_TO_APPROVE when no wave waits and none is named.
+    """
     CancelDeployment: _aio.UnaryUnaryMultiCallable[_deployments_pb2.CancelDeploymentRequest, _deployments_pb2.Deployment]  # type: ignore[assignment]
-    """Asks a deployment to stop: installs under way end at the next safe point, active modules stay. Repeatable."""
+    """Aborts a deployment: nothing new begins, installs under way end at the next safe point, active modules stay. Repeatable."""
     RollbackDeployment: _aio.UnaryUnaryMultiCallable[_deployments_pb2.RollbackDeploymentRequest, _deployments_pb2.Deployment]  # type: ignore[assignment]
     """Every device of the deployment back to the module that was active before. Repeatable."""
     Infer: _aio.UnaryUnaryMultiCallable[_deployments_pb2.DeviceInferRequest, _deployments_pb2.DeviceInferResponse]  # type: ignore[assignment]
@@ -111,12 +131,40 @@ class DeploymentsServicer(metaclass=_abc_1.ABCMeta):
         """The deployment now and at each change, until it ends."""
 
     @_abc_1.abstractmethod
+    def PauseDeployment(
+        self,
+        request: _deployments_pb2.PauseDeploymentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_deployments_pb2.Deployment, _abc.Awaitable[_deployments_pb2.Deployment]]:
+        """Begins no device until ResumeDeployment; devices under way go on to their end. Repeatable.
+        FAILED_PRECONDITION / DEPLOYMENT_ENDED when there is nothing left to pause.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeDeployment(
+        self,
+        request: _deployments_pb2.ResumeDeploymentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_deployments_pb2.Deployment, _abc.Awaitable[_deployments_pb2.Deployment]]:
+        """Goes on with a paused deployment. Where a wave's failures paused it, they are accepted. Repeatable."""
+
+    @_abc_1.abstractmethod
+    def ApproveDeployment(
+        self,
+        request: _deployments_pb2.ApproveDeploymentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_deployments_pb2.Deployment, _abc.Awaitable[_deployments_pb2.Deployment]]:
+        """Lets a wave begin that waits for approval; with its name also before it waits. Repeatable.
+        FAILED_PRECONDITION / NOTHING_TO_APPROVE when no wave waits and none is named.
+        """
+
+    @_abc_1.abstractmethod
     def CancelDeployment(
         self,
         request: _deployments_pb2.CancelDeploymentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployments_pb2.Deployment, _abc.Awaitable[_deployments_pb2.Deployment]]:
-        """Asks a deployment to stop: installs under way end at the next safe point, active modules stay. Repeatable."""
+        """Aborts a deployment: nothing new begins, installs under way end at the next safe point, active modules stay. Repeatable."""
 
     @_abc_1.abstractmethod
     def RollbackDeployment(
