@@ -27,12 +27,15 @@ if TYPE_CHECKING:
         from_rpc_error,
         from_status,
     )
-    from .interceptors import Authenticator, Principal, TokenAuthenticator, current_principal
+    from .identity import Authenticator, Principal, TokenAuthenticator, current_principal
+    from .interceptors import Attempt, Auditor
+    from .messages import redacted
     from .paging import decode_page_token, encode_page_token, page_size
     from .resource_names import format_name, parse_name
     from .server import GrpcServer, run_server, serve_until_signal
     from .settings import ServiceSettings
     from .telemetry import configure_logging, configure_tracing
+    from .tls import TlsFiles
     from .validation import validate
 
 # Loaded when first asked for: a worker or a tool that needs the errors should not wait for server, settings and telemetry.
@@ -60,12 +63,17 @@ _MODULES = {
         "from_rpc_error",
         "from_status",
     ),
-    "interceptors": (
+    "identity": (
         "Authenticator",
         "Principal",
         "TokenAuthenticator",
         "current_principal",
     ),
+    "interceptors": (
+        "Attempt",
+        "Auditor",
+    ),
+    "messages": ("redacted",),
     "paging": (
         "decode_page_token",
         "encode_page_token",
@@ -85,6 +93,7 @@ _MODULES = {
         "configure_logging",
         "configure_tracing",
     ),
+    "tls": ("TlsFiles",),
     "validation": ("validate",),
 }
 _PLACES = {name: module for module, names in _MODULES.items() for name in names}
@@ -107,6 +116,8 @@ def __dir__() -> list[str]:
 __all__ = [
     "Aborted",
     "AlreadyExists",
+    "Attempt",
+    "Auditor",
     "Authenticator",
     "Cancelled",
     "DataLoss",
@@ -122,6 +133,7 @@ __all__ = [
     "ResourceExhausted",
     "ServiceError",
     "ServiceSettings",
+    "TlsFiles",
     "TokenAuthenticator",
     "Unauthenticated",
     "Unavailable",
@@ -139,6 +151,7 @@ __all__ = [
     "from_status",
     "page_size",
     "parse_name",
+    "redacted",
     "run_server",
     "serve_until_signal",
     "validate",

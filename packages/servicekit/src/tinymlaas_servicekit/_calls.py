@@ -36,6 +36,12 @@ class Call:
         pairs = self.context.invocation_metadata() or ()
         return {key: value for key, value in pairs if isinstance(value, str)}
 
+    @property
+    def peer_names(self) -> tuple[str, ...]:
+        """Names (SAN) in the certificate that the caller connected with; empty without mTLS."""
+        found: dict[str, list[bytes]] = self.context.auth_context() or {}
+        return tuple(name.decode(errors="replace") for name in found.get("x509_subject_alternative_name", ()))
+
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every call of every kind in `around`, and shows every incoming message to `check`.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 from google.protobuf.descriptor import ServiceDescriptor
 
@@ -17,8 +17,8 @@ from tinymlaas.type.v1 import access_pb2
 
 from .validation import contract_modules
 
-Permission = access_pb2.Permission.ValueType
-Role = access_pb2.Role.ValueType
+Permission: TypeAlias = access_pb2.Permission.ValueType
+Role: TypeAlias = access_pb2.Role.ValueType
 
 READ_PERMISSIONS = frozenset({access_pb2.PERMISSION_READ, access_pb2.PERMISSION_READ_PLUGINS})
 # google.longrunning.Operations over builds and deployments: what the same calls on those need.
@@ -81,6 +81,11 @@ def _grants() -> Mapping[Role, frozenset[Permission]]:
 def permissions_of(roles: Iterable[Role]) -> frozenset[Permission]:
     """What the roles grant together; roles that this version does not know grant nothing."""
     return frozenset().union(*(_grants().get(role, frozenset()) for role in roles))
+
+
+def roles_with(permission: Permission) -> list[str]:
+    """Names of the roles that grant a permission."""
+    return [role_name(role) for role, granted in _grants().items() if permission in granted]
 
 
 def role_name(role: Role) -> str:

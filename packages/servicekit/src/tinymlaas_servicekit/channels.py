@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 
 from .telemetry import context_headers
+from .tls import TlsFiles, secure_channel
 from .validation import contract_modules
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
@@ -39,11 +40,19 @@ def service_config() -> str:
 
 
 def connect(
-    address: str, token: str | None = None, *, max_message_bytes: int = MAX_MESSAGE_BYTES, retry: bool = True
+    address: str,
+    token: str | None = None,
+    *,
+    tls: TlsFiles | None = None,
+    peer: str = "",
+    max_message_bytes: int = MAX_MESSAGE_BYTES,
+    retry: bool = True,
 ) -> grpc.aio.Channel:
-    """A channel to `host:port` or `unix:/path`, without TLS: for loopback and for meshes that bring their own.
+    """A channel to `host:port` or `unix:/path`; without `tls` for loopback and for meshes that bring their own.
 
-    Every call carries the token, when given, and the current trace context. The channel connects lazily; close it.
+    Every call carries the token, when given, and the current trace context. With `tls` only a server that proves to be the
+    service `peer` is spoken to, or with an empty `peer` one that proves the address's host name; where the files have a
+    certificate of our own, it stands in the token's place. The channel connects lazily; close it.
     """
     options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", max_message_bytes),
@@ -59,7 +68,10 @@ def connect(
     ]
     if retry:
         options.append(("grpc.service_config", service_config()))
-    return grpc.aio.insecure_channel(address, options=options, interceptors=_metadata_interceptors(token))
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=options, interceptors=_metadata_interceptors(token))
+    sent = None if tls.certificate is not None else token
+    return secure_channel(address, tls, peer, options, lambda: _metadata_interceptors(sent))
 
 
 class _Metadata:

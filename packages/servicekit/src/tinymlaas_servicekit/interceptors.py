@@ -1,11 +1,10 @@
-"""Interceptors of every server: errors to the wire, authentication, request validation."""
+"""Interceptors of every server: errors to the wire, who may call what, request validation."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -14,10 +13,16 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 import structlog
+from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 
+from tinymlaas.type.v1 import access_pb2
+
 from ._calls import OPEN_SERVICES, Call, CallInterceptor
-from .errors import Internal, InvalidArgument, ServiceError, Unauthenticated, adapt
+from .access import Access, access_table, roles_with
+from .errors import Internal, InvalidArgument, PermissionDenied, ServiceError, adapt
+from .identity import EVERYWHERE, Authenticator, Principal, _principal
+from .messages import Forwarded, named_in, project_of
 from .validation import validate
 
 log = structlog.get_logger("tinymlaas.server")
@@ -77,70 +82,132 @@ def _unforeseen(call: Call, exception: Exception) -> ServiceError:
     return Internal(f"internal error {correlation_id}", "INTERNAL_ERROR", {"correlation_id": correlation_id})
 
 
-@dataclass(frozen=True)
-class Principal:
-    """Who calls: `subject` names the caller, `how` the way it was proven ("token", "none", ...)."""
+class AccessInterceptor(CallInterceptor):
+    """Lets callers do what the RPC's option `access` admits them to, tells handlers who it is, and reports changes.
 
-    subject: str
-    how: str
+    An RPC that declares nothing is refused to everybody. Health and reflection are open.
+    """
 
-
-_principal: ContextVar[Principal | None] = ContextVar("tinymlaas_principal", default=None)
-
-
-def current_principal() -> Principal:
-    """The caller of the call that is being served; Unauthenticated outside of an authenticated call."""
-    principal = _principal.get()
-    if principal is None:
-        raise Unauthenticated("there is no authenticated caller")
-    return principal
-
-
-class Authenticator(Protocol):
-    """Decides who calls, from the call's text metadata; raises Unauthenticated."""
-
-    def authenticate(self, metadata: Mapping[str, str]) -> Principal:
-        """The caller."""
-
-
-class TokenAuthenticator:
-    """One bearer token for the whole installation, compared in constant time (RFC 6750 syntax). None admits everybody."""
-
-    def __init__(self, token: str | None) -> None:
-        self._token = None if token is None else token.encode()
-
-    def authenticate(self, metadata: Mapping[str, str]) -> Principal:
-        """The holder of the token; TOKEN_MISSING or TOKEN_INVALID otherwise."""
-        if self._token is None:
-            return Principal("anonymous", "none")
-        scheme, _, credential = metadata.get("authorization", "").partition(" ")
-        if not credential or scheme.lower() != "bearer":
-            raise Unauthenticated("no bearer token", "TOKEN_MISSING", {"scheme": "Bearer"})
-        if not hmac.compare_digest(credential.strip().encode(), self._token):
-            raise Unauthenticated("wrong token", "TOKEN_INVALID", {"scheme": "Bearer"})
-        return Principal("token", "token")
-
-
-class AuthInterceptor(CallInterceptor):
-    """Lets only authenticated callers in, except to health and reflection, and tells handlers who it is."""
-
-    def __init__(self, authenticator: Authenticator) -> None:
-        self._authenticator = authenticator
+    def __init__(self, authenticator: Authenticator, auditor: Auditor | None = None) -> None:
+        self._authenticator, self._auditor = authenticator, auditor
 
     def around(self, call: Call) -> AbstractAsyncContextManager[None]:
-        """Authenticates before the handler sees anything."""
-        return self._authenticated(call)
+        """Authenticates before the handler sees anything; refuses at once whom no request could help."""
+        return self._admitted(call)
 
     @asynccontextmanager
-    async def _authenticated(self, call: Call) -> AsyncIterator[None]:
+    async def _admitted(self, call: Call) -> AsyncIterator[None]:
         if call.service in OPEN_SERVICES:
             yield
             return
-        token = _principal.set(self._authenticator.authenticate(call.metadata))
+        principal = await self._authenticator.authenticate(call)
+        token = _principal.set(principal)
+        attempt = Attempt(call, principal)
+        attempts = _attempt.set(attempt)
         try:
+            _admit(attempt)
             yield
+        except BaseException as error:
+            attempt.error = error
+            raise
         finally:
+            _attempt.reset(attempts)
             _principal.reset(token)
+            if self._auditor is not None and (attempt.access is None or attempt.access.changes):
+                await self._auditor.record(attempt)
+
+    def checker(self, call: Call) -> Callable[[Any], None] | None:
+        """Looks which projects a message names, where that decides; keeps the first message for the auditor."""
+        return None if call.service in OPEN_SERVICES else _admit_message
+
+
+@dataclass
+class Attempt:
+    """A call of an authenticated caller on its way: what it needs, its first message, and how it ended."""
+
+    call: Call
+    principal: Principal
+    message: Message | None = None
+    error: BaseException | None = None
+
+    @property
+    def access(self) -> Access | None:
+        """What the RPC declares."""
+        return access_table().get(self.call.method)
+
+
+class Auditor(Protocol):
+    """Is told of every call that changes something, or would have, when it has ended."""
+
+    async def record(self, attempt: Attempt) -> None:
+        """Takes note; must not raise."""
+
+
+_attempt: ContextVar[Attempt | None] = ContextVar("tinymlaas_attempt", default=None)
+
+
+def _admit(attempt: Attempt) -> None:
+    access, principal = attempt.access, attempt.principal
+    if access is None:
+        raise PermissionDenied(
+            f"{attempt.call.method} does not declare who may call it",
+            "ACCESS_UNDECLARED",
+            {"method": attempt.call.method},
+        )
+    everywhere = access.scope == access_pb2.SCOPE_INSTALLATION
+    if not (principal.may(access, EVERYWHERE) if everywhere else principal.may_somewhere(access)):
+        raise _denied(attempt, access, EVERYWHERE if everywhere else "")
+
+
+def _admit_message(message: Any) -> None:
+    attempt = _attempt.get()
+    access = None if attempt is None else attempt.access
+    if attempt is None or access is None:
+        raise Internal("a message came outside of an admitted call")
+    first = attempt.message is None
+    decided = access.scope != access_pb2.SCOPE_UNSPECIFIED or attempt.principal.may(access, EVERYWHERE)
+    if decided and not (first and access.changes):
+        return
+    if isinstance(message, Forwarded):
+        try:
+            message = message.parsed()
+        except DecodeError as error:
+            raise InvalidArgument("the request cannot be decoded", "REQUEST_MALFORMED") from error
+    if first:
+        attempt.message = message
+    if decided:
+        return
+    projects = {project_of(name) for name in named_in(message)}
+    if first and not projects:
+        raise InvalidArgument(
+            "the request names no project", "PROJECT_MISSING", help="Name resources as projects/{project}/..."
+        )
+    for project in sorted(projects):
+        if not attempt.principal.may(access, project):
+            raise _denied(attempt, access, project)
+
+
+def _denied(attempt: Attempt, access: Access, project: str) -> PermissionDenied:
+    method = attempt.call.method.lstrip("/")
+    if access.permission == access_pb2.PERMISSION_SERVICE:
+        return PermissionDenied(
+            f"{method} is called by the suite's own services only",
+            "INTERNAL_CALL",
+            {"method": method},
+            "Modules are made by builds, devices by bridges, plugins by the plugins manifest.",
+        )
+    if attempt.principal.service:
+        return PermissionDenied(
+            f"{attempt.principal.service} is not among the callers of {method}", "CALLER_UNEXPECTED", {"method": method}
+        )
+    permission = access_pb2.Permission.Name(access.permission).removeprefix("PERMISSION_")
+    place = f"projects/{project}" if project else "any project"
+    return PermissionDenied(
+        f"{attempt.principal.subject} lacks {permission} in {place}",
+        "PERMISSION_DENIED",
+        {"method": method, "permission": permission, "project": project, "subject": attempt.principal.subject},
+        f"Ask an administrator for a role that has it: {', '.join(roles_with(access.permission))}.",
+    )
 
 
 class ValidationInterceptor(CallInterceptor):

@@ -17,9 +17,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from .errors import Unavailable
-from .interceptors import Authenticator, AuthInterceptor, ErrorInterceptor, TokenAuthenticator, ValidationInterceptor
+from .identity import Authenticator, PeerAuthenticator, TokenAuthenticator
+from .interceptors import AccessInterceptor, Auditor, ErrorInterceptor, ValidationInterceptor
 from .settings import ServiceSettings
 from .telemetry import TelemetryInterceptor, configure_logging, configure_tracing
+from .tls import server_credentials
 
 log = structlog.get_logger("tinymlaas.server")
 
@@ -30,7 +32,11 @@ Register = Callable[[grpc.aio.Server], "Iterable[str] | Awaitable[Iterable[str]]
 class GrpcServer:
     """One listening gRPC server. `start` binds and serves, `drain` stops taking calls and lets running ones end.
 
-    The interceptors, from the outside in: telemetry, errors, authentication, validation, then those of the service.
+    The interceptors, from the outside in: telemetry, errors, access, validation, then those of the service.
+
+    Callers prove who they are by `authenticator`. None: services by their certificates where the settings name certificate
+    files, anybody by the token otherwise. `credentials` are those of the listening port; None: mTLS where the settings name
+    certificate files, no TLS otherwise.
     """
 
     def __init__(
@@ -39,16 +45,26 @@ class GrpcServer:
         register: Register,
         *,
         authenticator: Authenticator | None = None,
+        auditor: Auditor | None = None,
+        credentials: grpc.ServerCredentials | None = None,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     ) -> None:
         self._settings = settings
         self._register = register
-        self._authenticator = authenticator or TokenAuthenticator(settings.resolve_token())
+        tls = settings.tls()
+        self._authenticator = authenticator or (
+            TokenAuthenticator(settings.resolve_token()) if tls is None else PeerAuthenticator(tls.domain)
+        )
+        self._auditor, self._credentials = auditor, credentials
+        if credentials is None and tls is not None:
+            self._credentials = server_credentials(tls, require_client=True)
         self._extra = tuple(interceptors)
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
+        self._health_server: grpc.aio.Server | None = None
         self._services: tuple[str, ...] = ()
         self.address = ""
+        self.health_address = ""
 
     async def start(self) -> str:
         """Binds, serves, reports SERVING, and returns the bound address (`host:port` or `unix:/path`)."""
@@ -56,7 +72,7 @@ class GrpcServer:
             interceptors=[
                 TelemetryInterceptor(),
                 ErrorInterceptor(),
-                AuthInterceptor(self._authenticator),
+                AccessInterceptor(self._authenticator, self._auditor),
                 ValidationInterceptor(),
                 *self._extra,
             ],
@@ -66,9 +82,15 @@ class GrpcServer:
         self._services = tuple(await registered if isinstance(registered, Awaitable) else registered)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        self.address = _bind(server, self._settings.listen)
+        self.address = _bind(server, self._settings.listen, self._credentials)
         await server.start()
         self._server = server
+        if self._settings.health_listen:
+            # Probes of Kubernetes know no client certificates.
+            self._health_server = grpc.aio.server()
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
+            self.health_address = _bind(self._health_server, self._settings.health_listen, None)
+            await self._health_server.start()
         for service in ("", *self._services):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         if self._settings.address_file is not None:
@@ -84,6 +106,9 @@ class GrpcServer:
         await self._health.enter_graceful_shutdown()
         await self._server.stop(self._settings.grace_seconds)
         self._server = None
+        if self._health_server is not None:
+            await self._health_server.stop(None)
+            self._health_server = None
         if self._settings.address_file is not None:
             self._settings.address_file.unlink(missing_ok=True)
 
@@ -144,9 +169,9 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
-def _bind(server: grpc.aio.Server, listen: str) -> str:
+def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> str:
     try:
-        port = server.add_insecure_port(listen)
+        port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
     except RuntimeError as error:
         port = 0
         cause: Exception | None = error

@@ -1,0 +1,121 @@
+"""What can be told from any message of ours by its descriptor: which resources it names, and its text without secrets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+from google.protobuf import json_format
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+
+REDACTED = "[redacted]"
+MAX_TEXT = 4096
+_PROJECTS = "projects/"
+# Documents of others inside our messages; strings in them are no names.
+_FOREIGN_TREES = ("google.protobuf.", "google.rpc.")
+
+
+@runtime_checkable
+class Forwarded(Protocol):
+    """A message that a proxy passes on as bytes, and can parse where somebody must look into it."""
+
+    def parsed(self) -> Message:
+        """The message; google.protobuf.message.DecodeError when it is none."""
+
+
+def named_in(message: Any) -> Iterator[str]:
+    """Every resource name of a project in a message, however deep, in field order: all strings that begin with "projects/"."""
+    for name in _strings(message):
+        # Some handlers are lenient about slashes around a name, so this must be too.
+        bare = name.lstrip("/")
+        if bare.startswith(_PROJECTS):
+            yield bare
+
+
+def project_of(name: str) -> str:
+    """Project id of a resource name that begins with "projects/"."""
+    return name.split("/", 2)[1]
+
+
+def redacted(message: Message, limit: int = MAX_TEXT) -> str:
+    """The message as one line of JSON for logs: fields with `debug_redact` and bytes are left out; cut after `limit` characters."""
+    copy = type(message)()
+    copy.CopyFrom(message)
+    sizes: dict[str, str] = {}
+    _redact(copy, "", sizes)
+    document = json_format.MessageToDict(copy, preserving_proto_field_name=True)
+    text = json.dumps({**document, **sizes}, ensure_ascii=False, separators=(",", ":"))
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _redact(message: Any, prefix: str, left_out: dict[str, str]) -> None:
+    for field, value in message.ListFields():
+        path = f"{prefix}{field.name}"
+        if field.GetOptions().debug_redact:
+            left_out[path] = REDACTED
+            message.ClearField(field.name)
+        elif field.type == FieldDescriptor.TYPE_BYTES:
+            count = sum(map(len, value)) if field.is_repeated else len(value)
+            left_out[path] = f"{count} bytes"
+            message.ClearField(field.name)
+        elif field.type == FieldDescriptor.TYPE_MESSAGE and not field.message_type.full_name.startswith(
+            "google.protobuf."
+        ):
+            for place, inner in _inner(field, value):
+                _redact(inner, f"{path}{place}.", left_out)
+
+
+def _inner(field: FieldDescriptor, value: Any) -> Iterator[tuple[str, Any]]:
+    entry: Any = field.message_type
+    if entry.GetOptions().map_entry:
+        if entry.fields_by_name["value"].type == FieldDescriptor.TYPE_MESSAGE:
+            yield from ((f"[{key}]", value[key]) for key in sorted(value, key=str))
+    elif field.is_repeated:
+        yield from ((f"[{index}]", item) for index, item in enumerate(value))
+    else:
+        yield "", value
+
+
+_holds: dict[str, bool] = {}
+
+
+def _strings(message: Any) -> Iterator[str]:
+    for field, value in message.ListFields():
+        if field.type == FieldDescriptor.TYPE_STRING:
+            yield from value if field.is_repeated else (value,)
+        elif field.type == FieldDescriptor.TYPE_MESSAGE and _may_hold_names(field.message_type):
+            for place, inner in _inner(field, value):
+                if place.startswith("["):
+                    yield place[1:-1]
+                yield from _strings(inner)
+            yield from _map_strings(field, value)
+
+
+def _map_strings(field: FieldDescriptor, value: Any) -> Iterator[str]:
+    """Keys and values of a map from or to strings, which are no messages."""
+    entry: Any = field.message_type
+    if entry.GetOptions().map_entry and entry.fields_by_name["value"].type == FieldDescriptor.TYPE_STRING:
+        for key in value:
+            yield str(key)
+            yield value[key]
+
+
+def _may_hold_names(descriptor: Descriptor) -> bool:
+    """Whether there are strings in a message type or below it; chunks of uploads are thereby skipped."""
+    known = _holds.get(descriptor.full_name)
+    if known is None:
+        known = _holds[descriptor.full_name] = _reaches_strings(descriptor, set())
+    return known
+
+
+def _reaches_strings(descriptor: Descriptor, seen: set[str]) -> bool:
+    if descriptor.full_name.startswith(_FOREIGN_TREES) or descriptor.full_name in seen:
+        return False
+    seen.add(descriptor.full_name)
+    return any(
+        field.type == FieldDescriptor.TYPE_STRING
+        or (field.message_type is not None and _reaches_strings(field.message_type, seen))
+        for field in descriptor.fields
+    )
