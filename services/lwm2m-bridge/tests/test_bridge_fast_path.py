@@ -177,6 +177,16 @@ async def test_a_forged_source_gets_no_more_bytes_of_an_image_than_it_sent(
     assert len((await asking.ask(CON, GET, options)).payload) == 1024
 
 
+async def test_a_datagram_that_aiocoap_can_not_read_is_dropped_and_the_next_one_answered(asking: Asking) -> None:
+    """A path that is no UTF-8 (RFC 7252, clause 5.10), on both ways and at any length."""
+    bad = ((URI_PATH, b"rd"), (URI_QUERY, b"ep=\xff\xfe"))
+    for kind in (CON, NON):
+        asking.wire.send(Packet(kind, POST, 1, b"\x01", bad, LINKS), asking.server)
+        asking.wire.transport.sendto(b"\x40", asking.server)
+        asking.wire.transport.sendto(bytes(5000), asking.server)
+    assert (await asking.ask(CON, POST, GOOD, LINKS)).code == code("2.01")
+
+
 async def test_a_store_that_fails_is_told_as_5_03_and_tried_again(tmp_path: Path) -> None:
     failures = [OSError("disk full")]
     store = SqlStore(f"sqlite:///{tmp_path / 'b.db'}")

@@ -31,6 +31,9 @@ class LwM2mBridgeSettings(ServiceSettings):
         "", description="coap://host:port that devices reach the bridge at; empty: as they did"
     )
     coap_allow_plain: bool = Field(False, description="serve plain CoAP beyond loopback: no security at all")
+    coap_datagrams_per_second: float = Field(
+        1_000.0, gt=0, description="datagrams that one host beyond loopback may send in a second; others are dropped"
+    )
     bootstrap_listen: str = Field("", description="host:port of the bootstrap server (UDP); empty: none is served")
     bootstrap_server_uri: str = Field(
         "", description="coap:// or coaps:// URI that bootstrap gives devices; empty: the address of coap_listen"
@@ -79,6 +82,7 @@ class LwM2mBridgeSettings(ServiceSettings):
                 port=int(port),
                 allow_plain_coap=self.coap_allow_plain,
                 public_address=self.coap_public_address,
+                datagrams_per_second=self.coap_datagrams_per_second,
             ),
             link=LinkSettings(ack_timeout_s=self.coap_ack_timeout_seconds, max_retransmit=self.coap_max_retransmit),
             install=InstallSettings(

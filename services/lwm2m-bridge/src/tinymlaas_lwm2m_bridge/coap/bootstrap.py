@@ -26,8 +26,10 @@ from ..core.bootstrap import (
 from ..core.directory import Admission, Clock
 from ..core.errors import BridgeError, Reason
 from .endpoint import CoapSettings, check_address, free_port
+from .intake import Intake, interface_of
 from .registrar import refusal
 from .server import as_message
+from .sources import Sources
 
 log = structlog.get_logger("tinymlaas.bridge.bootstrap")
 
@@ -66,6 +68,8 @@ class BootstrapServer:
         site = resource.Site()
         site.add_resource(["bs"], _Request(self))
         self._context = await aiocoap.Context.create_server_context(site, bind=(host, port), transports=["udp6"])
+        sources = Sources(asyncio.get_running_loop().time, per_second=self._settings.coap.datagrams_per_second)
+        Intake(interface_of(self._context), sources).attach()
         self.address = f"coap://{f'[{host}]' if ':' in host else host}:{port}"
         log.info("bootstrap is served", address=self.address)
 

@@ -17,6 +17,7 @@ from tinymlaas_lwm2m import TypeLookup, kind_of
 from ..core.directory import Directory
 from ..core.errors import BridgeError, Reason
 from .fast import FastPath
+from .intake import Intake, interface_of
 from .link import CoapLink, LinkSettings
 from .registrar import Registrar
 from .server import Packages, build_site
@@ -83,8 +84,8 @@ class CoapEndpoint:
         packages.announce(settings.public_address or None)
         registrar = Registrar(directory, written or _at_once, link.remember)
         context.serversite = build_site(registrar, packages)
-        interface = context.request_interfaces[0].token_interface.message_interface
-        FastPath(interface, registrar, packages, sources, lambda: context.serving).attach()
+        fast = FastPath(interface_of(context), registrar, packages, lambda: context.serving)
+        Intake(interface_of(context), sources, fast.take).attach()
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"coap://{host}:{port}"
         log.info("CoAP is served", address=address)

@@ -37,36 +37,30 @@ from .packets import (
 )
 from .registrar import Answer, Peer, Registrar
 from .server import NOT_YET_S, Packages
-from .sources import Sources
 
 log = structlog.get_logger("tinymlaas.bridge.coap")
 
 EXCHANGE_LIFETIME_S = 247.0
 """How long a duplicate of a request may arrive (RFC 7252, clause 4.8.2)."""
 _MAX_REMEMBERED = 65_536
-_RECEIVE_BYTES, _ANCILLARY_BYTES = 4096, 1024
-_DRAINED_AT_ONCE = 64
-_WANTED_BUFFER = 4 * 1024 * 1024
 
 _Key = tuple[str, int, int]
 _OPAQUE = unsigned(Format.OPAQUE)
 
 
 class FastPath:
-    """Stands between the socket and aiocoap's message interface; `attach` puts it there."""
+    """Handles the datagrams of an `Intake`: `take`."""
 
     def __init__(
         self,
         interface: Any,
         registrar: Registrar,
         packages: Packages,
-        sources: Sources,
         serving: Callable[[], bool],
     ) -> None:
         self._interface = interface
         self._registrar = registrar
         self._packages = packages
-        self._sources = sources
         self._serving = serving
         self._socket: socket.socket = interface.transport.get_extra_info("socket")
         self._port = int(self._socket.getsockname()[1])
@@ -75,25 +69,8 @@ class FastPath:
         self._answers: OrderedDict[_Key, tuple[float, bytes | None]] = OrderedDict()
         self.answered = 0
 
-    def attach(self) -> None:
-        """Take all datagrams from now on; a burst of registrations waits in a larger buffer, as far as the system allows."""
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _WANTED_BUFFER)
-        self._interface.datagram_msg_received = self._received
-
-    def _received(self, data: bytes, ancillary: Any, flags: int, address: Any) -> None:
-        self._take(data, ancillary, flags, address)
-        # aiocoap reads one datagram for each turn of the event loop; the others that are here are cheaper now.
-        for _ in range(_DRAINED_AT_ONCE):
-            try:
-                data, ancillary, flags, address = self._socket.recvmsg(_RECEIVE_BYTES, _ANCILLARY_BYTES)
-            except OSError:
-                # Nothing more to read, or an error that aiocoap reads from its queue in the next turn.
-                return
-            self._take(data, ancillary, flags, address)
-
-    def _take(self, data: bytes, ancillary: Any, flags: int, address: Any) -> None:
-        if not self._sources.allow(address[0]):
-            return
+    def take(self, data: bytes, ancillary: Any, flags: int, address: Any) -> None:
+        """Answer a datagram, or leave it to aiocoap."""
         request = parse_request(data) if self._serving() and not flags & socket.MSG_TRUNC else None
         pktinfo = _pktinfo(ancillary)
         if request is None or pktinfo is None or not self._answer(request, address, pktinfo):
