@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
+from tinymlaas.registry.v1.plugins_pb2 import Plugin as State
 from tinymlaas_gateway.adapters.keys import load_or_create
-from tinymlaas_gateway.adapters.manifest import Manifest
-from tinymlaas_servicekit import FailedPrecondition
+from tinymlaas_gateway.adapters.manifest import Manifest, read_manifest
+from tinymlaas_gateway.adapters.replicas import Replica, Resolver, best
+from tinymlaas_servicekit import FailedPrecondition, InvalidArgument
 
 
 def write(path: Path, entries: list[object]) -> None:
@@ -63,3 +67,44 @@ def test_a_key_that_root_mounted_for_our_group_is_taken_and_one_for_everybody_is
     path.chmod(0o444)
     with pytest.raises(FailedPrecondition):
         load_or_create(path)
+
+
+async def test_a_service_is_every_address_that_its_name_has_and_the_last_ones_while_it_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "own.json", [{"service": "compiler.suite.svc:7100"}, "127.0.0.1:1"])
+    entries = Manifest([], tmp_path).entries()
+    names = {"compiler.suite.svc": ["10.0.0.2", "10.0.0.1"]}
+
+    async def getaddrinfo(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        if not names[host]:
+            raise socket.gaierror(socket.EAI_NONAME, "no address")
+        return [(None, None, None, "", (address, port)) for address in names[host]]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    resolver = Resolver()
+
+    async def found() -> list[str]:
+        return [entry.location.address for entry in await resolver.expand(entries)]
+
+    assert await found() == ["10.0.0.1:7100", "10.0.0.2:7100", "127.0.0.1:1"]
+    assert {entry.label for entry in await resolver.expand(entries)} == {"compiler.suite.svc:7100", "127.0.0.1:1"}
+    names["compiler.suite.svc"] = ["10.0.0.3"]
+    assert await found() == ["10.0.0.3:7100", "127.0.0.1:1"]
+    names["compiler.suite.svc"] = []
+    assert await found() == ["10.0.0.3:7100", "127.0.0.1:1"]
+
+
+def test_a_call_goes_to_the_replica_that_is_ready_and_has_least_to_do() -> None:
+    ready, loading, away = State.STATE_READY, State.STATE_LOADING, State.STATE_UNREACHABLE
+    assert best([]) is None
+    assert best([Replica(ready, 2, 0), Replica(ready, 1, 1), Replica(loading, 0, 2)]) == Replica(ready, 1, 1)
+    assert best([Replica(away, 0, 0), Replica(loading, 5, 1)]) == Replica(loading, 5, 1)
+    assert best([Replica(ready, 1, 0), Replica(ready, 1, 1)]) == Replica(ready, 1, 0)
+
+
+@pytest.mark.parametrize("entry", [{}, {"service": "no-port"}, {"service": "a:1", "address": "b:1"}])
+def test_an_entry_that_says_too_little_or_too_much_makes_the_manifest_none(tmp_path: Path, entry: object) -> None:
+    write(tmp_path / "own.json", [entry])
+    with pytest.raises(InvalidArgument):
+        read_manifest(tmp_path / "own.json")

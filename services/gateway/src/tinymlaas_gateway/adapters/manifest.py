@@ -2,6 +2,7 @@
 
     [{"address": "127.0.0.1:4001"}, {"address_file": "run/compiler.addr", "token_file": "run/token"}]
 
+`{"service": "compiler.suite.svc:7100"}` names replicas of one plugin: every address that the name resolves to is one.
 Relative paths are relative to the manifest's folder. A missing file is an empty list: nothing has been started yet. A folder is
 all its `*.json` files, so that several writers can share it: in a cluster the chart's own plugins and those of the operator.
 """
@@ -25,15 +26,20 @@ MAX_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A plugin or bridge: where it listens and the token that it wants (None: the suite's)."""
+    """A plugin or bridge: where it listens and the token that it wants (None: the suite's).
+
+    `service`: the location is a name for all replicas. `of`: that name, for one replica of them.
+    """
 
     location: Location
     token: str | None = None
+    service: bool = False
+    of: str = ""
 
     @property
     def label(self) -> str:
         """How the entry is called in logs."""
-        return self.location.address or str(self.location.address_file)
+        return self.of or self.location.address or str(self.location.address_file)
 
 
 def read_manifest(path: Path) -> list[Entry]:
@@ -52,17 +58,22 @@ def read_manifest(path: Path) -> list[Entry]:
             f"{path.name} is no manifest: {error}",
             "MANIFEST_INVALID",
             {"file": path.name},
-            'Write a JSON list of objects with "address" or "address_file".',
+            'Write a JSON list of objects with "address", "address_file" or "service".',
         ) from error
 
 
 def _entry(item: object, folder: Path) -> Entry:
     if isinstance(item, str):
         item = {"address": item}
-    if not isinstance(item, dict) or ("address" in item) == ("address_file" in item):
-        raise ValueError('each entry needs either "address" or "address_file"')
+    if not isinstance(item, dict) or len({"address", "address_file", "service"} & item.keys()) != 1:
+        raise ValueError('each entry needs one of "address", "address_file", "service"')
     token_file = item.get("token_file")
     token = (folder / str(token_file)).read_text(encoding="utf-8").strip() if token_file else None
+    if "service" in item:
+        service = str(item["service"])
+        if not service.rpartition(":")[2].isdecimal():
+            raise ValueError('"service" is host:port')
+        return Entry(Location(address=service), token, service=True)
     if "address" in item:
         return Entry(Location(address=str(item["address"])), token)
     return Entry(Location(address_file=folder / str(item["address_file"])), token)

@@ -21,6 +21,7 @@ from tinymlaas_servicekit import ServiceError
 from ..engine.ports import KnownPlugin, Listener, Sign
 from .catalogue import Catalogue
 from .manifest import Entry, Manifest
+from .replicas import Replica, Resolver, best
 from .store import Refutations
 
 log = structlog.get_logger("tinymlaas.gateway")
@@ -33,13 +34,13 @@ R = TypeVar("R", bound=Message)
 
 @dataclass(slots=True)
 class _Seat:
-    """One entry of the manifest with the plugin that sits there."""
+    """One entry of the manifest, or one replica of it, with the plugin that sits there. `busy`: calls under way or waiting."""
 
     entry: Entry
     address: str | None = None
     client: PluginClient | None = None
     known: KnownPlugin | None = None
-    recorded: bytes = b""
+    busy: int = 0
     slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
 
 
@@ -59,16 +60,30 @@ class PluginDirectory:
         self._refutations = refutations
         self._token = token
         self._limits = limits or ClientLimits()
+        self._resolver = Resolver()
         self._seats: dict[Entry, _Seat] = {}
+        self._leaving: list[_Seat] = []
+        self._recorded: dict[str, bytes] = {}
         self._looked = asyncio.Event()
 
     def known(self) -> Sequence[KnownPlugin]:
-        """Plugins that have told who they are, by name; of two with one name the first of the manifest."""
-        found: dict[str, KnownPlugin] = {}
-        for seat in self._seats.values():
-            if seat.known is not None:
-                found.setdefault(seat.known.plugin.name, seat.known)
-        return [found[name] for name in sorted(found)]
+        """Plugins that have told who they are, by name; of several with one name the best: ready, then first in the manifest."""
+        names = sorted({seat.known.plugin.name for seat in self._seats.values() if seat.known is not None})
+        found = [self._best(self._named(name), idle=True) for name in names]
+        return [seat.known for seat in found if seat is not None and seat.known is not None]
+
+    def _named(self, plugin: str) -> list[_Seat]:
+        return [seat for seat in self._seats.values() if seat.known is not None and seat.known.plugin.name == plugin]
+
+    def _best(self, seats: list[_Seat], *, idle: bool = False) -> _Seat | None:
+        """The seat that a call goes to; `idle`: whatever they have to do."""
+        replicas = [
+            Replica(seat.known.plugin.state, 0 if idle else seat.busy, place)
+            for place, seat in enumerate(seats)
+            if seat.known is not None
+        ]
+        chosen = best(replicas)
+        return None if chosen is None else seats[chosen.place]
 
     async def first_look(self) -> None:
         """Wait until every entry of the manifest has been asked once."""
@@ -81,18 +96,21 @@ class PluginDirectory:
                 await self.look()
                 await asyncio.sleep(LOOK_SECONDS)
         finally:
-            for seat in self._seats.values():
+            for seat in [*self._seats.values(), *self._leaving]:
                 if seat.client is not None:
                     await seat.client.close()
 
     async def look(self) -> None:
         """Look at every plugin once, at the same time."""
-        entries = self._manifest.entries()
+        entries = await self._resolver.expand(self._manifest.entries())
         for gone in [entry for entry in self._seats if entry not in entries]:
             await self._leave(self._seats.pop(gone))
         for entry in entries:
             self._seats.setdefault(entry, _Seat(entry))
         await asyncio.gather(*(self._look_at(seat) for seat in list(self._seats.values())))
+        for known in self.known():
+            await self._record(known.plugin)
+        await self._end_leaving()
         self._looked.set()
 
     async def _look_at(self, seat: _Seat) -> None:
@@ -116,7 +134,7 @@ class PluginDirectory:
                 known = seat.known
                 # A replaced container answers on the same address, so who sits there is asked each time.
                 if known is None or known.plugin.info != await seat.client.info():
-                    seat.known = await self._ask(seat.client, seat.address or "")
+                    seat.known = await self._ask(seat.client, seat.entry.of or seat.address or "")
                     limit = max(1, min(seat.known.plugin.limits.max_concurrency, 64))
                     seat.slots = asyncio.Semaphore(limit)
                 self._set_state(seat, State.STATE_READY if ready else State.STATE_LOADING, "")
@@ -124,7 +142,6 @@ class PluginDirectory:
                 if seat.known is None:
                     log.warning("a plugin does not tell who it is", address=seat.address, error=str(error))
                 self._set_state(seat, State.STATE_UNREACHABLE, error.message[:200])
-        await self._record(seat)
 
     async def _ask(self, client: PluginClient, address: str) -> KnownPlugin:
         """Ask a plugin who it is and, role by role, what it offers; nothing that it did not advertise is called."""
@@ -160,37 +177,53 @@ class PluginDirectory:
             state, detail = State.STATE_QUARANTINED, f"claims were refuted in {refuted} builds"
         plugin.state, plugin.detail = state, detail
 
-    async def _record(self, seat: _Seat) -> None:
+    async def _record(self, plugin: plugins_pb2.Plugin) -> None:
         """Write a plugin into the registry when it changed; a registry that is away gets it later."""
-        if seat.known is None:
-            return
-        data = seat.known.plugin.SerializeToString(deterministic=True)
-        if data == seat.recorded:
+        data = plugin.SerializeToString(deterministic=True)
+        if data == self._recorded.get(plugin.name):
             return
         with suppress(ServiceError):
-            await self._catalogue.upsert_plugin(seat.known.plugin, patience=0.0)
-            seat.recorded = data
+            await self._catalogue.upsert_plugin(plugin, patience=0.0)
+            self._recorded[plugin.name] = data
 
     async def _leave(self, seat: _Seat) -> None:
-        if seat.client is not None:
-            await seat.client.close()
-            seat.client = None
-        self._set_state(seat, State.STATE_UNREACHABLE, "it is no longer in the manifest")
-        await self._record(seat)
+        """A seat that is no longer listed takes no new call; its connection ends with the last one under way."""
+        self._leaving.append(seat)
+        if seat.known is not None and not self._named(seat.known.plugin.name):
+            self._set_state(seat, State.STATE_UNREACHABLE, "it is no longer in the manifest")
+            await self._record(seat.known.plugin)
+
+    async def _end_leaving(self) -> None:
+        for seat in [seat for seat in self._leaving if not seat.busy]:
+            self._leaving.remove(seat)
+            if seat.client is not None:
+                await seat.client.close()
 
     async def count_refutation(self, plugin: str, version: str, build: str) -> None:
         """Note a refuted claim; the third build puts the plugin's version in quarantine."""
         count = await asyncio.to_thread(self._refutations.add, plugin, version, build)
         log.warning("a claim was refuted", plugin=plugin, version=version, build=build, builds=count)
-        for seat in self._seats.values():
-            if seat.known is not None and seat.known.plugin.name == plugin:
+        for seat in self._named(plugin):
+            if seat.known is not None:
                 self._set_state(seat, seat.known.plugin.state, seat.known.plugin.detail)
-                await self._record(seat)
+                await self._record(seat.known.plugin)
 
     def _seat(self, plugin: str) -> tuple[_Seat, PluginClient]:
-        for seat in self._seats.values():
-            if seat.known is not None and seat.known.plugin.name == plugin and seat.client is not None:
-                return seat, seat.client
+        listed = self._named(plugin)
+        first = self._best(listed, idle=True)
+        # While a new version is rolled out, only replicas of the one that `known` tells of: it is part of every build's digest.
+        alike = [
+            seat
+            for seat in listed
+            if seat.client is not None
+            and first is not None
+            and seat.known is not None
+            and first.known is not None
+            and seat.known.plugin.info == first.known.plugin.info
+        ]
+        seat = self._best(alike)
+        if seat is not None and seat.client is not None:
+            return seat, seat.client
         raise PluginUnavailable(f"{plugin} is not up")
 
     async def _run(self, seat: _Seat, call: PluginCall[R], listener: Listener) -> Any:
@@ -202,8 +235,12 @@ class PluginDirectory:
             else:
                 listener(Sign(log=event.text))
 
-        async with seat.slots:
-            return await call.finish(on_event)
+        seat.busy += 1
+        try:
+            async with seat.slots:
+                return await call.finish(on_event)
+        finally:
+            seat.busy -= 1
 
     async def check_model(
         self, plugin: str, header: compiler_pb2.CompileHeader, model: bytes
