@@ -58,7 +58,7 @@ import com.fasterxml.jackson.databind.JsonNode;
 /**
  * A LwM2M server on Eclipse Leshan that a test drives.
  *
- * Options: --port, --models folder of OMA definitions. Commands, one JSON object a line, with "id" and "endpoint":
+ * Options: --port, --models folder of OMA definitions, --quiet true (tells nothing of registrations, for measurements). Commands, one JSON object a line, with "id" and "endpoint":
  * {"do": "read", "path", "format"}, "write" ("value", "text" or "hex"), "execute" ("arguments"), "observe", "discover",
  * "read-composite" and "observe-composite" ("paths", "format"), "write-composite" ("paths", "value"). Each is answered by {"event": "answer", "id", "code", ...}.
  */
@@ -88,7 +88,9 @@ public final class Server {
         builder.setObjectModelProvider(new VersionedModelProvider(models));
         builder.setEndpointsProviders(endpoints.build());
         LeshanServer server = builder.build();
-        server.getRegistrationService().addListener(new Registrations());
+        if (!options.containsKey("quiet")) {
+            server.getRegistrationService().addListener(new Registrations());
+        }
         server.getObservationService().addListener(new Observations());
         server.start();
         Wire.tell("listening", "uri", server.getEndpoints().get(0).getURI().toString());

@@ -1,0 +1,188 @@
+"""One module onto a fleet over a bad link, while devices reboot and the bridge and the gateway are killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from bench.lwm2m.device import Device, Link, read_fleet
+from bench.lwm2m.wire import Fleet
+from tinymlaas.gateway.v1 import deployments_pb2
+from tinymlaas_client import AsyncClient, model_format
+from tinymlaas_client.cli._context import Session
+from tinymlaas_client.cli.suite_commands import start_and_wait
+from tinymlaas_client.suite import Suite, SuiteManifest, load_manifest
+from tinymlaas_lwm2m import UpdateState
+
+DEVICES = 1_000
+LOSS = 0.05
+REBOOTING = 0.3
+BROKEN = 0.01
+LIFETIME_S = 120
+KILLED = ("lwm2m-bridge", "gateway")
+KILLS_AT = (0.15, 0.4, 0.7)
+LIMIT_S = 1_500.0
+BRIDGE = {
+    "TINYMLAAS_CONCURRENT_INSTALLS": "128",
+    "TINYMLAAS_INSTALL_POLL_SECONDS": "1.0",
+    "TINYMLAAS_COAP_ACK_TIMEOUT_SECONDS": "1.0",
+}
+_NEEDED = {"registry", "lwm2m-bridge", "compiler-tvm", "profiler", "gateway"}
+_Rollout = deployments_pb2.DeviceRollout
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How it ended. `stuck` devices are neither active nor in a safe state; `doubled` ones did something twice."""
+
+    seconds: float
+    devices: int
+    active: int
+    failed_safely: int
+    stuck: int
+    doubled: int
+    module_bytes: int
+    carried: int
+    lost: int
+    reboots: int
+    kills: int
+    overhead: float
+
+
+async def measure(root: Path, state: Path, console: Console, count: int = DEVICES) -> Outcome:
+    """Start a suite of its own, register the devices, deploy, break things, wait for the end."""
+    session = Session(address="", token_file=None, project="default", state=state, as_json=False)
+    suite = Suite(_manifest(), state)
+    draw = random.Random(1)  # noqa: S311 - the same faults each time
+    try:
+        await start_and_wait(suite, session)
+        port = int(suite.records()["lwm2m-bridge"].address.rsplit(":", 1)[1])
+        link = Link(Fleet(count), ("127.0.0.1", port), LOSS, draw)
+        broken = set(draw.sample(range(count), max(1, round(BROKEN * count))))
+        devices = [Device(number, link, LIFETIME_S, fails_self_test=number in broken) for number in range(count)]
+        loop = asyncio.get_running_loop()
+        loop.add_reader(link.fleet.socket, read_fleet, link, devices)
+        for device in devices:
+            device.start()
+        try:
+            return await _roll_out(root, suite, devices, link, draw, console)
+        finally:
+            loop.remove_reader(link.fleet.socket)
+            for device in devices:
+                device.stop()
+            link.fleet.close()
+    finally:
+        suite.stop()
+
+
+async def _roll_out(
+    root: Path, suite: Suite, devices: list[Device], link: Link, draw: random.Random, console: Console
+) -> Outcome:
+    async with AsyncClient(suite.gateway_address, token=suite.token, project="default") as client:
+        path = root / "zoo" / "kws" / "kws_int8.tflite"
+        version = await client.import_model(path.read_bytes(), "kws", model_format(path))
+        await _known(client, len(devices))
+        console.print(f"{len(devices)} devices are known; deploying")
+        began = time.monotonic()
+        started = await client.create_deployment(version.name, concurrency=256, plugins=["compiler-tvm"])
+        for device in draw.sample(devices, round(REBOOTING * len(devices))):
+            device.reboot_at_block = draw.randrange(40)
+        kills = [fraction * len(devices) for fraction in KILLS_AT]
+        killed = 0
+        while True:
+            await asyncio.sleep(1.0)
+            on = draw.choice(devices)
+            on.reboot(draw.uniform(0.5, 3.0))
+            done = sum(device.ledger.activations > 0 for device in devices)
+            if killed < len(kills) and done >= kills[killed]:
+                killed += 1
+                console.print(f"{time.monotonic() - began:.0f} s: {done} active; killing {' and '.join(KILLED)}")
+                await _kill(suite)
+            ended = await _ended(client, started.name)
+            if ended is not None:
+                return _outcome(ended, devices, link, time.monotonic() - began, killed)
+            if time.monotonic() - began > LIMIT_S:
+                raise RuntimeError(f"not at its end after {LIMIT_S:.0f} s: {done} of {len(devices)} active")
+
+
+async def _known(client: AsyncClient, count: int) -> None:
+    """Wait until the gateway knows every device with its capabilities."""
+    end = time.monotonic() + 300
+    known = 0
+    while known < count:
+        if time.monotonic() > end:
+            raise RuntimeError(f"the gateway knows {known} of {count} devices")
+        await asyncio.sleep(1.0)
+        known = sum(bool(device.capabilities.slots) for device in await client.list_devices())
+
+
+async def _kill(suite: Suite) -> None:
+    """SIGKILL, a second of nothing, and a start on the same addresses."""
+    for name in KILLED:
+        os.kill(suite.records()[name].pid, signal.SIGKILL)
+    await asyncio.sleep(1.0)
+    suite.start_missing(KILLED)
+
+
+async def _ended(client: AsyncClient, name: str) -> deployments_pb2.Deployment | None:
+    """The deployment where it has ended; None also while the gateway is away."""
+    try:
+        deployment = await client.get_deployment(name)
+    except ServiceError:
+        return None
+    return deployment if deployment.HasField("end_time") else None
+
+
+def _outcome(
+    ended: deployments_pb2.Deployment, devices: list[Device], link: Link, seconds: float, kills: int
+) -> Outcome:
+    """Judge by the devices themselves; the gateway's account of each must say the same."""
+    told = {rollout.device.rsplit("/", 1)[1]: rollout.state for rollout in ended.rollouts}
+    active = failed = stuck = doubled = size = 0
+    for device in devices:
+        states = Counter(slot.active for slot in device.slots)
+        idle = all(slot.state is UpdateState.INITIAL for slot in device.slots)
+        if states[True] == 1 and told.get(device.endpoint) == _Rollout.STATE_ACTIVE:
+            active += 1
+            size = len(next(slot.data for slot in device.slots if slot.active))
+        elif (
+            not states[True]
+            and idle
+            and told.get(device.endpoint) in (_Rollout.STATE_FAILED, _Rollout.STATE_ROLLED_BACK)
+        ):
+            failed += 1
+        else:
+            stuck += 1
+        doubled += device.ledger.installs > 1 or device.ledger.activations > 1
+    return Outcome(
+        seconds=seconds,
+        devices=len(devices),
+        active=active,
+        failed_safely=failed,
+        stuck=stuck,
+        doubled=doubled,
+        module_bytes=size,
+        carried=link.carried,
+        lost=link.lost,
+        reboots=sum(device.ledger.reboots for device in devices),
+        kills=kills,
+        overhead=sum(device.ledger.bytes_stored for device in devices) / (size * len(devices)),
+    )
+
+
+def _manifest() -> SuiteManifest:
+    """What a rollout needs of the embedded suite, with a bridge for many installs at once."""
+    manifest = load_manifest()
+    chosen = [spec for spec in manifest.processes if spec.name in _NEEDED]
+    changed = tuple(
+        replace(spec, settings={**spec.settings, **BRIDGE}) if spec.name == "lwm2m-bridge" else spec for spec in chosen
+    )
+    return SuiteManifest(root=manifest.root, processes=changed)
