@@ -15,6 +15,7 @@ import registry_backends
 from onnx import TensorProto, helper
 
 from tinymlaas.registry.v1 import (
+    access_pb2_grpc,
     artifacts_pb2,
     artifacts_pb2_grpc,
     devices_pb2_grpc,
@@ -54,6 +55,9 @@ class Client:
         self.modules = modules_pb2_grpc.ModulesStub(channel)
         self.devices = devices_pb2_grpc.DevicesStub(channel)
         self.plugins = plugins_pb2_grpc.PluginsStub(channel)
+        self.api_keys = access_pb2_grpc.ApiKeysStub(channel)
+        self.projects = access_pb2_grpc.ProjectsStub(channel)
+        self.audit_log = access_pb2_grpc.AuditLogStub(channel)
 
     async def upload(
         self, data: bytes, model: str = "kws", project: str = "p", **fields: object

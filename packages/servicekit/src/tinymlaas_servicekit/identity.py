@@ -6,7 +6,7 @@ import hmac
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from tinymlaas.type.v1 import access_pb2
 
@@ -18,6 +18,9 @@ EVERYWHERE = "-"
 """Project id that stands for every project and the installation itself, as in "projects/-"."""
 GATEWAY = "gateway"
 """Service name of gateways, the callers that the suite's other services serve."""
+
+SUBJECT_HEADER = "tinymlaas-subject"
+"""Metadata by which the gateway tells another service for whom it calls."""
 
 Grants = Mapping[str, frozenset[Permission]]
 ADMIN_EVERYWHERE: Grants = {EVERYWHERE: permissions_of([access_pb2.ROLE_ADMIN])}
@@ -57,6 +60,12 @@ def current_principal() -> Principal:
     if principal is None:
         raise Unauthenticated("there is no authenticated caller")
     return principal
+
+
+def subject_of(context: Any) -> str:
+    """On whose behalf a service of the suite was called: whom the gateway names, else the caller itself."""
+    named = dict(context.invocation_metadata() or ()).get(SUBJECT_HEADER, "")
+    return str(named)[:512] or current_principal().subject
 
 
 class Authenticator(Protocol):

@@ -19,6 +19,8 @@ DEVICE = "projects/{project}/devices/{device}"
 BUILD = "projects/{project}/builds/{build}"
 DEPLOYMENT = "projects/{project}/deployments/{deployment}"
 PLUGIN = "plugins/{plugin}"
+API_KEY = "projects/{project}/apiKeys/{api_key}"
+AUDIT_ENTRY = "auditEntries/{audit_entry}"
 
 
 @lru_cache(maxsize=256)

@@ -9,6 +9,7 @@ import structlog
 from sqlalchemy import Engine
 
 from tinymlaas.registry.v1 import (
+    access_pb2_grpc,
     artifacts_pb2_grpc,
     devices_pb2_grpc,
     models_pb2_grpc,
@@ -18,15 +19,16 @@ from tinymlaas.registry.v1 import (
 from tinymlaas_servicekit import GrpcServer
 
 from . import servicers
-from .adapters import FolderStore, S3Store, SqlRecords, migrate, open_engine
+from .adapters import FolderStore, S3Store, SqlAccess, SqlRecords, migrate, open_engine
 from .core.imports import CheckModel, ImportLimits, Imports
-from .core.ports import ArtifactStore, Records
+from .core.ports import AccessRecords, ArtifactStore, Records
 from .settings import RegistrySettings
 
 log = structlog.get_logger("tinymlaas.registry")
 
 NAME = "tinymlaas-registry"
-SERVICES = tuple(f"tinymlaas.registry.v1.{name}" for name in ("Models", "Artifacts", "Modules", "Devices", "Plugins"))
+_NAMES = ("Models", "Artifacts", "Modules", "Devices", "Plugins", "ApiKeys", "Projects", "AuditLog")
+SERVICES = tuple(f"tinymlaas.registry.v1.{name}" for name in _NAMES)
 
 
 class Registry(GrpcServer):
@@ -37,7 +39,9 @@ class Registry(GrpcServer):
     ) -> None:
         super().__init__(settings, self._add_servicers)
         self._configured, self._engine, self._store, self._check = settings, engine, store, check
-        self.records: Records = SqlRecords(engine)
+        defaults = settings.default_quotas()
+        self.records: Records = SqlRecords(engine, defaults=defaults)
+        self.access: AccessRecords = SqlAccess(engine, defaults)
         self._sweeper: asyncio.Task[None] | None = None
 
     def _add_servicers(self, server: grpc.aio.Server) -> tuple[str, ...]:
@@ -56,11 +60,15 @@ class Registry(GrpcServer):
         modules_pb2_grpc.add_ModulesServicer_to_server(servicers.ModulesServicer(records, store, storing), server)
         devices_pb2_grpc.add_DevicesServicer_to_server(servicers.DevicesServicer(records), server)
         plugins_pb2_grpc.add_PluginsServicer_to_server(servicers.PluginsServicer(records), server)
+        access_pb2_grpc.add_ApiKeysServicer_to_server(servicers.ApiKeysServicer(self.access), server)
+        access_pb2_grpc.add_ProjectsServicer_to_server(servicers.ProjectsServicer(self.access), server)
+        access_pb2_grpc.add_AuditLogServicer_to_server(servicers.AuditLogServicer(self.access), server)
         return SERVICES
 
     async def start(self) -> str:
         """Removes bytes that nothing refers to (of a process that was killed between two steps), then serves."""
         await self._sweep()
+        await asyncio.to_thread(measure, self.records, self._store)
         if self._store.shared:
             self._sweeper = asyncio.create_task(self._keep_swept(), name="sweep of unreferenced artifacts")
         return await super().start()
@@ -99,6 +107,14 @@ def sweep(records: Records, store: ArtifactStore, older_than_s: float = 0.0) -> 
     for sha256 in orphans:
         store.delete(sha256)
     return len(orphans)
+
+
+def measure(records: Records, store: ArtifactStore) -> int:
+    """Records the sizes of artifacts that were stored before sizes were; how many."""
+    sizes = {sha256: size for sha256 in records.unsized() if (size := store.size(sha256)) is not None}
+    if sizes:
+        records.add_sizes(sizes)
+    return len(sizes)
 
 
 def build_registry(settings: RegistrySettings, check: CheckModel | None = None) -> Registry:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, SecretStr
 
+from tinymlaas.registry.v1 import access_pb2
 from tinymlaas_servicekit import ServiceSettings
 
 from .adapters import S3Settings
@@ -35,11 +36,22 @@ class RegistrySettings(ServiceSettings):
     max_artifact_bytes: int = Field(default=256 * 1024 * 1024, ge=1, description="largest artifact")
     max_uploads: int = Field(default=16, ge=1, description="uploads at once")
     max_checks: int = Field(default=2, ge=1, description="model checks at once; others wait")
+    default_max_bytes: int | None = Field(
+        default=None, ge=0, description="bytes that a project may store which has no quota of its own; none: no bound"
+    )
+    default_max_builds: int | None = Field(default=None, ge=0, description="builds at once of such a project")
+    default_max_devices: int | None = Field(default=None, ge=0, description="devices of such a project")
     stall_seconds: float = Field(default=60.0, gt=0, description="silence after which an upload is given up")
 
     def resolve_database_url(self) -> str:
         """The SQLAlchemy URL of the records."""
         return self.database_url or f"sqlite:///{self.state_dir / 'registry.db'}"
+
+    def default_quotas(self) -> access_pb2.Quotas:
+        """Bounds of projects that have none of their own."""
+        return access_pb2.Quotas(
+            max_bytes=self.default_max_bytes, max_builds=self.default_max_builds, max_devices=self.default_max_devices
+        )
 
     def s3(self) -> S3Settings | None:
         """The bucket for artifacts, where one is set."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, ForeignKeyConstraint, Index, Integer, LargeBinary, MetaData, String, Table
+from sqlalchemy import BigInteger, Column, ForeignKeyConstraint, Index, Integer, LargeBinary, MetaData, String, Table
 
 # Names of constraints are fixed, so that migrations can name them on every database.
 metadata = MetaData(
@@ -84,4 +84,46 @@ artifact_references = Table(
     Column("owner", String(512), primary_key=True),
     Index("ix_artifact_references_sha256", "sha256"),
     Index("ix_artifact_references_owner", "project", "owner"),
+)
+
+# Of the secret only its digest is kept.
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("project", String(128), primary_key=True),
+    Column("api_key", String(128), primary_key=True),
+    Column("secret_sha256", LargeBinary, nullable=False),
+    Column("message", LargeBinary, nullable=False),
+    Index("uq_api_keys_api_key", "api_key", unique=True),
+)
+
+projects = Table(
+    "projects",
+    metadata,
+    Column("project", String(128), primary_key=True),
+    Column("message", LargeBinary, nullable=False),
+)
+
+artifact_sizes = Table(
+    "artifact_sizes",
+    metadata,
+    Column("sha256", String(64), primary_key=True),
+    Column("size_bytes", BigInteger, nullable=False),
+)
+
+# Triggers of the migration refuse to change or delete rows.
+audit_entries = Table(
+    "audit_entries",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("entry", String(128), nullable=False),
+    Column("project", String(128), nullable=False),
+    Column("subject", String(512), nullable=False),
+    Column("method", String(256), nullable=False),
+    Column("time_us", BigInteger, nullable=False),
+    Column("message", LargeBinary, nullable=False),
+    Index("uq_audit_entries_entry", "entry", unique=True),
+    Index("ix_audit_entries_project_seq", "project", "seq"),
+    Index("ix_audit_entries_subject_seq", "subject", "seq"),
+    sqlite_autoincrement=True,
 )

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import Connection, Engine, Select, Table, delete, insert, select
 
-from tinymlaas.registry.v1 import devices_pb2, models_pb2, modules_pb2, plugins_pb2
+from tinymlaas.registry.v1 import access_pb2, devices_pb2, models_pb2, modules_pb2, plugins_pb2
 from tinymlaas_servicekit import sql
 from tinymlaas_servicekit.resource_names import DEVICE, MODEL, MODEL_VERSION, MODULE, PLUGIN, parse_name
 from tinymlaas_servicekit.sql import WRITE, Schema
 
 from ..core.ports import Page
-from . import schema
+from . import quotas, schema
 
 M = TypeVar("M", bound=Message)
 
@@ -37,10 +37,16 @@ def migrate(engine: Engine) -> None:
 
 
 class SqlRecords:
-    """Implements core.ports.Records. `now` gives the time of writes."""
+    """Implements core.ports.Records. `now` gives the time of writes, `defaults` are quotas of projects without their own."""
 
-    def __init__(self, engine: Engine, now: Callable[[], Timestamp] | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        now: Callable[[], Timestamp] | None = None,
+        defaults: access_pb2.Quotas | None = None,
+    ) -> None:
         self._engine, self._now = engine, now or _now
+        self._defaults = defaults or access_pb2.Quotas()
         self._writer = engine.execution_options(**WRITE)
         # One statement each needs no lock of all writers where the database locks rows; SQLite has the one lock only.
         self._upserter = engine if engine.dialect.name == "postgresql" else self._writer
@@ -138,7 +144,7 @@ class SqlRecords:
                     message=added.SerializeToString(deterministic=True),
                 )
             )
-            _refer(connection, project, added.sha256, added.name)
+            self._refer(connection, project, added.sha256, added.name, added.size_bytes)
         return added
 
     def get_module(self, name: str) -> modules_pb2.Module | None:
@@ -168,14 +174,23 @@ class SqlRecords:
             added.create_time.CopyFrom(self._now())
             message = added.SerializeToString(deterministic=True)
             connection.execute(insert(table).values(**key, model_version=added.model_version, message=message))
-            for sha256 in {added.sha256, added.device_image_sha256} - {""}:
-                _refer(connection, key["project"], sha256, added.name)
+            sizes = {added.sha256: added.size_bytes, added.device_image_sha256: added.device_image_bytes}
+            for sha256 in sorted(sizes.keys() - {""}):
+                self._refer(connection, key["project"], sha256, added.name, sizes[sha256])
         return added
 
     def put_device(self, device: devices_pb2.Device) -> None:
         """See core.ports.Records."""
+        key = parse_name(DEVICE, device.name)
         with self._upserter.begin() as connection:
-            _put(connection, schema.devices, parse_name(DEVICE, device.name), device)
+            bounded = quotas.effective(connection, key["project"], self._defaults).HasField("max_devices")
+            if not bounded:
+                _put(connection, schema.devices, key, device)
+        if bounded:
+            with self._writer.begin() as connection:
+                if connection.scalar(select(schema.devices.c.device).where(*_where(schema.devices, key))) is None:
+                    quotas.check_devices(connection, key["project"], self._defaults)
+                _put(connection, schema.devices, key, device)
 
     def get_device(self, name: str) -> devices_pb2.Device | None:
         """See core.ports.Records."""
@@ -209,10 +224,27 @@ class SqlRecords:
         """See core.ports.Records."""
         return self._delete(schema.plugins, parse_name(PLUGIN, name))
 
-    def add_reference(self, project: str, sha256: str) -> None:
+    def add_reference(self, project: str, sha256: str, size_bytes: int) -> None:
         """See core.ports.Records."""
         with self._writer.begin() as connection:
-            _refer(connection, project, sha256, "")
+            self._refer(connection, project, sha256, "", size_bytes)
+
+    def check_room(self, project: str, sha256: str, size_bytes: int) -> None:
+        """See core.ports.Records."""
+        with self._engine.begin() as connection:
+            quotas.check_bytes(connection, project, sha256, size_bytes, self._defaults)
+
+    def unsized(self) -> set[str]:
+        """See core.ports.Records."""
+        known, table = select(schema.artifact_sizes.c.sha256), schema.artifact_references
+        with self._engine.begin() as connection:
+            return set(connection.scalars(select(table.c.sha256).where(table.c.sha256.not_in(known)).distinct()))
+
+    def add_sizes(self, sizes: Mapping[str, int]) -> None:
+        """See core.ports.Records."""
+        with self._writer.begin() as connection:
+            for sha256, size in sizes.items():
+                quotas.record_size(connection, sha256, size)
 
     def owns(self, project: str, sha256: str) -> bool:
         """See core.ports.Records."""
@@ -225,6 +257,12 @@ class SqlRecords:
         """See core.ports.Records."""
         with self._engine.begin() as connection:
             return set(connection.scalars(select(schema.artifact_references.c.sha256).distinct()))
+
+    def _refer(self, connection: Connection, project: str, sha256: str, owner: str, size_bytes: int) -> None:
+        quotas.check_bytes(connection, project, sha256, size_bytes, self._defaults)
+        quotas.record_size(connection, sha256, size_bytes)
+        key = {"project": project, "sha256": sha256, "owner": owner}
+        sql.insert_if_absent(connection, schema.artifact_references, key, *key)
 
     def _get(self, table: Table, key: dict[str, str], kind: type[M]) -> M | None:
         with self._engine.begin() as connection:
@@ -267,13 +305,6 @@ def _where(table: Table, key: dict[str, str]) -> Iterator[Any]:
 
 def _put(connection: Connection, table: Table, key: dict[str, str], message: Message) -> None:
     sql.upsert(connection, table, {**key, "message": message.SerializeToString(deterministic=True)}, *key)
-
-
-def _refer(connection: Connection, project: str, sha256: str, owner: str) -> None:
-    table = schema.artifact_references
-    key = {"project": project, "sha256": sha256, "owner": owner}
-    if connection.scalar(select(table.c.owner).where(*_where(table, key))) is None:
-        connection.execute(insert(table).values(**key))
 
 
 def _model(connection: Connection, project: str, model: str) -> models_pb2.Model | None:

@@ -61,6 +61,10 @@ class Imports:
             raise _stream("the first message must be the header")
         request = check_header(first.header)
         with self._slot(request):
+            stored = not request.header.validate_only
+            if stored:  # refused before its bytes come, where the header says how many
+                size = request.header.size_bytes
+                await asyncio.to_thread(self._records.check_room, request.project, request.sha256, size)
             incoming = await asyncio.to_thread(self._store.begin)
             try:
                 limit = self._limits.max_model_bytes
@@ -73,9 +77,10 @@ class Imports:
                     upload.add(chunk.data, chunk.offset, crc32c)
                 upload.finish()
                 version = await self._checked(request, upload.size, incoming.read)
-                if request.header.validate_only:
+                if not stored:
                     return version
                 async with self._storing:
+                    await asyncio.to_thread(self._records.check_room, request.project, request.sha256, upload.size)
                     await asyncio.to_thread(incoming.commit, request.sha256)
                     return await asyncio.to_thread(self._record, request, version)
             finally:

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-from tinymlaas.registry.v1 import devices_pb2, models_pb2, modules_pb2, plugins_pb2
+from tinymlaas.registry.v1 import access_pb2, devices_pb2, models_pb2, modules_pb2, plugins_pb2
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,11 @@ class Records(Protocol):
         """Any version of these bytes in this format, of whichever project: its check need not be repeated."""
 
     def add_version(self, model: models_pb2.Model, version: models_pb2.ModelVersion) -> models_pb2.ModelVersion:
-        """Writes the model and adds the version; the version that is there already, when there is one of that name."""
+        """Writes the model and adds the version; the version that is there already, when there is one of that name.
+
+        This, `add_module`, `add_reference` and `put_device` raise ResourceExhausted / QUOTA_EXCEEDED and write nothing where
+        the project would have more than its quotas allow.
+        """
 
     def get_module(self, name: str) -> modules_pb2.Module | None:
         """A module."""
@@ -119,11 +123,65 @@ class Records(Protocol):
     def delete_plugin(self, name: str) -> bool:
         """Whether there was one."""
 
-    def add_reference(self, project: str, sha256: str) -> None:
+    def add_reference(self, project: str, sha256: str, size_bytes: int) -> None:
         """Notes that a project wrote an artifact itself."""
+
+    def check_room(self, project: str, sha256: str, size_bytes: int) -> None:
+        """ResourceExhausted / QUOTA_EXCEEDED where the project may not have an artifact of that size besides what it has."""
+
+    def unsized(self) -> set[str]:
+        """Referenced digests whose sizes are not recorded: those of a database from before quotas."""
+
+    def add_sizes(self, sizes: Mapping[str, int]) -> None:
+        """Records sizes, in bytes by digest."""
 
     def owns(self, project: str, sha256: str) -> bool:
         """Whether anything of the project refers to the artifact."""
 
     def referenced(self) -> set[str]:
         """Every digest that anything refers to."""
+
+
+@dataclass(frozen=True)
+class AuditFilter:
+    """Which entries are asked for; None and empty: whichever. Times are microseconds since the epoch."""
+
+    project: str | None = None
+    subject: str = ""
+    method: str = ""
+    start_us: int | None = None
+    end_us: int | None = None
+
+
+class AccessRecords(Protocol):
+    """API keys, projects and the audit log. Every method is one transaction."""
+
+    def add_api_key(self, key: access_pb2.ApiKey, secret_sha256: bytes, limit: int) -> access_pb2.ApiKey | None:
+        """Adds a key; None when the project has `limit` keys."""
+
+    def get_api_key(self, name: str) -> access_pb2.ApiKey | None:
+        """A key."""
+
+    def find_api_key(self, ident: str) -> tuple[access_pb2.ApiKey, bytes] | None:
+        """The key of that id, of whichever project, with the digest of its secret."""
+
+    def list_api_keys(self, project: str, page: Page) -> tuple[Sequence[access_pb2.ApiKey], str | None]:
+        """Keys by id."""
+
+    def delete_api_key(self, name: str) -> bool:
+        """Whether there was one."""
+
+    def get_project(self, project: str) -> access_pb2.Project:
+        """What is recorded of a project, with its effective quotas and usage; of an unrecorded one these."""
+
+    def list_projects(self, page: Page) -> tuple[Sequence[access_pb2.Project], str | None]:
+        """Recorded projects by id, without usage."""
+
+    def put_project(self, project: access_pb2.Project) -> None:
+        """Writes name and quotas; the time of the first writing stays."""
+
+    def append_audit(self, entries: Sequence[access_pb2.AuditEntry]) -> None:
+        """Adds entries; those whose names are there already are left as they are."""
+
+    def list_audit(self, wanted: AuditFilter, page: Page) -> tuple[Sequence[access_pb2.AuditEntry], str | None]:
+        """Entries, newest first."""

@@ -1,9 +1,19 @@
 """Servicers: messages in, core, messages out."""
 
+from .access import ApiKeysServicer, AuditLogServicer, ProjectsServicer
 from .artifacts import ArtifactsServicer
 from .devices import DevicesServicer
 from .models import ModelsServicer
 from .modules import ModulesServicer
 from .plugins import PluginsServicer
 
-__all__ = ["ArtifactsServicer", "DevicesServicer", "ModelsServicer", "ModulesServicer", "PluginsServicer"]
+__all__ = [
+    "ApiKeysServicer",
+    "ArtifactsServicer",
+    "AuditLogServicer",
+    "DevicesServicer",
+    "ModelsServicer",
+    "ModulesServicer",
+    "PluginsServicer",
+    "ProjectsServicer",
+]

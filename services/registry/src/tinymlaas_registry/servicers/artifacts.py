@@ -72,6 +72,7 @@ class ArtifactsServicer(artifacts_pb2_grpc.ArtifactsServicer):
             raise InvalidArgument("the stream is empty", "UPLOAD_INVALID", help="Send sha256 and parent first.")
         sha256 = _digest(first.sha256)
         project = parse_name(PROJECT, first.parent)["project"]
+        await asyncio.to_thread(self._records.check_room, project, sha256, len(first.data))
         incoming = await asyncio.to_thread(self._store.begin)
         try:
             upload = Upload(incoming, sha256, self._max_bytes)
@@ -81,8 +82,9 @@ class ArtifactsServicer(artifacts_pb2_grpc.ArtifactsServicer):
                 message = await self._next(request_iterator)
             upload.finish()
             async with self._storing:
+                await asyncio.to_thread(self._records.check_room, project, sha256, upload.size)
                 await asyncio.to_thread(incoming.commit, sha256)
-                await asyncio.to_thread(self._records.add_reference, project, sha256)
+                await asyncio.to_thread(self._records.add_reference, project, sha256, upload.size)
         finally:
             await asyncio.to_thread(incoming.abort)
         return artifacts_pb2.WriteArtifactResponse(sha256=sha256, size_bytes=upload.size)
