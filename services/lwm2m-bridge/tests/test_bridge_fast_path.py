@@ -136,7 +136,7 @@ async def test_a_registration_is_updated_and_deregistered(asking: Asking) -> Non
 async def test_a_device_is_answered_after_its_registration_is_stored(
     asking: Asking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DO-BRIDGE-007: what was answered survives a crash of the bridge right after."""
+    """DO-REG-009: what was answered survives a crash of the bridge right after."""
     go = threading.Event()
     store = asking.bridge._writer._store
     write = store.write_registrations
@@ -215,7 +215,7 @@ async def test_a_store_that_fails_is_told_as_5_03_and_tried_again(tmp_path: Path
 
 
 def test_a_host_that_has_proven_nothing_gets_small_blocks_and_few_answers() -> None:
-    """DO-SEC-009: a forged source address is no weapon against who has it."""
+    """DO-SEC-009, DO-SEC-011: a forged source address is no weapon against who has it."""
     now = [0.0]
     sources = Sources(lambda: now[0], per_second=10, burst=20)
     images = Packages(sources)
