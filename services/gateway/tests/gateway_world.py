@@ -116,11 +116,12 @@ class World:
         path = self.folder / "counter"
         return path.read_text().splitlines().count(line) if path.exists() else 0
 
-    async def start_gateway(self, **settings: str) -> Process:
-        """Start the gateway and wait until it serves and knows every plugin."""
+    async def start_gateway(self, instance: str = "gateway", **settings: str) -> Process:
+        """Start a gateway and wait until it serves and knows every plugin; the stubs speak with the one started last."""
         for name in self.plugins:
             await until(self.processes[name].address_file.exists, f"{name} listens")
         environment = {
+            "TINYMLAAS_INSTANCE": instance,
             "TINYMLAAS_STATE_DIR": str(self.folder / "state"),
             "TINYMLAAS_REGISTRY_ADDRESS": self.registry_address,
             "TINYMLAAS_PLUGINS_MANIFEST": str(self.folder / "plugins.json"),
@@ -128,7 +129,7 @@ class World:
             **self.settings,
             **settings,
         }
-        process = self._spawn("gateway", ["-m", "tinymlaas_gateway"], environment)
+        process = self._spawn(instance, ["-m", "tinymlaas_gateway"], environment)
 
         def listening() -> bool:
             assert process.process.poll() is None, process.log.read_text()[-4000:]

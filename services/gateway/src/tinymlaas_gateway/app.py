@@ -20,6 +20,7 @@ from tinymlaas.gateway.v1 import (
 )
 from tinymlaas_pluginkit import ClientLimits
 from tinymlaas_servicekit import GrpcServer, InvalidArgument
+from tinymlaas_servicekit.leases import Leases
 
 from .adapters.bridges import BridgeDirectory
 from .adapters.catalogue import Catalogue
@@ -27,11 +28,13 @@ from .adapters.endpoints import Endpoint, Location
 from .adapters.keys import load_or_create
 from .adapters.manifest import Entry, Manifest
 from .adapters.plugins import PluginDirectory
+from .adapters.schema import instances
 from .adapters.store import Refutations, Resources, Results, open_engine
 from .core import projection
 from .engine import deployments, durable
 from .engine.changes import Changes
 from .engine.context import Context, Limits
+from .engine.peers import Peers
 from .services.builds import BuildsServicer
 from .services.deployments import DeploymentsServicer
 from .services.operations import OperationsServicer
@@ -104,6 +107,7 @@ class Gateway:
                 profile_seconds=settings.profile_seconds,
             ),
         )
+        peers = Peers(Leases(engine, instances, settings.instance, settings.lease_seconds), self.context)
         tasks = [asyncio.create_task(plugins.watch()), asyncio.create_task(bridges.watch())]
         try:
             try:
@@ -111,10 +115,13 @@ class Gateway:
                     await plugins.first_look()
             except TimeoutError:
                 pass  # a plugin that hangs must not keep the gateway from starting
-            await durable.launch(self.context, settings.resolve_dbos_url())
+            await peers.hold()
+            await durable.launch(self.context, settings.resolve_dbos_url(), settings.instance)
+            peers.start()
             yield GrpcServer(settings, self._register)
         finally:
             await durable.stop()
+            await peers.stop()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

@@ -22,8 +22,21 @@ class GatewaySettings(ServiceSettings):
     projects: list[str] = Field(default_factory=lambda: ["default"], description="projects whose devices are watched")
     peer_token: SecretStr | None = Field(None, description="token for registry, plugins, bridges; default: the own one")
     signing_key_file: Path | None = Field(None, description="Ed25519 key (PEM); made in state_dir when it is not there")
-    database_url: str = Field("", description="SQLAlchemy URL of the gateway's records; default: SQLite in state_dir")
-    dbos_database_url: str = Field("", description="URL of DBOS's records; default: SQLite in state_dir")
+    instance: str = Field(
+        "gateway",
+        pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$",
+        description="name of this gateway among those that share a database, the same after a restart (a pod's name)",
+    )
+    lease_seconds: float = Field(
+        15.0, gt=0, description="a gateway that has been silent for so long is dead: others take up its work"
+    )
+    database_url: str = Field(
+        "", description="postgresql://... or sqlite:///... of the gateway's records; default: SQLite in state_dir"
+    )
+    dbos_database_url: str = Field(
+        "",
+        description="the same for DBOS's records; default: beside the gateway's in PostgreSQL, or SQLite in state_dir",
+    )
     compiles_at_once: int = Field(2, ge=1, le=64)
     compile_seconds: float = Field(900.0, gt=0)
     check_seconds: float = Field(60.0, gt=0)
@@ -45,5 +58,8 @@ class GatewaySettings(ServiceSettings):
         return self.database_url or f"sqlite:///{self.state_dir.resolve() / 'gateway.sqlite'}"
 
     def resolve_dbos_url(self) -> str:
-        """Where DBOS's records are: another file, so that neither waits for the other's writes."""
+        """Where DBOS's records are: in PostgreSQL in a schema of their own, else in another file, so that neither waits
+        for the other's writes."""
+        if not self.dbos_database_url and not self.resolve_database_url().startswith("sqlite"):
+            return self.resolve_database_url()
         return self.dbos_database_url or f"sqlite:///{self.state_dir.resolve() / 'dbos.sqlite'}"

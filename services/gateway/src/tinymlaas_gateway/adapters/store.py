@@ -10,51 +10,18 @@ import asyncio
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy import event
 
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
+from tinymlaas_servicekit import sql
+from tinymlaas_servicekit.sql import WRITE, insert_if_absent, patient
 
 from .memory import ByteCache
+from .schema import SCHEMA, refutations, resources, results
 
 MEMORY_BYTES = 32 << 20
-_metadata = sa.MetaData()
-
-_resources = sa.Table(
-    "gateway_resources",
-    _metadata,
-    sa.Column("sequence", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
-    sa.Column("kind", sa.String(16), nullable=False),
-    sa.Column("name", sa.String(400), nullable=False, unique=True),
-    sa.Column("project", sa.String(160), nullable=False),
-    sa.Column("fingerprint", sa.String(64), nullable=False),
-    sa.Column("revision", sa.Integer, nullable=False),
-    sa.Column("ended", sa.Boolean, nullable=False),
-    sa.Column("cancel_requested", sa.Boolean, nullable=False),
-    sa.Column("body", sa.LargeBinary, nullable=False),
-    sa.Index("gateway_resources_by_project", "kind", "project", "sequence"),
-    sa.Index("gateway_resources_unfinished", "ended", "kind"),
-)
-
-_results = sa.Table(
-    "gateway_results",
-    _metadata,
-    sa.Column("digest", sa.String(64), primary_key=True),
-    sa.Column("kind", sa.String(16), nullable=False),
-    sa.Column("body", sa.LargeBinary, nullable=False),
-)
-
-_refutations = sa.Table(
-    "gateway_refutations",
-    _metadata,
-    sa.Column("plugin", sa.String(128), primary_key=True),
-    sa.Column("version", sa.String(256), primary_key=True),
-    sa.Column("build", sa.String(400), primary_key=True),
-)
-
 Body = TypeVar("Body", bound="builds_pb2.Build | deployments_pb2.Deployment")
 
 
@@ -70,25 +37,9 @@ class Record(Generic[Body]):
 
 
 def open_engine(url: str) -> sa.Engine:
-    """Open the database and make missing tables; on SQLite with WAL, so that readers never wait for a writer."""
-    if url.startswith("sqlite:///"):
-        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(url)
-    if engine.dialect.name == "sqlite":
-
-        @event.listens_for(engine, "connect")
-        def _pragmas(connection: Any, _record: Any) -> None:
-            connection.isolation_level = None
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            connection.execute("PRAGMA busy_timeout=30000")
-
-        @event.listens_for(engine, "begin")
-        def _immediate(connection: sa.Connection) -> None:
-            writes = connection.get_execution_options().get("writes", False)
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    _metadata.create_all(engine)
+    """Open the database and bring its tables to the newest schema. What was acknowledged survives a power cut."""
+    engine = sql.open_engine(url, synchronous="FULL")
+    SCHEMA.upgrade(engine)
     return engine
 
 
@@ -97,7 +48,7 @@ class Resources(Generic[Body]):
 
     def __init__(self, engine: sa.Engine, kind: str, body: type[Body], ended: Callable[[Body], bool]) -> None:
         self._engine = engine
-        self._writer = engine.execution_options(writes=True)
+        self._writer = engine.execution_options(**WRITE)
         self._kind = kind
         self._type = body
         self._ended = ended
@@ -108,33 +59,35 @@ class Resources(Generic[Body]):
         """Call `listener` with the name after each change, from whichever thread made it."""
         self._listeners.append(listener)
 
+    @patient
     def create(self, project: str, body: Body, fingerprint: str) -> tuple[Record[Body], bool]:
         """Store a new resource; return (what is stored under its name, whether this call made it)."""
+        row = {
+            "kind": self._kind,
+            "name": body.name,
+            "project": project,
+            "fingerprint": fingerprint,
+            "revision": 1,
+            "ended": self._ended(body),
+            "cancel_requested": False,
+            "body": body.SerializeToString(deterministic=True),
+        }
         with self._lock, self._writer.begin() as connection:
-            row = connection.execute(self._select(body.name)).first()
-            if row is not None:
-                return self._record(row), False
-            connection.execute(
-                _resources.insert().values(
-                    kind=self._kind,
-                    name=body.name,
-                    project=project,
-                    fingerprint=fingerprint,
-                    revision=1,
-                    ended=self._ended(body),
-                    cancel_requested=False,
-                    body=body.SerializeToString(deterministic=True),
-                )
-            )
+            if not insert_if_absent(connection, resources, row, "name"):
+                record = self._record(connection.execute(self._select(body.name)).one())
+                # The very same one is that of an earlier try, whose answer got lost on the way.
+                return record, record.revision == 1 and record.body == body
         self._tell(body.name)
         return Record(body, 1, self._ended(body), False, fingerprint), True
 
+    @patient
     def get(self, name: str) -> Record[Body] | None:
         """Return a resource, None when there is none of this name."""
         with self._engine.connect() as connection:
             row = connection.execute(self._select(name)).first()
         return None if row is None else self._record(row)
 
+    @patient
     def change(self, name: str, edit: Callable[[Body], None]) -> Record[Body]:
         """Apply `edit` to the message in one transaction; a change that changes nothing writes nothing.
 
@@ -152,20 +105,21 @@ class Resources(Generic[Body]):
                 return before
             after = Record(body, before.revision + 1, self._ended(body), before.cancel_requested, before.fingerprint)
             connection.execute(
-                _resources.update()
-                .where(_resources.c.name == name)
+                resources.update()
+                .where(resources.c.name == name)
                 .values(body=data, revision=after.revision, ended=after.ended)
             )
         self._tell(name)
         return after
 
+    @patient
     def request_cancel(self, name: str) -> Record[Body]:
         """Note that the resource shall stop; raises KeyError for an unknown name."""
         with self._lock, self._writer.begin() as connection:
             row = connection.execute(self._select(name)).first()
             if row is None:
                 raise KeyError(name)
-            connection.execute(_resources.update().where(_resources.c.name == name).values(cancel_requested=True))
+            connection.execute(resources.update().where(resources.c.name == name).values(cancel_requested=True))
         self._tell(name)
         record = self._record(row)
         return Record(record.body, record.revision, record.ended, True, record.fingerprint)
@@ -176,35 +130,37 @@ class Resources(Generic[Body]):
         more = found[size - 1][0] if len(found) > size else None
         return [record.body for _, record in found[:size]], more
 
+    @patient
     def latest(self, project: str, size: int, before: int | None) -> list[tuple[int, Record[Body]]]:
         """Return at most `size` resources of a project, newest first, each with its cursor.
 
         Cursors rise with time over all kinds of resources, so that pages of several kinds can be merged.
         """
         query = (
-            _resources.select()
-            .where(_resources.c.kind == self._kind, _resources.c.project == project)
-            .order_by(_resources.c.sequence.desc())
+            resources.select()
+            .where(resources.c.kind == self._kind, resources.c.project == project)
+            .order_by(resources.c.sequence.desc())
             .limit(size)
         )
         if before is not None:
-            query = query.where(_resources.c.sequence < before)
+            query = query.where(resources.c.sequence < before)
         with self._engine.connect() as connection:
             rows = connection.execute(query).all()
         return [(row.sequence, self._record(row)) for row in rows]
 
+    @patient
     def unfinished(self) -> list[str]:
         """Names of resources that have not ended, oldest first."""
         query = (
-            sa.select(_resources.c.name)
-            .where(_resources.c.kind == self._kind, _resources.c.ended.is_(False))
-            .order_by(_resources.c.sequence)
+            sa.select(resources.c.name)
+            .where(resources.c.kind == self._kind, resources.c.ended.is_(False))
+            .order_by(resources.c.sequence)
         )
         with self._engine.connect() as connection:
             return list(connection.execute(query).scalars())
 
     def _select(self, name: str) -> sa.Select[Any]:
-        return _resources.select().where(_resources.c.kind == self._kind, _resources.c.name == name)
+        return resources.select().where(resources.c.kind == self._kind, resources.c.name == name)
 
     def _record(self, row: Any) -> Record[Body]:
         body = self._type()
@@ -221,7 +177,7 @@ class Results:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
-        self._writer = engine.execution_options(writes=True)
+        self._writer = engine.execution_options(**WRITE)
         self._memory = ByteCache(MEMORY_BYTES)
 
     async def known(self, kind: str, digest: str) -> bytes | None:
@@ -229,21 +185,21 @@ class Results:
         found = self._memory.get(f"{kind}/{digest}")
         return found if found is not None else await asyncio.to_thread(self.get, kind, digest)
 
+    @patient
     def get(self, kind: str, digest: str) -> bytes | None:
         """Return the result of a request, None when it is not known."""
-        query = sa.select(_results.c.body).where(_results.c.digest == digest, _results.c.kind == kind)
+        query = sa.select(results.c.body).where(results.c.digest == digest, results.c.kind == kind)
         with self._engine.connect() as connection:
             found: bytes | None = connection.execute(query).scalar()
         if found is not None:
             self._memory.put(f"{kind}/{digest}", found)
         return found
 
+    @patient
     def put(self, kind: str, digest: str, body: bytes) -> None:
         """Store a result; the first one stays."""
         with self._writer.begin() as connection:
-            known = connection.execute(sa.select(_results.c.kind).where(_results.c.digest == digest)).first()
-            if known is None:
-                connection.execute(_results.insert().values(digest=digest, kind=kind, body=body))
+            insert_if_absent(connection, results, {"digest": digest, "kind": kind, "body": body}, "digest")
 
 
 class Refutations:
@@ -251,22 +207,23 @@ class Refutations:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
-        self._writer = engine.execution_options(writes=True)
+        self._writer = engine.execution_options(**WRITE)
 
+    @patient
     def add(self, plugin: str, version: str, build: str) -> int:
         """Note a refuted claim; return the number of builds with one."""
         key = {"plugin": plugin, "version": version, "build": build}
         with self._writer.begin() as connection:
-            if connection.execute(_refutations.select().filter_by(**key)).first() is None:
-                connection.execute(_refutations.insert().values(**key))
+            insert_if_absent(connection, refutations, key, *key)
         return self.count(plugin, version)
 
+    @patient
     def count(self, plugin: str, version: str) -> int:
         """Number of builds in which a claim of this version of the plugin was refuted."""
         query = (
             sa.select(sa.func.count())
-            .select_from(_refutations)
-            .where(_refutations.c.plugin == plugin, _refutations.c.version == version)
+            .select_from(refutations)
+            .where(refutations.c.plugin == plugin, refutations.c.version == version)
         )
         with self._engine.connect() as connection:
             return int(connection.execute(query).scalar_one())

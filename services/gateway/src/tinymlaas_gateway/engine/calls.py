@@ -7,22 +7,34 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from tinymlaas.registry.v1 import plugins_pb2
-from tinymlaas_servicekit import DataLoss, DeadlineExceeded, Internal, ServiceError, Unavailable, adapt
+from tinymlaas_servicekit import (
+    DataLoss,
+    DeadlineExceeded,
+    Internal,
+    ResourceExhausted,
+    ServiceError,
+    Unavailable,
+    adapt,
+)
 
 from .context import Context
 
 Result = TypeVar("Result")
 BACK_POLL_SECONDS = 0.25
+BUSY_POLL_SECONDS = 0.25
 
 
 async def bounded(context: Context, plugin: str, seconds: float, call: Callable[[], Awaitable[Result]]) -> Result:
     """Call a plugin; raise DeadlineExceeded / PLUGIN_TIMEOUT after `seconds` per try, ServiceErrors otherwise.
 
     A connection that broke and bytes that do not match their digest are tried again, at most `plugin_tries` times, each
-    time as soon as the plugin is back; one that stays away longer than `plugin_patience_seconds` is given up.
+    time as soon as the plugin is back; one that stays away longer than `plugin_patience_seconds` is given up. A plugin that
+    works for others already, such as another gateway, is asked again for `plugin_busy_seconds`.
     """
     limits = context.limits
-    for attempt in range(1, limits.plugin_tries + 1):
+    free = asyncio.get_running_loop().time() + limits.plugin_busy_seconds
+    attempt = 1
+    while True:
         try:
             async with asyncio.timeout(seconds) as clock:
                 return await call()
@@ -49,12 +61,20 @@ async def bounded(context: Context, plugin: str, seconds: float, call: Callable[
                     {"plugin": plugin},
                     "The plugin's vendor must run the conformance suite against it.",
                 ) from error
+            if _is_busy(adapted) and asyncio.get_running_loop().time() < free:
+                await asyncio.sleep(BUSY_POLL_SECONDS)
+                continue
             if isinstance(adapted, (Unavailable, DataLoss)) and attempt < limits.plugin_tries:
                 await asyncio.sleep(limits.retry_pause_seconds * attempt)
+                attempt += 1
                 if await back(context, plugin):
                     continue
             raise _named(plugin, adapted) from error
-    raise AssertionError("unreachable")
+
+
+def _is_busy(error: ServiceError) -> bool:
+    """Whether a plugin refused a call because it runs as many as it can (CP-LIMIT-002)."""
+    return isinstance(error, ResourceExhausted) and error.metadata.get("limit") == "max_concurrency"
 
 
 async def back(context: Context, plugin: str) -> bool:

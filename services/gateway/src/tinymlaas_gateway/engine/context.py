@@ -35,6 +35,7 @@ class Limits:
     plugin_tries: int = 3
     retry_pause_seconds: float = 1.0
     plugin_patience_seconds: float = 60.0
+    plugin_busy_seconds: float = 900.0
     witness_patience_seconds: float = 10.0
     plan_patience_seconds: float = 20.0
     verification_samples: int = 8

@@ -30,7 +30,6 @@ Result = TypeVar("Result")
 # One version for good: workflows of an older gateway are recovered by a newer one. A change of a workflow's order of
 # steps has to keep old ids working (DBOS.patch) or be released as another workflow name.
 APPLICATION_VERSION = "gateway-1"
-EXECUTOR_ID = "gateway"
 
 _context: Context | None = None
 _device_slots: dict[str, asyncio.Semaphore] = {}
@@ -243,8 +242,11 @@ async def _begin_rollback(context: Context, deployment: str) -> None:
     await context.edit_deployment(deployment, edit)
 
 
-async def launch(context: Context, database_url: str) -> None:
-    """Start durable execution in the running event loop: unfinished work goes on, work that never began begins."""
+async def launch(context: Context, database_url: str, executor: str = "gateway") -> None:
+    """Start durable execution in the running event loop: unfinished work goes on, work that never began begins.
+
+    `executor` names this gateway among those that share the database, the same after a restart: its work is found by it.
+    """
     global _context
     _context = context
     if database_url.startswith("sqlite:///"):
@@ -253,12 +255,17 @@ async def launch(context: Context, database_url: str) -> None:
         name="tinymlaas-gateway",
         system_database_url=database_url,
         application_version=APPLICATION_VERSION,
-        executor_id=EXECUTOR_ID,
+        executor_id=executor,
         log_level="WARNING",
         notification_listener_polling_interval_sec=0.2,
     )
     DBOS(config=config)
     DBOS.launch()
+    await begin_what_never_began(context)
+
+
+async def begin_what_never_began(context: Context) -> None:
+    """Start the workflows of resources that were accepted by a gateway that died before it started them."""
     for name in await asyncio.to_thread(context.builds.unfinished):
         if await DBOS.get_workflow_status_async(workflow_id("build", name)) is None:
             await start("build", build_workflow, name)

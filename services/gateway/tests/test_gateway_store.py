@@ -1,0 +1,205 @@
+"""The gateway's records do the same on SQLite and on PostgreSQL, also where two gateways write at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+from tinymlaas.gateway.v1 import builds_pb2
+from tinymlaas_gateway.adapters.schema import SCHEMA, instances, metadata, resources
+from tinymlaas_gateway.adapters.store import Refutations, Resources, Results, open_engine
+from tinymlaas_gateway.core import projection
+from tinymlaas_servicekit import sql
+from tinymlaas_servicekit.leases import Leases
+
+Build = builds_pb2.Build
+NAME = "projects/default/builds/one"
+TOGETHER = 8
+
+
+@pytest.fixture
+def opened(database_url: str) -> Iterator[Callable[[], sa.Engine]]:
+    """Opens the database as one more gateway."""
+    engines: list[sa.Engine] = []
+
+    def open_one() -> sa.Engine:
+        engines.append(open_engine(database_url))
+        return engines[-1]
+
+    yield open_one
+    for engine in engines:
+        engine.dispose()
+
+
+def builds_of(engine: sa.Engine) -> Resources[builds_pb2.Build]:
+    return Resources(engine, "build", Build, projection.ended)
+
+
+def at_once(work: list[Callable[[], object]]) -> list[object]:
+    """What functions return that begin at the same moment."""
+    line = threading.Barrier(len(work))
+
+    def run(each: Callable[[], object]) -> object:
+        line.wait(60)
+        return each()
+
+    with ThreadPoolExecutor(len(work)) as pool:
+        return list(pool.map(run, work))
+
+
+def test_gateways_that_open_an_empty_database_at_once_all_find_its_tables(database_url: str) -> None:
+    def open_and_look() -> list[str]:
+        engine = open_engine(database_url)
+        try:
+            return builds_of(engine).unfinished()
+        finally:
+            engine.dispose()
+
+    assert at_once([open_and_look] * 4) == [[]] * 4
+
+
+def test_of_two_gateways_that_create_the_same_resource_one_made_it(opened: Callable[[], sa.Engine]) -> None:
+    stores = [builds_of(opened()), builds_of(opened())]
+
+    def create(index: int) -> Callable[[], object]:
+        body = Build(name=NAME, model_version=f"version-{index}")
+        return lambda: stores[index % 2].create("default", body, f"print-{index}")
+
+    answers = at_once([create(index) for index in range(TOGETHER)])
+    made = [record for record, own in answers if own]  # type: ignore[misc]
+    assert len(made) == 1
+    assert {record.fingerprint for record, _ in answers} == {made[0].fingerprint}  # type: ignore[misc]
+    assert stores[0].page("default", 10, None)[0] == [made[0].body]
+
+
+def test_a_create_whose_answer_got_lost_may_be_repeated(opened: Callable[[], sa.Engine]) -> None:
+    store, body = builds_of(opened()), Build(name=NAME, model_version="v")
+    assert store.create("default", body, "print")[1]
+    assert store.create("default", body, "print")[1]
+    store.change(NAME, lambda build: setattr(build, "model_version", "w"))
+    assert not store.create("default", body, "print")[1]
+
+
+def test_no_change_is_lost_between_gateways(opened: Callable[[], sa.Engine]) -> None:
+    stores = [builds_of(opened()), builds_of(opened())]
+    stores[0].create("default", Build(name=NAME), "print")
+
+    def change(index: int) -> Callable[[], object]:
+        def edit(build: builds_pb2.Build) -> None:
+            build.candidates.add(plugin=f"plugins/p{index}")
+
+        return lambda: stores[index % 2].change(NAME, edit)
+
+    at_once([change(index) for index in range(TOGETHER)])
+    record = stores[1].get(NAME)
+    assert record is not None
+    assert sorted(item.plugin for item in record.body.candidates) == [f"plugins/p{i}" for i in range(TOGETHER)]
+    assert record.revision == TOGETHER + 1
+
+
+def test_a_cancellation_is_seen_by_every_gateway(opened: Callable[[], sa.Engine]) -> None:
+    one, other = builds_of(opened()), builds_of(opened())
+    one.create("default", Build(name=NAME), "print")
+    assert one.request_cancel(NAME).cancel_requested
+    seen = other.get(NAME)
+    assert seen is not None
+    assert seen.cancel_requested
+    with pytest.raises(KeyError):
+        other.request_cancel("projects/default/builds/none")
+
+
+def test_the_first_result_stays_and_a_refutation_counts_once(opened: Callable[[], sa.Engine]) -> None:
+    engines = [opened(), opened()]
+    results = [Results(engine) for engine in engines]
+    digest = "a" * 64
+    at_once([lambda i=i: results[i % 2].put("check", digest, b"%d" % i) for i in range(TOGETHER)])  # type: ignore[misc]
+    first = results[0].get("check", digest)
+    results[1].put("check", digest, b"later")
+    assert results[1].get("check", digest) == first is not None
+    counts = [Refutations(engine) for engine in engines]
+    at_once([lambda i=i: counts[i % 2].add("p", "1", f"build-{i % 3}") for i in range(TOGETHER)])  # type: ignore[misc]
+    assert counts[0].count("p", "1") == 3
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_work_goes_on_after_the_server_dropped_every_connection(opened: Callable[[], sa.Engine]) -> None:
+    store = builds_of(opened())
+    store.create("default", Build(name=NAME), "print")
+    other = opened()
+
+    def drop_then_edit(build: builds_pb2.Build) -> None:
+        if not dropped:
+            dropped.append(True)
+            query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+            with other.connect() as connection:
+                connection.exec_driver_sql(f"{query} AND datname = current_database()").all()
+        build.model_version = "changed"
+
+    dropped: list[bool] = []
+    assert store.change(NAME, drop_then_edit).body.model_version == "changed"
+    seen = store.get(NAME)
+    assert seen is not None
+    assert seen.revision == 2
+
+
+def test_migrations_make_the_tables_that_the_code_uses_and_go_back(database_url: str) -> None:
+    engine = open_engine(database_url)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"version_table": "gateway_schema_version"})
+        assert compare_metadata(context, metadata) == []
+    builds_of(engine).create("default", Build(name=NAME), "print")
+    SCHEMA.downgrade(engine, "0001")
+    assert instances.name not in sa.inspect(engine).get_table_names()
+    assert builds_of(engine).get(NAME) is not None, "going back loses no build"
+    SCHEMA.upgrade(engine)
+    assert builds_of(engine).get(NAME) is not None
+    SCHEMA.downgrade(engine, "base")
+    assert sa.inspect(engine).get_table_names() == ["gateway_schema_version"]
+    SCHEMA.upgrade(engine)
+    assert builds_of(engine).unfinished() == []
+    engine.dispose()
+
+
+def test_a_database_from_before_migrations_is_taken_over_with_its_rows(database_url: str) -> None:
+    before = sql.open_engine(database_url)
+    metadata.create_all(before, tables=[table for table in metadata.sorted_tables if table is not instances])
+    with before.begin() as connection:
+        row = {"kind": "build", "project": "default", "fingerprint": "f", "revision": 1, "ended": False}
+        row |= {"cancel_requested": False, "name": NAME, "body": Build(name=NAME).SerializeToString()}
+        connection.execute(resources.insert().values(row))
+    before.dispose()
+    engine = open_engine(database_url)
+    assert builds_of(engine).unfinished() == [NAME]
+    engine.dispose()
+
+
+def test_a_lease_holds_runs_out_and_can_be_taken(opened: Callable[[], sa.Engine]) -> None:
+    one = Leases(opened(), instances, "one", seconds=3600)
+    two = Leases(opened(), instances, "two", seconds=3600)
+    one.take("one:1")
+    two.take("two:1")
+    assert one.alive() == {"one": "one:1", "two": "two:1"}
+    assert one.renew()
+    assert one.expired() == []
+    one.release()
+    assert two.alive() == {"two": "two:1"}
+    assert two.expired() == ["one"]
+    assert one.expired() == []
+    assert one.renew(), "a lease that ran out and that nobody took is its holder's again"
+    two.clear("one")
+    assert two.alive() == {"one": "one:1", "two": "two:1"}, "one that came back is not forgotten"
+    one.release()
+    two.clear("one")
+    assert two.expired() == []
+    assert not one.renew(), "a forgotten one must take its name again"
+    again = Leases(opened(), instances, "two", seconds=3600)
+    again.take("two:2")
+    assert not two.renew(), "its name was taken by another process"
+    two.release()
+    assert one.alive() == {"two": "two:2"}, "who lost a name can't end the lease of who has it"
