@@ -4,7 +4,7 @@ STATE  ?= build/state
 BIN    := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-interop minio lint contracts proto-check bench lock clean
+.PHONY: help setup demo test test-fast test-interop test-cluster minio images lint contracts proto-check bench lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -40,11 +40,18 @@ contracts: setup ## generate packages/contracts from protos/
 proto-check: setup ## buf lint, and buf breaking against the contracts of the commit before (needs npm)
 	@$(BIN)/python scripts/check_protos.py
 
+images: ## build the container images of deploy/images (needs docker or buildah)
+	@$(PYTHON) scripts/build_images.py build
+
+test-cluster: setup ## install the chart on a cluster (KUBECONFIG, or the kit that CLUSTER_KIT names) and do it harm
+	@TINYMLAAS_CLUSTER=1 $(BIN)/python -m pytest tests/cluster -rs --timeout 3600
+
 bench: setup ## measure and print the tables of docs/benchmarks.md
 	@$(BIN)/python -m bench
 
 lock: ## resolve all packages again and write the lock files
 	@$(PYTHON) scripts/environments.py lock
+	@$(PYTHON) scripts/build_images.py lock
 
 clean: ## remove what was built (environments stay; `make clean-all` removes them too)
 	rm -rf build/state build/demo.json build/protos
