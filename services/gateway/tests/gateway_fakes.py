@@ -234,6 +234,7 @@ class FakeDevice:
     previous: int | None = None
     refuse_install: bool = False
     refuse_activate: bool = False
+    counters: bridge_pb2.ObserveResponse | None = None
 
 
 class FakeBridge(bridge_pb2_grpc.BridgeServicer):
@@ -336,6 +337,19 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         fake.active, fake.previous = fake.previous, fake.active
         self.log.append(f"rollback {request.device.rsplit('/', 1)[1]}")
         return self._device(request.device)
+
+    async def Observe(self, request: Any, context: Any) -> AsyncIterator[bridge_pb2.ObserveResponse]:
+        """What `counters` say, whenever they are others, of the image that is active."""
+        fake, told = _found(self.devices, request.device), None
+        while True:
+            image = fake.images.get(fake.active, "") if fake.active is not None else ""
+            seen = fake.counters or bridge_pb2.ObserveResponse(self_test_passed=True)
+            if (seen, image) != told:
+                told = (seen, image)
+                answer = bridge_pb2.ObserveResponse(module_sha256=image)
+                answer.MergeFrom(seen)
+                yield answer
+            await asyncio.sleep(0.05)
 
     async def Infer(self, request: Any, context: Any) -> bridge_pb2.InferResponse:
         _found(self.devices, request.device)

@@ -2,6 +2,7 @@
 
 from .certificate import Access, Buffer, BufferKind, CodeSection, Frame, MemoryCertificate, Step
 from .checking import Violation, check_certificate
+from .confidence import TENTHS, confidence, tenth
 from .contents import (
     Golden,
     GoldenVector,
@@ -33,6 +34,7 @@ from .signing import KeyRing, digest, identity, key_id, raw_public_key, sign, ve
 from .wire import CertificateError, decode_certificate, encode_certificate
 
 __all__ = [
+    "TENTHS",
     "Access",
     "Buffer",
     "BufferKind",
@@ -69,6 +71,7 @@ __all__ = [
     "TensorKind",
     "Violation",
     "check_certificate",
+    "confidence",
     "decode_certificate",
     "digest",
     "encode_certificate",
@@ -80,5 +83,6 @@ __all__ = [
     "raw_public_key",
     "sign",
     "strip",
+    "tenth",
     "verify",
 ]

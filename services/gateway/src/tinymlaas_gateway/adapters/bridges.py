@@ -197,3 +197,11 @@ class BridgeDirectory:
             return answer
         except grpc.RpcError as error:
             raise (adapt(error) or Unavailable("the bridge cannot be reached")) from error
+
+    async def observe(self, device: str) -> AsyncIterator[bridge_pb2.ObserveResponse]:
+        """What a device counts, now and at each change; ServiceErrors when the bridge or the device went away."""
+        try:
+            async for seen in self._stub(device).Observe(bridge_pb2.ObserveRequest(device=device)):
+                yield seen
+        except grpc.RpcError as error:
+            raise (adapt(error) or Unavailable("the bridge cannot be reached")) from error

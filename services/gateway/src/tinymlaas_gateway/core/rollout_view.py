@@ -58,7 +58,7 @@ def make_waves(
         body.waves.add(name=wave.name, state=WaveState.STATE_PENDING)
     for item in body.rollouts:
         item.wave = placed.get(item.device, 0)
-    _count(body)
+    count(body)
 
 
 def devices_now(body: deployments_pb2.Deployment, dependencies: Mapping[str, Dependency]) -> tuple[DeviceNow, ...]:
@@ -131,7 +131,7 @@ def apply(body: deployments_pb2.Deployment, decision: Decision, now: float) -> N
         body.next_time.CopyFrom(stamp(decision.wake))
     else:
         body.ClearField("next_time")
-    _count(body)
+    count(body)
 
 
 def _write_wave(wave: rollouts_pb2.Wave, after: WaveNow, now: float) -> None:
@@ -148,12 +148,17 @@ def _write_wave(wave: rollouts_pb2.Wave, after: WaveNow, now: float) -> None:
         wave.error.CopyFrom(_fault("WAVE_FAILED", f"{wave.name}: {after.failure}", wave=wave.name))
 
 
-def _count(body: deployments_pb2.Deployment) -> None:
-    for index, wave in enumerate(body.waves):
-        members = [device for device in devices_now(body, {}) if device.wave == index]
-        wave.devices = len(members)
-        wave.active = sum(device.state == State.STATE_ACTIVE for device in members)
-        wave.failed = sum(device.failed for device in members)
+def count(body: deployments_pb2.Deployment) -> None:
+    """Write into each wave how many devices it has, and how many of them are active and failed."""
+    members: list[list[DeviceNow]] = [[] for _ in body.waves]
+    for item in body.rollouts:
+        if item.state != State.STATE_REJECTED and item.wave < len(members):
+            degraded = item.feedback.HasField("objection")
+            members[item.wave].append(DeviceNow("", item.wave, item.state, stuck=item.stuck, degraded=degraded))
+    for wave, devices in zip(body.waves, members, strict=True):
+        wave.devices = len(devices)
+        wave.active = sum(device.state == State.STATE_ACTIVE for device in devices)
+        wave.failed = sum(device.failed for device in devices)
 
 
 def waive(body: deployments_pb2.Deployment) -> None:

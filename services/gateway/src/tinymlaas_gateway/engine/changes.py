@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -75,15 +75,39 @@ class Changes(Generic[Body]):
         assert last is not None
         return last
 
+    async def news(self, name: str, known: Record[Body], seconds: float) -> None:
+        """Return when the resource is no longer as known, or shall stop, at the latest after so many seconds."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        with self._subscribed(name) as event:
+            while True:
+                event.clear()
+                record = await asyncio.to_thread(self._resources.get, name)
+                if record is None or record.revision != known.revision:
+                    return
+                if record.cancel_requested != known.cancel_requested or loop.time() >= end:
+                    return
+                try:
+                    async with asyncio.timeout(min(LOOK_ANEW_SECONDS, max(0.0, end - loop.time()))):
+                        await event.wait()
+                except TimeoutError:
+                    continue
+
     async def unless_cancelled(self, name: str, work: Coroutine[Any, Any, Result]) -> Result:
         """Do the work, but stop it and raise Cancelled as soon as the resource shall stop."""
+        return await self.unless(name, work, lambda record: record.cancel_requested)
+
+    async def unless(
+        self, name: str, work: Coroutine[Any, Any, Result], stopped: Callable[[Record[Body]], bool]
+    ) -> Result:
+        """Do the work, but stop it and raise Cancelled as soon as `stopped` holds of the resource, or it is gone."""
         task = asyncio.ensure_future(work)
         try:
             with self._subscribed(name) as event:
                 while not task.done():
                     event.clear()
                     record = await asyncio.to_thread(self._resources.get, name)
-                    if record is None or record.cancel_requested:
+                    if record is None or stopped(record):
                         raise Cancelled(f"{name} was cancelled")
                     waiting = asyncio.ensure_future(event.wait())
                     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -42,6 +43,9 @@ class Limits:
     labelled_samples: int = 32
     golden_vectors: int = 1
     max_payload_bytes: int = 64 << 20
+    cohort_look_seconds: float = 5.0
+    feedback_pause_seconds: float = 5.0
+    observed_at_once: int = 256
 
 
 @dataclass(slots=True)
@@ -59,6 +63,8 @@ class Context:
     deployment_changes: Changes[deployments_pb2.Deployment]
     key: Ed25519PrivateKey
     limits: Limits = field(default_factory=Limits)
+    # Seconds since 1970: what rollouts decide by.
+    clock: Callable[[], float] = time.time
     # Id of the signing key, hex.
     key_id: str = field(init=False)
     compile_slots: asyncio.Semaphore = field(init=False)

@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Literal, TypedDict
+from typing import Literal
 
 from google.rpc import code_pb2
 
-from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2, routing_pb2
+from tinymlaas.gateway.v1 import deployments_pb2
 from tinymlaas.registry.v1 import devices_pb2
-from tinymlaas.type.v1 import target_pb2
-from tinymlaas_servicekit import AlreadyExists, Cancelled, FailedPrecondition, InvalidArgument, ServiceError
+from tinymlaas_servicekit import (
+    AlreadyExists,
+    Cancelled,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ServiceError,
+)
 
 from ..core import race, rollout
 from ..core.objections import status
-from . import builds, devices, optimizing
+from ..core.policy import OnFailure, Policy, policy_of
+from ..core.rollout_view import count
+from . import builds, optimizing, planning
 from .context import Context
-from .explain import Place, explain, settled
 
 Deployment = deployments_pb2.Deployment
 Rollout = deployments_pb2.DeviceRollout
-_Output = Literal["name", "state", "rollouts", "error", "create_time", "end_time", "optimized_model_version"]
+_Output = Literal[
+    "name",
+    "state",
+    "rollouts",
+    "error",
+    "create_time",
+    "end_time",
+    "optimized_model_version",
+    "waves",
+    "waits_for",
+    "next_time",
+    "stopping",
+]
 OUTPUT_FIELDS: tuple[_Output, ...] = (
     "name",
     "state",
@@ -30,6 +48,10 @@ OUTPUT_FIELDS: tuple[_Output, ...] = (
     "create_time",
     "end_time",
     "optimized_model_version",
+    "waves",
+    "waits_for",
+    "next_time",
+    "stopping",
 )
 ENDED = (
     Deployment.STATE_SUCCEEDED,
@@ -38,16 +60,6 @@ ENDED = (
     Deployment.STATE_ROLLED_BACK,
 )
 MAX_DEVICES = 1000
-DEFAULT_CONCURRENCY = 4
-
-
-class Planned(TypedDict):
-    """One admitted device: its name, the digest of its target, and the target serialized."""
-
-    device: str
-    target_digest: str
-    target: bytes
-    plugins: list[str]
 
 
 def ended(deployment: deployments_pb2.Deployment) -> bool:
@@ -86,6 +98,7 @@ async def create(
     for resource in (given.model_version, *given.devices):
         if resource.split("/")[1] != project:
             raise InvalidArgument(f"{resource} belongs to another project", "PROJECT_MISMATCH", {"name": resource})
+    policy = await _policy(context, project, given)
     version = await context.catalogue.model_version(given.model_version, patience=5.0)
     deployment = Deployment()
     deployment.CopyFrom(given)
@@ -95,9 +108,10 @@ async def create(
     deployment.state = Deployment.STATE_PLANNING
     if given.HasField("optimize"):
         optimizing.required(context, given.optimize, given.samples_sha256)
-    found = await _devices(context, project, given)
+    found = await _devices(context, project, given, policy)
     if validate_only:  # optimizing takes minutes and stores a version: a plan is about the model as it was given
-        await _plan(context, deployment, found)
+        deployment.rollouts.extend(await planning.judged(context, deployment, found))
+        planning.put_into_waves(deployment, found)
         return deployment, False
     del deployment.devices[:]
     deployment.devices.extend(item.name for item in found)
@@ -105,7 +119,31 @@ async def create(
     return record.body, not record.ended
 
 
-async def _devices(context: Context, project: str, given: deployments_pb2.Deployment) -> list[devices_pb2.Device]:
+async def _policy(context: Context, project: str, given: deployments_pb2.Deployment) -> Policy:
+    """The checked policy of a request; InvalidArgument, or NotFound for a deployment of `after` that is not there."""
+    policy = policy_of(given)
+    if policy.query is not None and given.devices:
+        raise InvalidArgument(
+            "devices are named and asked for by a query", "POLICY_INVALID", {"field": "policy.query"}, "Do one of both."
+        )
+    if policy.open_until and policy.query is None:
+        raise InvalidArgument(
+            "open_until is set, but no device can join without a query",
+            "POLICY_INVALID",
+            {"field": "policy.open_until"},
+            "Set policy.query too; an empty one takes every device.",
+        )
+    for name in policy.after:
+        if not name.startswith(f"projects/{project}/deployments/"):
+            raise InvalidArgument(f"{name} is no deployment of the project", "PROJECT_MISMATCH", {"name": name})
+        if await asyncio.to_thread(context.deployments.get, name) is None:
+            raise NotFound(f"{name} does not exist", metadata={"name": name})
+    return policy
+
+
+async def _devices(
+    context: Context, project: str, given: deployments_pb2.Deployment, policy: Policy
+) -> list[devices_pb2.Device]:
     if len(given.devices) > MAX_DEVICES:
         raise InvalidArgument(
             f"{len(given.devices)} devices are named, at most {MAX_DEVICES} are allowed",
@@ -114,10 +152,10 @@ async def _devices(context: Context, project: str, given: deployments_pb2.Deploy
         )
     if given.devices:
         return [await context.catalogue.device(name) for name in dict.fromkeys(given.devices)]
-    found = await context.catalogue.devices(project)
-    if not found:
+    found = await planning.matching(context, project, policy)
+    if not found and policy.open_until <= context.clock():
         raise FailedPrecondition(
-            "the project has no device",
+            "the project has no device" if policy.query is None else "no device is what the query asks for",
             "NO_DEVICE",
             {"project": project},
             "Let a device register, or name a target and build.",
@@ -156,94 +194,6 @@ async def optimize(context: Context, name: str) -> bool:
     return True
 
 
-async def plan(context: Context, name: str) -> list[Planned]:
-    """Explain every device, record who is left out and why, and return the admitted ones; recorded once."""
-    record = await context.deployment(name)
-    deployment = Deployment()
-    deployment.CopyFrom(record.body)
-    if not deployment.rollouts:
-        found = [await context.catalogue.device(device) for device in deployment.devices]
-        await settled(context, list(deployment.plugins))
-        await _plan(context, deployment, found)
-
-        def planned(body: deployments_pb2.Deployment) -> None:
-            if not body.rollouts:
-                body.rollouts.extend(deployment.rollouts)
-            if body.state == Deployment.STATE_PLANNING:
-                body.state = Deployment.STATE_RUNNING
-
-        deployment = (await context.edit_deployment(name, planned)).body
-    admitted = []
-    for item in deployment.rollouts:
-        if item.state == Rollout.STATE_REJECTED:
-            continue
-        target = (await context.catalogue.device(item.device)).capabilities.target
-        plugins = [verdict.plugin for verdict in item.verdicts if verdict.admitted]
-        admitted.append(
-            Planned(
-                device=item.device,
-                target_digest=race.target_digest(target),
-                target=target.SerializeToString(deterministic=True),
-                plugins=plugins,
-            )
-        )
-    return admitted
-
-
-async def _plan(context: Context, deployment: deployments_pb2.Deployment, found: Sequence[devices_pb2.Device]) -> None:
-    """Fill in the rollouts of a deployment: rejected with objections, or pending with the compilers' verdicts."""
-    version = await context.catalogue.model_version(deployment.optimized_model_version or deployment.model_version)
-    places = [Place(item.capabilities.target, item) for item in found]
-    explanation = await explain(context, version, places, plugins=list(deployment.plugins))
-    counter = deployment.security_counter or 1
-    for index, item in enumerate(found):
-        rollout_of = deployment.rollouts.add(device=item.name, previous_module=item.active_module)
-        rollout_of.install_id = install_id(deployment.name, item.name)
-        against = rollout.device_objections(item, key_id=context.key_id, security_counter=counter)
-        verdicts = [verdict for verdict in explanation.verdicts if verdict.destination == index]
-        for verdict in verdicts or [routing_pb2.Verdict(destination=index)]:
-            added = rollout_of.verdicts.add()
-            added.CopyFrom(verdict)
-            added.objections.extend(against)
-            added.admitted = verdict.admitted and not against
-        admitted = any(verdict.admitted for verdict in rollout_of.verdicts)
-        rollout_of.state = Rollout.STATE_PENDING if admitted else Rollout.STATE_REJECTED
-        devices.noted(rollout_of, "planned" if admitted else "rejected", "" if admitted else _why(rollout_of))
-
-
-def _why(item: deployments_pb2.DeviceRollout) -> str:
-    remedies = [o.remedy for verdict in item.verdicts for o in verdict.objections]
-    return "; ".join(dict.fromkeys(remedies)) or "there is no compiler"
-
-
-def install_id(deployment: str, device: str) -> str:
-    """Id of the install of a deployment on a device: [a-z0-9-], the same however often it is asked for."""
-    return f"{deployment.rsplit('/', 1)[1]}-{race.digest('install', deployment, device)[:24]}"
-
-
-async def start_build(context: Context, name: str, group: Planned) -> tuple[str, bool] | None:
-    """Make the build for one distinct target, shared by its devices; None when none can be made (the devices fail)."""
-    deployment = (await context.deployment(name)).body
-    project = name.split("/")[1]
-    wanted = builds_pb2.Build(
-        model_version=deployment.model_version,
-        target=target_pb2.Target.FromString(group["target"]),
-        objective=deployment.objective,
-        plugins=deployment.plugins,
-        samples_sha256=deployment.samples_sha256,
-        security_counter=deployment.security_counter,
-        optimize=deployment.optimize if deployment.HasField("optimize") else None,
-    )
-    request_id = f"{name.rsplit('/', 1)[1]}-{group['target_digest'][:32]}"
-    try:
-        build, to_run = await builds.create(context, project, wanted, request_id)
-    except ServiceError as error:
-        fault = error.to_status()
-        await devices.edit(context, name, group["device"], lambda item: item.error.CopyFrom(fault))
-        return None
-    return build.name, to_run
-
-
 async def finish(context: Context, name: str) -> str:
     """End a deployment whose devices have ended; return its state."""
     record = await context.deployment(name)
@@ -253,14 +203,27 @@ async def finish(context: Context, name: str) -> str:
     def edit(body: deployments_pb2.Deployment) -> None:
         if ended(body):
             return
-        body.state = rollout.deployment_state((item.state for item in body.rollouts), cancelled=record.cancel_requested)
+        count(body)
+        body.waits_for = ""
+        body.ClearField("next_time")
         body.end_time.CopyFrom(builds.now())
+        if body.stopping:  # its error is that of the wave
+            body.state = _stopped_state(body)
+            return
+        body.state = rollout.deployment_state((item.state for item in body.rollouts), cancelled=record.cancel_requested)
         if body.state == Deployment.STATE_FAILED:
             reason, message = _fault(body)
             body.error.CopyFrom(status(code_pb2.FAILED_PRECONDITION, reason, message))
 
     body = (await context.edit_deployment(name, edit)).body
     return Deployment.State.Name(body.state)
+
+
+def _stopped_state(body: deployments_pb2.Deployment) -> deployments_pb2.Deployment.State.ValueType:
+    """How a deployment ended whose wave failed: rolled back where the policy wants it and no device is left active."""
+    wants = policy_of(body).on_failure == OnFailure.ON_FAILURE_ROLL_BACK
+    left = any(item.state == Rollout.STATE_ACTIVE for item in body.rollouts)
+    return Deployment.STATE_ROLLED_BACK if wants and not left else Deployment.STATE_FAILED
 
 
 def _fault(body: deployments_pb2.Deployment) -> tuple[str, str]:
@@ -286,6 +249,7 @@ async def rolled_back(context: Context, name: str) -> None:
     """Mark a deployment as rolled back when no device of it is left active."""
 
     def edit(body: deployments_pb2.Deployment) -> None:
+        count(body)
         if any(item.state == Rollout.STATE_ACTIVE for item in body.rollouts):
             body.error.CopyFrom(
                 status(code_pb2.FAILED_PRECONDITION, "ROLLBACK_INCOMPLETE", "some devices could not be rolled back")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import structlog
 from google.rpc import code_pb2, status_pb2
 
 from tinymlaas.bridge.v1 import bridge_pb2
@@ -16,16 +17,18 @@ from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
 from tinymlaas.registry.v1 import devices_pb2, modules_pb2
 from tinymlaas_servicekit import Cancelled, FailedPrecondition, NotFound, ServiceError, adapt
 
+from ..adapters.store import Record
 from ..core import rollout
-from ..core.objections import clean, status
+from ..core.objections import status
 from ..core.rollout import Outcome
-from .builds import now
+from ..core.rollout_view import count, noted, stamp
 from .context import Context
+
+log = structlog.get_logger("tinymlaas.gateway")
 
 Rollout = deployments_pb2.DeviceRollout
 Step = bridge_pb2.InstallResponse
-MAX_TIMELINE = 200
-INSTALL_SECONDS = 3600.0
+CANCEL_SECONDS = 30.0
 
 _STATES = {
     Step.STEP_DOWNLOADING: Rollout.STATE_INSTALLING,
@@ -49,17 +52,17 @@ async def edit(
     context: Context, deployment: str, device: str, change: Callable[[deployments_pb2.DeviceRollout], None]
 ) -> deployments_pb2.DeviceRollout:
     """Apply a change to one device's rollout; return it."""
-    record = await context.edit_deployment(deployment, lambda body: change(find(body, device)))
-    return find(record.body, device)
+
+    def apply(body: deployments_pb2.Deployment) -> None:
+        change(find(body, device))
+        count(body)
+
+    return find((await context.edit_deployment(deployment, apply)).body, device)
 
 
-def noted(item: deployments_pb2.DeviceRollout, step: str, detail: str = "") -> None:
-    """Append to a device's timeline, unless its last entry says the same; the first and the last 199 entries stay."""
-    if item.timeline and (item.timeline[-1].step, item.timeline[-1].detail) == (step, clean(detail, 200)):
-        return
-    item.timeline.add(time=now(), step=step, detail=clean(detail, 200))
-    if len(item.timeline) > MAX_TIMELINE:
-        del item.timeline[1]
+def stopped(record: Record[deployments_pb2.Deployment], device: str) -> bool:
+    """Tell whether work on a device shall end at the next safe point: aborted, stopped by a failed wave, or stuck."""
+    return record.cancel_requested or record.body.stopping or find(record.body, device).stuck
 
 
 async def take_build(context: Context, deployment: str, device: str, build: str) -> str:
@@ -69,11 +72,13 @@ async def take_build(context: Context, deployment: str, device: str, build: str)
         item.build = build
         if item.state == Rollout.STATE_PENDING:
             item.state = Rollout.STATE_BUILDING
-            noted(item, "build", build)
+            noted(item, context.clock(), "build", build)
 
     await edit(context, deployment, device, waiting)
     try:
-        record = await context.deployment_changes.unless_cancelled(deployment, context.build_changes.ended(build))
+        record = await context.deployment_changes.unless(
+            deployment, context.build_changes.ended(build), lambda now: stopped(now, device)
+        )
     except Cancelled:
         return Outcome.CANCELLED.name
     built = record.body
@@ -111,7 +116,7 @@ async def install(context: Context, deployment: str, device: str) -> str:
     def starting(item: deployments_pb2.DeviceRollout) -> None:
         item.state = Rollout.STATE_INSTALLING
         item.bytes_total = module.device_image_bytes
-        noted(item, "install", module.name)
+        noted(item, context.clock(), "install", module.name)
 
     await edit(context, deployment, device, starting)
     last = await _follow(context, deployment, device, request)
@@ -136,46 +141,85 @@ async def install(context: Context, deployment: str, device: str) -> str:
 async def _follow(
     context: Context, deployment: str, device: str, request: bridge_pb2.InstallRequest
 ) -> bridge_pb2.InstallResponse:
-    """Follow an install to its terminal step; the call is made again whenever the bridge went away in between."""
-    terminal = (Step.STEP_READY, Step.STEP_FAILED, Step.STEP_CANCELLED)
-    watcher = asyncio.create_task(_cancel_when_asked(context, deployment, device, request.install_id))
+    """Follow an install to its terminal step; the call is made again whenever the bridge went away in between.
+
+    Once work on the device shall end, the bridge is asked to stop at a safe point and followed to there; one that is
+    stuck is followed no longer.
+    """
+    following = asyncio.create_task(_to_its_end(context, deployment, device, request))
     try:
-        async with asyncio.timeout(INSTALL_SECONDS):
-            async for event in context.bridges.install(request):
-                await edit(context, deployment, device, lambda item, event=event: _show(item, event))  # type: ignore[misc]
-                if event.step in terminal:
-                    return event
-        return bridge_pb2.InstallResponse(
-            step=Step.STEP_FAILED,
-            error=status(code_pb2.INTERNAL, "PLUGIN_PROTOCOL", "the bridge ended without a result"),
-        )
-    except TimeoutError:
-        fault = status(code_pb2.DEADLINE_EXCEEDED, "INSTALL_TIMEOUT", f"no result within {INSTALL_SECONDS:g} s")
+        for reason in (stopped, _stuck):
+            end = await _unless(context, deployment, device, following, reason)
+            if end is not None:
+                return end
+            await _cancel(context, device, request.install_id)
+            if _stuck(await context.deployment(deployment), device):
+                break
+        fault = status(code_pb2.DEADLINE_EXCEEDED, "DEVICE_STUCK", "it made no progress for too long", device=device)
         return bridge_pb2.InstallResponse(step=Step.STEP_FAILED, error=fault)
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+async def _unless(
+    context: Context,
+    deployment: str,
+    device: str,
+    following: asyncio.Task[bridge_pb2.InstallResponse],
+    reason: Callable[[Record[deployments_pb2.Deployment], str], bool],
+) -> bridge_pb2.InstallResponse | None:
+    """Return how an install ended, or None as soon as `reason` holds."""
+    waiting = _ended(following)
+    try:
+        await context.deployment_changes.unless(deployment, waiting, lambda now: reason(now, device))
+    except Cancelled:
+        return None
+    return following.result()
+
+
+async def _ended(task: asyncio.Task[bridge_pb2.InstallResponse]) -> None:
+    await asyncio.wait({task})
+
+
+async def _cancel(context: Context, device: str, install_id: str) -> None:
+    try:
+        async with asyncio.timeout(CANCEL_SECONDS):
+            await context.bridges.cancel_install(device, install_id)
+    except (ServiceError, TimeoutError) as error:
+        log.warning("an install could not be cancelled", device=device, install_id=install_id, error=str(error)[:200])
+
+
+def _stuck(record: Record[deployments_pb2.Deployment], device: str) -> bool:
+    return find(record.body, device).stuck
+
+
+async def _to_its_end(
+    context: Context, deployment: str, device: str, request: bridge_pb2.InstallRequest
+) -> bridge_pb2.InstallResponse:
+    try:
+        async for event in context.bridges.install(request):
+            await edit(context, deployment, device, lambda item, event=event: _show(item, context.clock(), event))  # type: ignore[misc]
+            if event.step in (Step.STEP_READY, Step.STEP_FAILED, Step.STEP_CANCELLED):
+                return event
     except ServiceError as error:
         return bridge_pb2.InstallResponse(step=Step.STEP_FAILED, error=error.to_status())
-    finally:
-        watcher.cancel()
-        await asyncio.gather(watcher, return_exceptions=True)
+    fault = status(code_pb2.INTERNAL, "PLUGIN_PROTOCOL", "the bridge ended without a result")
+    return bridge_pb2.InstallResponse(step=Step.STEP_FAILED, error=fault)
 
 
-async def _cancel_when_asked(context: Context, deployment: str, device: str, install_id: str) -> None:
-    try:
-        await context.deployment_changes.unless_cancelled(deployment, asyncio.sleep(INSTALL_SECONDS))
-    except Cancelled:
-        await context.bridges.cancel_install(device, install_id)
-
-
-def _show(item: deployments_pb2.DeviceRollout, event: bridge_pb2.InstallResponse) -> None:
+def _show(item: deployments_pb2.DeviceRollout, at: float, event: bridge_pb2.InstallResponse) -> None:
     if event.step in _STATES:
         item.state = _STATES[event.step]
-    item.bytes_done = max(item.bytes_done, event.bytes_done)
+    if event.bytes_done > item.bytes_done:
+        item.bytes_done = event.bytes_done
+        item.progress_time.CopyFrom(stamp(at))
     item.bytes_total = event.bytes_total or item.bytes_total
     name = Step.Step.Name(event.step) if event.step in Step.Step.values() else str(int(event.step))
     name = name.removeprefix("STEP_").lower()
     if name == "downloading" and item.timeline and item.timeline[-1].step == name:
         return
-    noted(item, name, event.detail)
+    noted(item, at, name, event.detail)
 
 
 async def activate(context: Context, deployment: str, device: str) -> str:
@@ -183,7 +227,7 @@ async def activate(context: Context, deployment: str, device: str) -> str:
 
     def starting(item: deployments_pb2.DeviceRollout) -> None:
         item.state = Rollout.STATE_ACTIVATING
-        noted(item, "activate", f"slot {item.slot}")
+        noted(item, context.clock(), "activate", f"slot {item.slot}")
 
     item = await edit(context, deployment, device, starting)
     try:
@@ -193,7 +237,7 @@ async def activate(context: Context, deployment: str, device: str) -> str:
 
         def failed(item: deployments_pb2.DeviceRollout) -> None:
             item.error.CopyFrom(fault)
-            noted(item, "activation failed", why)
+            noted(item, context.clock(), "activation failed", why)
 
         await edit(context, deployment, device, failed)
         return Outcome.FAILED.name
@@ -233,12 +277,15 @@ async def roll_back(context: Context, deployment: str, device: str) -> str:
         def failed(item: deployments_pb2.DeviceRollout) -> None:
             if not item.HasField("error"):
                 item.error.CopyFrom(fault)
-            noted(item, "rollback failed", why)
+            noted(item, context.clock(), "rollback failed", why)
 
         await edit(context, deployment, device, failed)
         return Outcome.FAILED.name
     await edit(
-        context, deployment, device, lambda item: noted(item, "rolled back", item.previous_module or "no module")
+        context,
+        deployment,
+        device,
+        lambda item: noted(item, context.clock(), "rolled back", item.previous_module or "no module"),
     )
     return Outcome.GOOD.name
 
@@ -285,7 +332,10 @@ async def end(
     def ended(item: deployments_pb2.DeviceRollout) -> None:
         if item.state != state:
             item.state = state
-            noted(item, Rollout.State.Name(state).removeprefix("STATE_").lower().replace("_", " "))
+            if state == Rollout.STATE_ACTIVE:  # it came late, but it came
+                item.stuck = False
+                item.ClearField("error")
+            noted(item, context.clock(), Rollout.State.Name(state).removeprefix("STATE_").lower().replace("_", " "))
 
     await edit(context, deployment, device, ended)
 

@@ -21,7 +21,7 @@ from tinymlaas.gateway.v1 import deployments_pb2
 from ..core import projection, rollout
 from ..core.objections import status
 from ..core.rollout import Action, Outcome, Progress
-from . import builds, candidates, deployments, devices, optimizing, seal
+from . import builds, candidates, deployments, devices, optimizing, planning, rollouts, seal
 from .context import Context
 
 log = structlog.get_logger("tinymlaas.gateway")
@@ -32,7 +32,6 @@ Result = TypeVar("Result")
 APPLICATION_VERSION = "gateway-1"
 
 _context: Context | None = None
-_device_slots: dict[str, asyncio.Semaphore] = {}
 
 
 def _current() -> Context:
@@ -110,12 +109,24 @@ async def build_workflow(build: str) -> str:
     return await _step("decide", builds.decide, build)
 
 
-@DBOS.workflow(name="device")
-async def device_workflow(deployment: str, device: str, build: str) -> str:
+@DBOS.workflow(name="rollout-device")
+async def device_workflow(deployment: str, device: str) -> str:
     """What happens on one device, decided step by step by `rollout.next_action`; returns its end state."""
+    try:
+        return await _device_steps(deployment, device)
+    except Exception as error:
+        log.error("a device's workflow broke", deployment=deployment, device=device, exc_info=error)
+        await _step("broken", _device_broken, deployment, device, type(error).__name__)
+        return deployments_pb2.DeviceRollout.State.Name(deployments_pb2.DeviceRollout.STATE_FAILED)
+
+
+async def _device_steps(deployment: str, device: str) -> str:
+    build, to_run = await _step("start build", planning.device_build, deployment, device)
+    if to_run:
+        await start("build", build_workflow, build)
     progress = Progress(build=Outcome.NOT_TRIED if build else Outcome.FAILED)
     while True:
-        cancelled = await _step("look", _cancel_requested, deployment)
+        cancelled = await _step("look", _stopped, deployment, device)
         progress = replace(progress, cancelled=cancelled)
         action = rollout.next_action(progress)
         if action is Action.END:
@@ -137,16 +148,21 @@ async def device_workflow(deployment: str, device: str, build: str) -> str:
     return deployments_pb2.DeviceRollout.State.Name(state)
 
 
+async def _device_broken(context: Context, deployment: str, device: str, kind: str) -> None:
+    fault = status(code_pb2.INTERNAL, "INTERNAL_ERROR", f"the gateway failed on this device ({kind}); its log says how")
+    await devices.edit(context, deployment, device, lambda item: item.error.CopyFrom(fault))
+    await devices.end(context, deployment, device, deployments_pb2.DeviceRollout.STATE_FAILED)
+
+
 async def _act(context: Context, action: str, deployment: str, device: str, build: str) -> str:
     try:
         if action == Action.WAIT_FOR_BUILD.name:
             return await devices.take_build(context, deployment, device, build)
-        async with await _slot(context, deployment):
-            if action == Action.INSTALL.name:
-                return await devices.install(context, deployment, device)
-            if action == Action.ACTIVATE.name:
-                return await devices.activate(context, deployment, device)
-            return await devices.roll_back(context, deployment, device)
+        if action == Action.INSTALL.name:
+            return await devices.install(context, deployment, device)
+        if action == Action.ACTIVATE.name:
+            return await devices.activate(context, deployment, device)
+        return await devices.roll_back(context, deployment, device)
     except Exception as error:
         log.error("a step on a device broke", deployment=deployment, device=device, action=action, exc_info=error)
         fault = devices.error_status(error)
@@ -154,54 +170,56 @@ async def _act(context: Context, action: str, deployment: str, device: str, buil
         return Outcome.FAILED.name
 
 
-async def _slot(context: Context, deployment: str) -> asyncio.Semaphore:
-    """The deployment's cap on devices that are worked on at once."""
-    if deployment not in _device_slots:
-        wanted = (await context.deployment(deployment)).body.concurrency
-        _device_slots.setdefault(deployment, asyncio.Semaphore(min(wanted or deployments.DEFAULT_CONCURRENCY, 256)))
-    return _device_slots[deployment]
+async def _stopped(context: Context, deployment: str, device: str) -> bool:
+    return devices.stopped(await context.deployment(deployment), device)
 
 
-async def _cancel_requested(context: Context, deployment: str) -> bool:
-    return (await context.deployment(deployment)).cancel_requested
-
-
-@DBOS.workflow(name="deployment")
-async def deployment_workflow(deployment: str) -> str:
-    """Plan, one build for each distinct target, then every device; returns the deployment's state."""
+@DBOS.workflow(name="rollout")
+async def rollout_workflow(deployment: str) -> str:
+    """Plan, a build for each distinct target, then device by device as `rollouts.advance` says; returns the state."""
     try:
         if await deployments.asks_to_optimize(_current(), deployment) and not await _step(
             "optimize", deployments.optimize, deployment
         ):
             return await _step("finish", deployments.finish, deployment)
-        planned = await _step("plan", deployments.plan, deployment)
-        made: dict[str, str] = {}
-        for group in planned:
-            if group["target_digest"] in made:
-                continue
-            started = await _step("start build", deployments.start_build, deployment, group)
-            made[group["target_digest"]] = started[0] if started is not None else ""
-            if started is not None and started[1]:
-                await start("build", build_workflow, started[0])
-        handles = []
-        for item in planned:
-            build = made[item["target_digest"]]
-            with SetWorkflowID(workflow_id("device", deployment, item["device"])):
-                handles.append(await DBOS.start_workflow_async(device_workflow, deployment, item["device"], build))
-        for handle in handles:
+        for group in await _step("plan", planning.plan, deployment):
+            build, to_run = await _step("start build", planning.start_build, deployment, group)
+            if to_run:
+                await start("build", build_workflow, build)
+        handles = {}
+        while True:
+            order = await _step("advance", rollouts.advance, deployment)
+            for device in order["begin"]:
+                if device not in handles:
+                    handles[device] = await start("rollout-device", device_workflow, deployment, device)
+            if order["ended"]:
+                break
+        for handle in handles.values():
             await handle.get_result()
-        await _step("stop builds", _stop_builds, deployment, [name for name in made.values() if name])
+        await _step("stop builds", _stop_builds, deployment)
+        await _roll_back_each(deployment, await _step("to roll back", rollouts.to_roll_back, deployment))
     except Exception as error:
         log.error("a deployment broke", deployment=deployment, exc_info=error)
         await _step("broken", _deployment_broken, deployment, type(error).__name__)
     return await _step("finish", deployments.finish, deployment)
 
 
-async def _stop_builds(context: Context, deployment: str, names: list[str]) -> None:
-    """A cancelled deployment's builds have nobody left who waits for them."""
-    if not await _cancel_requested(context, deployment):
+@DBOS.workflow(name="deployment")
+async def older_deployment_workflow(deployment: str) -> None:
+    """A deployment of a gateway before rollouts had policies: `launch` goes on with it as a rollout."""
+
+
+@DBOS.workflow(name="device")
+async def older_device_workflow(deployment: str, device: str, build: str) -> None:
+    """A device of such a deployment."""
+
+
+async def _stop_builds(context: Context, deployment: str) -> None:
+    """The builds of a deployment that was aborted or stopped have nobody left who waits for them."""
+    record = await context.deployment(deployment)
+    if not record.cancel_requested and not record.body.stopping:
         return
-    for name in names:
+    for name in sorted({item.build for item in record.body.rollouts if item.build}):
         if not (await context.build(name)).ended:
             await asyncio.to_thread(context.builds.request_cancel, name)
 
@@ -224,13 +242,16 @@ async def _deployment_broken(context: Context, deployment: str, kind: str) -> No
 async def rollback_workflow(deployment: str, attempt: str) -> None:
     """Every device of an ended deployment back to the module before."""
     await _step("begin", _begin_rollback, deployment)
-    names = await _step("list", deployments.roll_back_all, deployment)
+    await _roll_back_each(deployment, await _step("list", deployments.roll_back_all, deployment))
+    await _step("finish", deployments.rolled_back, deployment)
+
+
+async def _roll_back_each(deployment: str, names: list[str]) -> None:
     for device in names:
         outcome = Outcome[await _step("roll back", _act, Action.ROLL_BACK.name, deployment, device, "")]
         if outcome is Outcome.GOOD:
             state = deployments_pb2.DeviceRollout.STATE_ROLLED_BACK
             await _step("end", devices.end, deployment, device, state)
-    await _step("finish", deployments.rolled_back, deployment)
 
 
 async def _begin_rollback(context: Context, deployment: str) -> None:
@@ -270,13 +291,13 @@ async def begin_what_never_began(context: Context) -> None:
         if await DBOS.get_workflow_status_async(workflow_id("build", name)) is None:
             await start("build", build_workflow, name)
     for name in await asyncio.to_thread(context.deployments.unfinished):
-        if await DBOS.get_workflow_status_async(workflow_id("deployment", name)) is None:
-            await start("deployment", deployment_workflow, name)
+        if await DBOS.get_workflow_status_async(workflow_id("rollout", name)) is None:
+            await start("rollout", rollout_workflow, name)
 
 
 async def stop() -> None:
     """Stop durable execution without ending its work: the next launch goes on with it."""
     global _context
     await asyncio.to_thread(DBOS.destroy, workflow_completion_timeout_sec=0)
-    _device_slots.clear()
+    rollouts.forget()
     _context = None

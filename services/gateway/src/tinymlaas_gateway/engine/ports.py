@@ -106,3 +106,6 @@ class Bridges(Protocol):
 
     async def infer(self, device: str, inputs: tensor_pb2.TensorValues) -> bridge_pb2.InferResponse:
         """Run one inference with the active module."""
+
+    def observe(self, device: str) -> AsyncIterator[bridge_pb2.ObserveResponse]:
+        """What a device counts, now and at each change, until the bridge or the caller ends it."""

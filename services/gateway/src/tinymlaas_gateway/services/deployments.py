@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 from google.longrunning import operations_pb2
 
 from tinymlaas.gateway.v1 import deployments_pb2, deployments_pb2_grpc
 from tinymlaas_servicekit import FailedPrecondition, NotFound, decode_page_token, encode_page_token, page_size
 
-from ..engine import deployments, durable
+from ..engine import deployments, durable, rollouts
 from ..engine.context import Context
 from .operations import operation_of
 from .requests import cursor, project_in
@@ -18,6 +19,15 @@ from .types import ServicerContext
 
 Deployment = deployments_pb2.Deployment
 ROLLBACK_BEGIN_SECONDS = 5.0
+
+
+@contextmanager
+def _existing(name: str) -> Iterator[None]:
+    """NotFound for a deployment that the records do not have."""
+    try:
+        yield
+    except KeyError:
+        raise NotFound(f"{name} does not exist", metadata={"name": name}) from None
 
 
 class DeploymentsServicer(deployments_pb2_grpc.DeploymentsServicer):
@@ -34,7 +44,7 @@ class DeploymentsServicer(deployments_pb2_grpc.DeploymentsServicer):
             self._context, project_in(request.parent), request.deployment, request.request_id, request.validate_only
         )
         if to_run:
-            await durable.start("deployment", durable.deployment_workflow, deployment.name)
+            await durable.start("rollout", durable.rollout_workflow, deployment.name)
         return operation_of(deployment, deployments.ended(deployment))
 
     async def _get(self, name: str) -> deployments_pb2.Deployment:
@@ -69,14 +79,33 @@ class DeploymentsServicer(deployments_pb2_grpc.DeploymentsServicer):
         async for record in self._context.deployment_changes.watch(request.name):
             yield record.body
 
+    async def PauseDeployment(
+        self, request: deployments_pb2.PauseDeploymentRequest, context: ServicerContext
+    ) -> deployments_pb2.Deployment:
+        """Begins no device until the deployment is resumed."""
+        with _existing(request.name):
+            return await rollouts.pause(self._context, request.name)
+
+    async def ResumeDeployment(
+        self, request: deployments_pb2.ResumeDeploymentRequest, context: ServicerContext
+    ) -> deployments_pb2.Deployment:
+        """Goes on with a paused deployment."""
+        with _existing(request.name):
+            return await rollouts.resume(self._context, request.name)
+
+    async def ApproveDeployment(
+        self, request: deployments_pb2.ApproveDeploymentRequest, context: ServicerContext
+    ) -> deployments_pb2.Deployment:
+        """Lets a wave begin."""
+        with _existing(request.name):
+            return await rollouts.approve(self._context, request.name, request.wave)
+
     async def CancelDeployment(
         self, request: deployments_pb2.CancelDeploymentRequest, context: ServicerContext
     ) -> deployments_pb2.Deployment:
         """Asks a deployment to stop."""
-        try:
+        with _existing(request.name):
             return (await asyncio.to_thread(self._context.deployments.request_cancel, request.name)).body
-        except KeyError:
-            raise NotFound(f"{request.name} does not exist", metadata={"name": request.name}) from None
 
     async def RollbackDeployment(
         self, request: deployments_pb2.RollbackDeploymentRequest, context: ServicerContext

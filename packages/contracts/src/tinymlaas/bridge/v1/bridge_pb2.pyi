@@ -3,9 +3,11 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 from tinymlaas.registry.v1 import devices_pb2 as _devices_pb2
@@ -363,6 +365,9 @@ class ObserveResponse(_message.Message):
     LATENCY_UNIT_FIELD_NUMBER: _builtins.int
     SELF_TEST_PASSED_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_FIELD_NUMBER: _builtins.int
+    MODULE_SHA256_FIELD_NUMBER: _builtins.int
     invocations: _builtins.int
     errors: _builtins.int
     last_latency: _builtins.int
@@ -370,8 +375,16 @@ class ObserveResponse(_message.Message):
     latency_unit: _builtins.str
     self_test_passed: _builtins.bool
     """Result of the last golden self-test."""
+    last_error: _builtins.str
+    """Reason of the last failure; empty where there was none."""
+    module_sha256: _builtins.str
+    """sha256 (hex) of the device image that is active, to which the counters belong; empty where none is."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def confidence(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Runs since the module became active, by tenths of confidence; empty where the device tells none."""
+
     def __init__(
         self,
         *,
@@ -381,10 +394,13 @@ class ObserveResponse(_message.Message):
         latency_unit: _builtins.str = ...,
         self_test_passed: _builtins.bool = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
+        confidence: _abc.Iterable[_builtins.int] | None = ...,
+        last_error: _builtins.str = ...,
+        module_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "invocations", b"invocations", "last_latency", b"last_latency", "latency_unit", b"latency_unit", "self_test_passed", b"self_test_passed", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "errors", b"errors", "invocations", b"invocations", "last_error", b"last_error", "last_latency", b"last_latency", "latency_unit", b"latency_unit", "module_sha256", b"module_sha256", "self_test_passed", b"self_test_passed", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
