@@ -5,6 +5,8 @@ Numbers are those of `device/firmware/include/firmware.h` and `device/loader/inc
 
 from enum import IntEnum
 
+from tinymlaas_module import Reason
+
 from .board import BoardError, BoardReason
 
 
@@ -27,36 +29,9 @@ class Command(IntEnum):
 
 
 class Status(IntEnum):
-    """Verdicts of loader, update core and firmware."""
+    """Verdicts of the loader, the update core and the firmware beyond those on a module's bytes (`tinymlaas_module.Reason`)."""
 
     OK = 0
-    TRUNCATED = 1
-    TRAILING_BYTES = 2
-    BAD_MAGIC = 3
-    VERSION_UNSUPPORTED = 4
-    FLAGS_UNKNOWN = 5
-    KIND_UNKNOWN = 6
-    ISA_INVALID = 7
-    FEATURES_INVALID = 8
-    ABI_UNSUPPORTED = 9
-    ENTRY_INVALID = 10
-    ARENA_INVALID = 11
-    STACK_INVALID = 12
-    NAME_INVALID = 13
-    RESERVED_NOT_ZERO = 14
-    SECTION_TABLE_INVALID = 15
-    SECTION_UNKNOWN = 16
-    SECTION_MISSING = 17
-    SIZE_MISMATCH = 18
-    PADDING_NOT_ZERO = 19
-    TENSORS_INVALID = 20
-    GOLDEN_INVALID = 21
-    SIGNATURE_BLOCK_INVALID = 22
-    SIGNATURE_MISSING = 23
-    KEY_UNKNOWN = 24
-    SIGNATURE_INVALID = 25
-    DIGEST_MISMATCH = 26
-    DOWNGRADE = 27
     MISALIGNED = 32
     TARGET_UNSUPPORTED = 33
     ARENA_TOO_SMALL = 34
@@ -82,12 +57,12 @@ class Status(IntEnum):
     UNKNOWN_COMMAND = 132
 
 
-_REASONS: dict[Status, BoardReason] = {
-    Status.SIGNATURE_BLOCK_INVALID: BoardReason.BAD_SIGNATURE,
-    Status.SIGNATURE_MISSING: BoardReason.BAD_SIGNATURE,
-    Status.SIGNATURE_INVALID: BoardReason.BAD_SIGNATURE,
-    Status.KEY_UNKNOWN: BoardReason.UNKNOWN_KEY,
-    Status.DOWNGRADE: BoardReason.DOWNGRADE,
+_REASONS: dict[int, BoardReason] = {
+    Reason.SIGNATURE_BLOCK_INVALID: BoardReason.BAD_SIGNATURE,
+    Reason.SIGNATURE_MISSING: BoardReason.BAD_SIGNATURE,
+    Reason.SIGNATURE_INVALID: BoardReason.BAD_SIGNATURE,
+    Reason.KEY_UNKNOWN: BoardReason.UNKNOWN_KEY,
+    Reason.DOWNGRADE: BoardReason.DOWNGRADE,
     Status.TARGET_UNSUPPORTED: BoardReason.UNSUPPORTED_ISA,
     Status.KIND_NOT_EXECUTABLE: BoardReason.UNSUPPORTED_KIND,
     Status.ARENA_TOO_SMALL: BoardReason.NOT_ENOUGH_RAM,
@@ -110,22 +85,18 @@ _REASONS: dict[Status, BoardReason] = {
 }
 
 
+_NAMES: dict[int, str] = {int(verdict): verdict.name for verdict in (*Reason, *Status)}
+
+
 def module_reason(status: int) -> str:
     """Give the verdict's name, such as SIGNATURE_INVALID."""
-    try:
-        return Status(status).name
-    except ValueError:
-        return f"STATUS_{status}"
+    return _NAMES.get(status, f"STATUS_{status}")
 
 
 def refusal(status: int, result: tuple[int, int, int, int]) -> BoardError:
     """Make the error that a status means; `metadata["detail"]` is the verdict's own name."""
     name = module_reason(status)
-    reason = (
-        _REASONS.get(Status(status), BoardReason.BAD_IMAGE)
-        if name in Status.__members__
-        else BoardReason.FIRMWARE_FAULT
-    )
+    reason = _REASONS.get(status, BoardReason.BAD_IMAGE) if status in _NAMES else BoardReason.FIRMWARE_FAULT
     metadata = {"detail": name}
     if status == Status.NOT_ENOUGH_RAM:
         metadata |= {"need": str(result[0]), "have": str(result[1])}
