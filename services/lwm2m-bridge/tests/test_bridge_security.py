@@ -40,9 +40,15 @@ def rig(tmp_path: Path) -> Rig:
 
 
 @pytest.fixture
-def keys(store: SqlStore) -> DeviceKeys:
+def clock() -> Clock:
+    """The time at which keys are made and used."""
+    return Clock()
+
+
+@pytest.fixture
+def keys(store: SqlStore, clock: Clock) -> DeviceKeys:
     """Keys on that database."""
-    return DeviceKeys(SqlKeyStore(store.engine, MASTER), Clock())
+    return DeviceKeys(SqlKeyStore(store.engine, MASTER), clock)
 
 
 def reason_of(error: pytest.ExceptionInfo[BridgeError]) -> str:
@@ -95,6 +101,27 @@ def test_keys_have_bounded_length_and_number(keys: DeviceKeys) -> None:
     with pytest.raises(BridgeError) as error:
         keys.create("node-1")
     assert reason_of(error) == Reason.LIMIT_EXCEEDED
+
+
+def test_a_bootstrap_key_outlives_the_keys_that_bootstrap_hands_out(keys: DeviceKeys, clock: Clock) -> None:
+    """DO-SEC-012: keys can be rotated by bootstrap for ever."""
+    factory, _ = keys.create("node-1", bootstrap=True)
+    assert factory.bootstrap
+    present = ""
+    for _ in range(5):
+        clock.now += 1
+        assert keys.used(factory.identity.encode())[1] == []
+        lost, _ = keys.reissue("node-1")
+        clock.now += 1
+        identity, _ = keys.reissue("node-1")
+        assert lost not in [key.identity for key in keys.of_endpoint("node-1")]
+        clock.now += 1
+        assert keys.used(identity.encode())[1] == ([present] if present else [])
+        present = identity
+    assert {key.identity for key in keys.of_endpoint("node-1")} == {factory.identity, present}
+    clock.now += 1
+    newer, _ = keys.create("node-1", bootstrap=True)
+    assert keys.used(newer.identity.encode())[1] == [factory.identity]
 
 
 def test_a_newer_key_retires_the_older_ones_at_its_first_use_and_not_before(store: SqlStore) -> None:

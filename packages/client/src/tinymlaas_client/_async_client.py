@@ -238,9 +238,14 @@ class AsyncClient:
         """Full resource name of a device given by its endpoint name."""
         return name if name.startswith("projects/") else f"{self.project}/devices/{name}"
 
-    async def create_device_key(self, endpoint: str) -> security_pb2.CreateDeviceKeyResponse:
-        """A new pre-shared key for an endpoint name, with its secret, which is told this once."""
-        request = security_pb2.CreateDeviceKeyRequest(parent=self.project, endpoint=endpoint)
+    async def create_device_key(
+        self, endpoint: str, *, bootstrap: bool = False
+    ) -> security_pb2.CreateDeviceKeyResponse:
+        """A new pre-shared key for an endpoint name, with its secret, which is told this once.
+
+        With `bootstrap` for the bootstrap server: it stays when that hands out others.
+        """
+        request = security_pb2.CreateDeviceKeyRequest(parent=self.project, endpoint=endpoint, bootstrap=bootstrap)
         return await _call(self._device_keys.CreateDeviceKey(request))
 
     async def list_device_keys(self, endpoint: str = "") -> list[security_pb2.DeviceKey]:

@@ -14,6 +14,7 @@ import (
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
+	_ "tinymlaas/dtls-front/gen/typev1"
 	unsafe "unsafe"
 )
 
@@ -33,7 +34,9 @@ type DeviceKey struct {
 	Endpoint   string                 `protobuf:"bytes,2,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// Last handshake. Absent: never used.
-	UseTime       *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=use_time,json=useTime,proto3" json:"use_time,omitempty"`
+	UseTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=use_time,json=useTime,proto3" json:"use_time,omitempty"`
+	// See CreateDeviceKeyRequest.bootstrap.
+	Bootstrap     bool `protobuf:"varint,5,opt,name=bootstrap,proto3" json:"bootstrap,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -96,6 +99,13 @@ func (x *DeviceKey) GetUseTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *DeviceKey) GetBootstrap() bool {
+	if x != nil {
+		return x.Bootstrap
+	}
+	return false
+}
+
 type CreateDeviceKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// projects/{project}
@@ -103,7 +113,10 @@ type CreateDeviceKeyRequest struct {
 	// Endpoint name of the device; the form of registrations.
 	Endpoint string `protobuf:"bytes,2,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
 	// 16 to 64 bytes. Empty: 16 random ones.
-	Secret        []byte `protobuf:"bytes,3,opt,name=secret,proto3" json:"secret,omitempty"`
+	Secret []byte `protobuf:"bytes,3,opt,name=secret,proto3" json:"secret,omitempty"`
+	// For sessions with the bootstrap server: it stays when bootstrap hands out the keys of other servers, and only a newer one
+	// of its kind retires it.
+	Bootstrap     bool `protobuf:"varint,4,opt,name=bootstrap,proto3" json:"bootstrap,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -157,6 +170,13 @@ func (x *CreateDeviceKeyRequest) GetSecret() []byte {
 		return x.Secret
 	}
 	return nil
+}
+
+func (x *CreateDeviceKeyRequest) GetBootstrap() bool {
+	if x != nil {
+		return x.Bootstrap
+	}
+	return false
 }
 
 type CreateDeviceKeyResponse struct {
@@ -742,20 +762,22 @@ var File_tinymlaas_bridge_v1_security_proto protoreflect.FileDescriptor
 
 const file_tinymlaas_bridge_v1_security_proto_rawDesc = "" +
 	"\n" +
-	"\"tinymlaas/bridge/v1/security.proto\x12\x13tinymlaas.bridge.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcf\x01\n" +
+	"\"tinymlaas/bridge/v1/security.proto\x12\x13tinymlaas.bridge.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1etinymlaas/type/v1/access.proto\"\xf3\x01\n" +
 	"\tDeviceKey\x12 \n" +
 	"\bidentity\x18\x01 \x01(\tB\x04\xe2A\x01\x03R\bidentity\x12 \n" +
 	"\bendpoint\x18\x02 \x01(\tB\x04\xe2A\x01\x03R\bendpoint\x12A\n" +
 	"\vcreate_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\n" +
 	"createTime\x12;\n" +
-	"\buse_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\auseTime\"v\n" +
+	"\buse_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\auseTime\x12\"\n" +
+	"\tbootstrap\x18\x05 \x01(\bB\x04\xe2A\x01\x03R\tbootstrap\"\x9d\x01\n" +
 	"\x16CreateDeviceKeyRequest\x12\x1c\n" +
 	"\x06parent\x18\x01 \x01(\tB\x04\xe2A\x01\x02R\x06parent\x12 \n" +
-	"\bendpoint\x18\x02 \x01(\tB\x04\xe2A\x01\x02R\bendpoint\x12\x1c\n" +
-	"\x06secret\x18\x03 \x01(\fB\x04\xe2A\x01\x01R\x06secret\"c\n" +
+	"\bendpoint\x18\x02 \x01(\tB\x04\xe2A\x01\x02R\bendpoint\x12\x1f\n" +
+	"\x06secret\x18\x03 \x01(\fB\a\xe2A\x01\x01\x80\x01\x01R\x06secret\x12\"\n" +
+	"\tbootstrap\x18\x04 \x01(\bB\x04\xe2A\x01\x01R\tbootstrap\"h\n" +
 	"\x17CreateDeviceKeyResponse\x120\n" +
-	"\x03key\x18\x01 \x01(\v2\x1e.tinymlaas.bridge.v1.DeviceKeyR\x03key\x12\x16\n" +
-	"\x06secret\x18\x02 \x01(\fR\x06secret\"\x9f\x01\n" +
+	"\x03key\x18\x01 \x01(\v2\x1e.tinymlaas.bridge.v1.DeviceKeyR\x03key\x12\x1b\n" +
+	"\x06secret\x18\x02 \x01(\fB\x03\x80\x01\x01R\x06secret\"\x9f\x01\n" +
 	"\x15ListDeviceKeysRequest\x12\x1c\n" +
 	"\x06parent\x18\x01 \x01(\tB\x04\xe2A\x01\x02R\x06parent\x12 \n" +
 	"\bendpoint\x18\x02 \x01(\tB\x04\xe2A\x01\x01R\bendpoint\x12!\n" +
@@ -769,9 +791,9 @@ const file_tinymlaas_bridge_v1_security_proto_rawDesc = "" +
 	"\x06parent\x18\x01 \x01(\tB\x04\xe2A\x01\x02R\x06parent\x12 \n" +
 	"\bidentity\x18\x02 \x01(\tB\x04\xe2A\x01\x02R\bidentity\"5\n" +
 	"\x11ResolveKeyRequest\x12 \n" +
-	"\bidentity\x18\x01 \x01(\fB\x04\xe2A\x01\x02R\bidentity\",\n" +
-	"\x12ResolveKeyResponse\x12\x16\n" +
-	"\x06secret\x18\x01 \x01(\fR\x06secret\"\x93\x01\n" +
+	"\bidentity\x18\x01 \x01(\fB\x04\xe2A\x01\x02R\bidentity\"1\n" +
+	"\x12ResolveKeyResponse\x12\x1b\n" +
+	"\x06secret\x18\x01 \x01(\fB\x03\x80\x01\x01R\x06secret\"\x93\x01\n" +
 	"\fRelayRequest\x12<\n" +
 	"\x06opened\x18\x01 \x01(\v2\".tinymlaas.bridge.v1.SessionOpenedH\x00R\x06opened\x12<\n" +
 	"\x06closed\x18\x02 \x01(\v2\".tinymlaas.bridge.v1.SessionClosedH\x00R\x06closedB\a\n" +
@@ -789,16 +811,18 @@ const file_tinymlaas_bridge_v1_security_proto_rawDesc = "" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x1a\n" +
 	"\baccepted\x18\x02 \x01(\bR\baccepted\x12\x14\n" +
-	"\x05close\x18\x03 \x01(\bR\x05close2\xbd\x02\n" +
+	"\x05close\x18\x03 \x01(\bR\x05close2\xd7\x02\n" +
 	"\n" +
-	"DeviceKeys\x12l\n" +
-	"\x0fCreateDeviceKey\x12+.tinymlaas.bridge.v1.CreateDeviceKeyRequest\x1a,.tinymlaas.bridge.v1.CreateDeviceKeyResponse\x12i\n" +
-	"\x0eListDeviceKeys\x12*.tinymlaas.bridge.v1.ListDeviceKeysRequest\x1a+.tinymlaas.bridge.v1.ListDeviceKeysResponse\x12V\n" +
-	"\x0fDeleteDeviceKey\x12+.tinymlaas.bridge.v1.DeleteDeviceKeyRequest\x1a\x16.google.protobuf.Empty2\xc3\x01\n" +
-	"\x0eSecureSessions\x12]\n" +
+	"DeviceKeys\x12t\n" +
+	"\x0fCreateDeviceKey\x12+.tinymlaas.bridge.v1.CreateDeviceKeyRequest\x1a,.tinymlaas.bridge.v1.CreateDeviceKeyResponse\"\x06\xca\xf3\x18\x02\b\x04\x12s\n" +
+	"\x0eListDeviceKeys\x12*.tinymlaas.bridge.v1.ListDeviceKeysRequest\x1a+.tinymlaas.bridge.v1.ListDeviceKeysResponse\"\b\xca\xf3\x18\x04\b\x04 \x01\x12^\n" +
+	"\x0fDeleteDeviceKey\x12+.tinymlaas.bridge.v1.DeleteDeviceKeyRequest\x1a\x16.google.protobuf.Empty\"\x06\xca\xf3\x18\x02\b\x042\xeb\x01\n" +
+	"\x0eSecureSessions\x12q\n" +
 	"\n" +
-	"ResolveKey\x12&.tinymlaas.bridge.v1.ResolveKeyRequest\x1a'.tinymlaas.bridge.v1.ResolveKeyResponse\x12R\n" +
-	"\x05Relay\x12!.tinymlaas.bridge.v1.RelayRequest\x1a\".tinymlaas.bridge.v1.RelayResponse(\x010\x01b\x06proto3"
+	"ResolveKey\x12&.tinymlaas.bridge.v1.ResolveKeyRequest\x1a'.tinymlaas.bridge.v1.ResolveKeyResponse\"\x12\xca\xf3\x18\x0e\b\a\x1a\n" +
+	"dtls-front\x12f\n" +
+	"\x05Relay\x12!.tinymlaas.bridge.v1.RelayRequest\x1a\".tinymlaas.bridge.v1.RelayResponse\"\x12\xca\xf3\x18\x0e\b\a\x1a\n" +
+	"dtls-front(\x010\x01b\x06proto3"
 
 var (
 	file_tinymlaas_bridge_v1_security_proto_rawDescOnce sync.Once

@@ -142,7 +142,7 @@ class DeviceKeysServicer(security_pb2_grpc.DeviceKeysServicer):
     ) -> security_pb2.CreateDeviceKeyResponse:
         """A new key."""
         self._check(request.parent)
-        key, secret = self._keys.create(request.endpoint, request.secret)
+        key, secret = self._keys.create(request.endpoint, request.secret, bootstrap=request.bootstrap)
         log.info("device key created", identity=key.identity, endpoint=key.endpoint)
         return security_pb2.CreateDeviceKeyResponse(key=_message(key), secret=secret)
 
@@ -176,7 +176,7 @@ class DeviceKeysServicer(security_pb2_grpc.DeviceKeysServicer):
 
 
 def _message(key: DeviceKey) -> security_pb2.DeviceKey:
-    message = security_pb2.DeviceKey(identity=key.identity, endpoint=key.endpoint)
+    message = security_pb2.DeviceKey(identity=key.identity, endpoint=key.endpoint, bootstrap=key.bootstrap)
     message.create_time.CopyFrom(_timestamp(key.created_at))
     if key.used_at is not None:
         message.use_time.CopyFrom(_timestamp(key.used_at))

@@ -13,7 +13,13 @@ app = typer.Typer(no_args_is_help=True, help="Make, list and take back the keys 
 
 
 @app.command()
-def create(context: typer.Context, endpoint: Annotated[str, typer.Argument(help="Endpoint name.")]) -> None:
+def create(
+    context: typer.Context,
+    endpoint: Annotated[str, typer.Argument(help="Endpoint name.")],
+    bootstrap: Annotated[
+        bool, typer.Option("--bootstrap", help="For the bootstrap server: it stays when that hands out others.")
+    ] = False,
+) -> None:
     """Make a key for a device; its secret is told this once.
 
     A device that has a key is refused without it. A newer key takes over at its first use: make one, give it to the device,
@@ -23,7 +29,7 @@ def create(context: typer.Context, endpoint: Annotated[str, typer.Argument(help=
 
     async def work() -> None:
         async with session.connect() as client:
-            made = await client.create_device_key(endpoint)
+            made = await client.create_device_key(endpoint, bootstrap=bootstrap)
             if session.as_json:
                 session.print_json({"identity": made.key.identity, "endpoint": endpoint, "secret": made.secret.hex()})
                 return

@@ -14,6 +14,8 @@ from .registration import check_endpoint
 SECRET_BYTES = 16
 """Length of the keys that are made here: AES-128, as TLS_PSK_WITH_AES_128_CCM_8 uses."""
 SHORTEST_SECRET, LONGEST_SECRET = 16, 64
+_BOOTSTRAP = ".bs."
+"""Between endpoint name and number in the identity of a bootstrap key."""
 _IDENTITY = re.compile(r"[\x21-\x7e]{1,160}")
 
 
@@ -25,6 +27,11 @@ class DeviceKey:
     endpoint: str
     created_at: float
     used_at: float | None = None
+
+    @property
+    def bootstrap(self) -> bool:
+        """True for a key for sessions with the bootstrap server, which outlives the keys that are handed out there."""
+        return self.identity.removeprefix(self.endpoint).startswith(_BOOTSTRAP)
 
 
 class KeyStore(Protocol):
@@ -72,7 +79,7 @@ class DeviceKeys:
         """Whether an endpoint has a key; answered from memory."""
         return endpoint in self._endpoints
 
-    def create(self, endpoint: str, secret: bytes = b"") -> tuple[DeviceKey, bytes]:
+    def create(self, endpoint: str, secret: bytes = b"", *, bootstrap: bool = False) -> tuple[DeviceKey, bytes]:
         """A new key beside the endpoint's others. ARGUMENT_INVALID, or LIMIT_EXCEEDED where it has too many."""
         check_endpoint(endpoint)
         if secret and not SHORTEST_SECRET <= len(secret) <= LONGEST_SECRET:
@@ -85,7 +92,8 @@ class DeviceKeys:
             raise BridgeError(
                 Reason.LIMIT_EXCEEDED, f"{endpoint} has {self._max_each} keys", limit="keys", value=self._max_each
             )
-        key = DeviceKey(f"{endpoint}.{secrets.token_hex(4)}", endpoint, self._clock())
+        identity = f"{endpoint}{_BOOTSTRAP if bootstrap else '.'}{secrets.token_hex(4)}"
+        key = DeviceKey(identity, endpoint, self._clock())
         secret = secret or secrets.token_bytes(SECRET_BYTES)
         self._store.put(key, secret)
         self._endpoints.add(endpoint)
@@ -94,7 +102,7 @@ class DeviceKeys:
     def reissue(self, endpoint: str) -> tuple[str, bytes]:
         """Identity and secret of a new key, in the place of keys that were handed out before and never used."""
         for key in self._store.of_endpoint(endpoint):
-            if key.used_at is None:
+            if key.used_at is None and not key.bootstrap:
                 self.delete(key.identity)
         made, secret = self.create(endpoint)
         return made.identity, secret
@@ -108,10 +116,14 @@ class DeviceKeys:
         return found
 
     def used(self, identity: bytes) -> tuple[DeviceKey, list[str]]:
-        """Note a handshake: the key, and the identities of the endpoint's older keys, which are retired by it."""
+        """Note a handshake: the key, and the identities of the endpoint's older keys of its kind, which are retired by it."""
         key, _ = self.resolve(identity)
         self._store.used(key.identity, self._clock())
-        retired = [old.identity for old in self._store.of_endpoint(key.endpoint) if old.created_at < key.created_at]
+        retired = [
+            old.identity
+            for old in self._store.of_endpoint(key.endpoint)
+            if old.created_at < key.created_at and old.bootstrap == key.bootstrap
+        ]
         for old in retired:
             self._store.delete(old)
         return key, retired

@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from tinymlaas.type.v1 import access_pb2 as tinymlaas_dot_type_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tinymlaas/bridge/v1/security.proto\x12\x13tinymlaas.bridge.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1etinymlaas/type/v1/access.proto\"\xa6\x01\n\tDeviceKey\x12\x16\n\x08identity\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08\x65ndpoint\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x32\n\x08use_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"_\n\x16\x43reateDeviceKeyRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08\x65ndpoint\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\x06secret\x18\x03 \x01(\x0c\x42\x07\x80\x01\x01\xe2\x41\x01\x01\"[\n\x17\x43reateDeviceKeyResponse\x12+\n\x03key\x18\x01 \x01(\x0b\x32\x1e.tinymlaas.bridge.v1.DeviceKey\x12\x13\n\x06secret\x18\x02 \x01(\x0c\x42\x03\x80\x01\x01\"x\n\x15ListDeviceKeysRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08\x65ndpoint\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"_\n\x16ListDeviceKeysResponse\x12,\n\x04keys\x18\x01 \x03(\x0b\x32\x1e.tinymlaas.bridge.v1.DeviceKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"F\n\x16\x44\x65leteDeviceKeyRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08identity\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"+\n\x11ResolveKeyRequest\x12\x16\n\x08identity\x18\x01 \x01(\x0c\x42\x04\xe2\x41\x01\x02\")\n\x12ResolveKeyResponse\x12\x13\n\x06secret\x18\x01 \x01(\x0c\x42\x03\x80\x01\x01\"\x83\x01\n\x0cRelayRequest\x12\x34\n\x06opened\x18\x01 \x01(\x0b\x32\".tinymlaas.bridge.v1.SessionOpenedH\x00\x12\x34\n\x06\x63losed\x18\x02 \x01(\x0b\x32\".tinymlaas.bridge.v1.SessionClosedH\x00\x42\x07\n\x05\x65vent\"z\n\rSessionOpened\x12\x18\n\nsession_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08identity\x18\x02 \x01(\x0c\x42\x04\xe2\x41\x01\x02\x12\x1b\n\rrelay_address\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0cpeer_address\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\")\n\rSessionClosed\x12\x18\n\nsession_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"D\n\rRelayResponse\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x08\x12\r\n\x05\x63lose\x18\x03 \x01(\x08\x32\xd7\x02\n\nDeviceKeys\x12t\n\x0f\x43reateDeviceKey\x12+.tinymlaas.bridge.v1.CreateDeviceKeyRequest\x1a,.tinymlaas.bridge.v1.CreateDeviceKeyResponse\"\x06\xca\xf3\x18\x02\x08\x04\x12s\n\x0eListDeviceKeys\x12*.tinymlaas.bridge.v1.ListDeviceKeysRequest\x1a+.tinymlaas.bridge.v1.ListDeviceKeysResponse\"\x08\xca\xf3\x18\x04\x08\x04 \x01\x12^\n\x0f\x44\x65leteDeviceKey\x12+.tinymlaas.bridge.v1.DeleteDeviceKeyRequest\x1a\x16.google.protobuf.Empty\"\x06\xca\xf3\x18\x02\x08\x04\x32\xeb\x01\n\x0eSecureSessions\x12q\n\nResolveKey\x12&.tinymlaas.bridge.v1.ResolveKeyRequest\x1a\'.tinymlaas.bridge.v1.ResolveKeyResponse\"\x12\xca\xf3\x18\x0e\x08\x07\x1a\ndtls-front\x12\x66\n\x05Relay\x12!.tinymlaas.bridge.v1.RelayRequest\x1a\".tinymlaas.bridge.v1.RelayResponse\"\x12\xca\xf3\x18\x0e\x08\x07\x1a\ndtls-front(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tinymlaas/bridge/v1/security.proto\x12\x13tinymlaas.bridge.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1etinymlaas/type/v1/access.proto\"\xbf\x01\n\tDeviceKey\x12\x16\n\x08identity\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08\x65ndpoint\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x32\n\x08use_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x17\n\tbootstrap\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x03\"x\n\x16\x43reateDeviceKeyRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08\x65ndpoint\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\x06secret\x18\x03 \x01(\x0c\x42\x07\x80\x01\x01\xe2\x41\x01\x01\x12\x17\n\tbootstrap\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"[\n\x17\x43reateDeviceKeyResponse\x12+\n\x03key\x18\x01 \x01(\x0b\x32\x1e.tinymlaas.bridge.v1.DeviceKey\x12\x13\n\x06secret\x18\x02 \x01(\x0c\x42\x03\x80\x01\x01\"x\n\x15ListDeviceKeysRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08\x65ndpoint\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"_\n\x16ListDeviceKeysResponse\x12,\n\x04keys\x18\x01 \x03(\x0b\x32\x1e.tinymlaas.bridge.v1.DeviceKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"F\n\x16\x44\x65leteDeviceKeyRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08identity\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"+\n\x11ResolveKeyRequest\x12\x16\n\x08identity\x18\x01 \x01(\x0c\x42\x04\xe2\x41\x01\x02\")\n\x12ResolveKeyResponse\x12\x13\n\x06secret\x18\x01 \x01(\x0c\x42\x03\x80\x01\x01\"\x83\x01\n\x0cRelayRequest\x12\x34\n\x06opened\x18\x01 \x01(\x0b\x32\".tinymlaas.bridge.v1.SessionOpenedH\x00\x12\x34\n\x06\x63losed\x18\x02 \x01(\x0b\x32\".tinymlaas.bridge.v1.SessionClosedH\x00\x42\x07\n\x05\x65vent\"z\n\rSessionOpened\x12\x18\n\nsession_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08identity\x18\x02 \x01(\x0c\x42\x04\xe2\x41\x01\x02\x12\x1b\n\rrelay_address\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0cpeer_address\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\")\n\rSessionClosed\x12\x18\n\nsession_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"D\n\rRelayResponse\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x08\x12\r\n\x05\x63lose\x18\x03 \x01(\x08\x32\xd7\x02\n\nDeviceKeys\x12t\n\x0f\x43reateDeviceKey\x12+.tinymlaas.bridge.v1.CreateDeviceKeyRequest\x1a,.tinymlaas.bridge.v1.CreateDeviceKeyResponse\"\x06\xca\xf3\x18\x02\x08\x04\x12s\n\x0eListDeviceKeys\x12*.tinymlaas.bridge.v1.ListDeviceKeysRequest\x1a+.tinymlaas.bridge.v1.ListDeviceKeysResponse\"\x08\xca\xf3\x18\x04\x08\x04 \x01\x12^\n\x0f\x44\x65leteDeviceKey\x12+.tinymlaas.bridge.v1.DeleteDeviceKeyRequest\x1a\x16.google.protobuf.Empty\"\x06\xca\xf3\x18\x02\x08\x04\x32\xeb\x01\n\x0eSecureSessions\x12q\n\nResolveKey\x12&.tinymlaas.bridge.v1.ResolveKeyRequest\x1a\'.tinymlaas.bridge.v1.ResolveKeyResponse\"\x12\xca\xf3\x18\x0e\x08\x07\x1a\ndtls-front\x12\x66\n\x05Relay\x12!.tinymlaas.bridge.v1.RelayRequest\x1a\".tinymlaas.bridge.v1.RelayResponse\"\x12\xca\xf3\x18\x0e\x08\x07\x1a\ndtls-front(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,12 +43,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEVICEKEY'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
   _globals['_DEVICEKEY'].fields_by_name['use_time']._loaded_options = None
   _globals['_DEVICEKEY'].fields_by_name['use_time']._serialized_options = b'\342A\001\003'
+  _globals['_DEVICEKEY'].fields_by_name['bootstrap']._loaded_options = None
+  _globals['_DEVICEKEY'].fields_by_name['bootstrap']._serialized_options = b'\342A\001\003'
   _globals['_CREATEDEVICEKEYREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_CREATEDEVICEKEYREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002'
   _globals['_CREATEDEVICEKEYREQUEST'].fields_by_name['endpoint']._loaded_options = None
   _globals['_CREATEDEVICEKEYREQUEST'].fields_by_name['endpoint']._serialized_options = b'\342A\001\002'
   _globals['_CREATEDEVICEKEYREQUEST'].fields_by_name['secret']._loaded_options = None
   _globals['_CREATEDEVICEKEYREQUEST'].fields_by_name['secret']._serialized_options = b'\200\001\001\342A\001\001'
+  _globals['_CREATEDEVICEKEYREQUEST'].fields_by_name['bootstrap']._loaded_options = None
+  _globals['_CREATEDEVICEKEYREQUEST'].fields_by_name['bootstrap']._serialized_options = b'\342A\001\001'
   _globals['_CREATEDEVICEKEYRESPONSE'].fields_by_name['secret']._loaded_options = None
   _globals['_CREATEDEVICEKEYRESPONSE'].fields_by_name['secret']._serialized_options = b'\200\001\001'
   _globals['_LISTDEVICEKEYSREQUEST'].fields_by_name['parent']._loaded_options = None
@@ -88,31 +92,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SECURESESSIONS'].methods_by_name['Relay']._loaded_options = None
   _globals['_SECURESESSIONS'].methods_by_name['Relay']._serialized_options = b'\312\363\030\016\010\007\032\ndtls-front'
   _globals['_DEVICEKEY']._serialized_start=187
-  _globals['_DEVICEKEY']._serialized_end=353
-  _globals['_CREATEDEVICEKEYREQUEST']._serialized_start=355
-  _globals['_CREATEDEVICEKEYREQUEST']._serialized_end=450
-  _globals['_CREATEDEVICEKEYRESPONSE']._serialized_start=452
-  _globals['_CREATEDEVICEKEYRESPONSE']._serialized_end=543
-  _globals['_LISTDEVICEKEYSREQUEST']._serialized_start=545
-  _globals['_LISTDEVICEKEYSREQUEST']._serialized_end=665
-  _globals['_LISTDEVICEKEYSRESPONSE']._serialized_start=667
-  _globals['_LISTDEVICEKEYSRESPONSE']._serialized_end=762
-  _globals['_DELETEDEVICEKEYREQUEST']._serialized_start=764
-  _globals['_DELETEDEVICEKEYREQUEST']._serialized_end=834
-  _globals['_RESOLVEKEYREQUEST']._serialized_start=836
-  _globals['_RESOLVEKEYREQUEST']._serialized_end=879
-  _globals['_RESOLVEKEYRESPONSE']._serialized_start=881
-  _globals['_RESOLVEKEYRESPONSE']._serialized_end=922
-  _globals['_RELAYREQUEST']._serialized_start=925
-  _globals['_RELAYREQUEST']._serialized_end=1056
-  _globals['_SESSIONOPENED']._serialized_start=1058
-  _globals['_SESSIONOPENED']._serialized_end=1180
-  _globals['_SESSIONCLOSED']._serialized_start=1182
-  _globals['_SESSIONCLOSED']._serialized_end=1223
-  _globals['_RELAYRESPONSE']._serialized_start=1225
-  _globals['_RELAYRESPONSE']._serialized_end=1293
-  _globals['_DEVICEKEYS']._serialized_start=1296
-  _globals['_DEVICEKEYS']._serialized_end=1639
-  _globals['_SECURESESSIONS']._serialized_start=1642
-  _globals['_SECURESESSIONS']._serialized_end=1877
+  _globals['_DEVICEKEY']._serialized_end=378
+  _globals['_CREATEDEVICEKEYREQUEST']._serialized_start=380
+  _globals['_CREATEDEVICEKEYREQUEST']._serialized_end=500
+  _globals['_CREATEDEVICEKEYRESPONSE']._serialized_start=502
+  _globals['_CREATEDEVICEKEYRESPONSE']._serialized_end=593
+  _globals['_LISTDEVICEKEYSREQUEST']._serialized_start=595
+  _globals['_LISTDEVICEKEYSREQUEST']._serialized_end=715
+  _globals['_LISTDEVICEKEYSRESPONSE']._serialized_start=717
+  _globals['_LISTDEVICEKEYSRESPONSE']._serialized_end=812
+  _globals['_DELETEDEVICEKEYREQUEST']._serialized_start=814
+  _globals['_DELETEDEVICEKEYREQUEST']._serialized_end=884
+  _globals['_RESOLVEKEYREQUEST']._serialized_start=886
+  _globals['_RESOLVEKEYREQUEST']._serialized_end=929
+  _globals['_RESOLVEKEYRESPONSE']._serialized_start=931
+  _globals['_RESOLVEKEYRESPONSE']._serialized_end=972
+  _globals['_RELAYREQUEST']._serialized_start=975
+  _globals['_RELAYREQUEST']._serialized_end=1106
+  _globals['_SESSIONOPENED']._serialized_start=1108
+  _globals['_SESSIONOPENED']._serialized_end=1230
+  _globals['_SESSIONCLOSED']._serialized_start=1232
+  _globals['_SESSIONCLOSED']._serialized_end=1273
+  _globals['_RELAYRESPONSE']._serialized_start=1275
+  _globals['_RELAYRESPONSE']._serialized_end=1343
+  _globals['_DEVICEKEYS']._serialized_start=1346
+  _globals['_DEVICEKEYS']._serialized_end=1689
+  _globals['_SECURESESSIONS']._serialized_start=1692
+  _globals['_SECURESESSIONS']._serialized_end=1927
 # @@protoc_insertion_point(module_scope)

@@ -29,10 +29,13 @@ class DeviceKey(_message.Message):
     ENDPOINT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     USE_TIME_FIELD_NUMBER: _builtins.int
+    BOOTSTRAP_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     """PSK identity that the device sends in its handshake. Unique."""
     endpoint: _builtins.str
     """The only endpoint name that sessions with this key may register."""
+    bootstrap: _builtins.bool
+    """See CreateDeviceKeyRequest.bootstrap."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -46,10 +49,11 @@ class DeviceKey(_message.Message):
         endpoint: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         use_time: _timestamp_pb2.Timestamp | None = ...,
+        bootstrap: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "use_time", b"use_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "endpoint", b"endpoint", "identity", b"identity", "use_time", b"use_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap", b"bootstrap", "create_time", b"create_time", "endpoint", b"endpoint", "identity", b"identity", "use_time", b"use_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -62,22 +66,28 @@ class CreateDeviceKeyRequest(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     ENDPOINT_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
+    BOOTSTRAP_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """projects/{project}"""
     endpoint: _builtins.str
     """Endpoint name of the device; the form of registrations."""
     secret: _builtins.bytes
     """16 to 64 bytes. Empty: 16 random ones."""
+    bootstrap: _builtins.bool
+    """For sessions with the bootstrap server: it stays when bootstrap hands out the keys of other servers, and only a newer one
+    of its kind retires it.
+    """
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         endpoint: _builtins.str = ...,
         secret: _builtins.bytes = ...,
+        bootstrap: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "parent", b"parent", "secret", b"secret"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap", b"bootstrap", "endpoint", b"endpoint", "parent", b"parent", "secret", b"secret"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
