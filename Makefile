@@ -4,7 +4,7 @@ STATE  ?= build/state
 BIN    := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-interop test-cluster minio images lint contracts proto-check bench lock clean
+.PHONY: help setup demo test test-fast test-interop test-cluster minio images lint contracts proto-check bench bench-cluster lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -45,6 +45,9 @@ images: ## build the container images of deploy/images (needs docker or buildah)
 
 test-cluster: setup ## install the chart on a cluster (KUBECONFIG, or the kit that CLUSTER_KIT names) and do it harm
 	@TINYMLAAS_CLUSTER=1 $(BIN)/python -m pytest tests/cluster -rs --timeout 3600
+
+bench-cluster: setup ## the same with 50 builds and a 100-device rollout; writes bench/results/cluster.json
+	@$(BIN)/python -m bench.cluster
 
 bench: setup ## measure and print the tables of docs/benchmarks.md
 	@$(BIN)/python -m bench

@@ -14,8 +14,10 @@ from typing import Any, TypeVar
 import yaml
 
 from cluster_kit import ROOT, Cluster
-from tinymlaas_client import AsyncClient
+from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
+from tinymlaas_client import AsyncClient, model_format
 
+ZOO = ROOT / "zoo"
 CHART = ROOT / "deploy" / "helm" / "tinymlaas"
 RELEASE = "suite"
 NAME = f"{RELEASE}-tinymlaas"
@@ -175,3 +177,34 @@ class DeployedSuite:
                 "volumes": [{"name": "state", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}],
             },
         }
+
+
+async def kws(client: AsyncClient) -> tuple[str, str]:
+    """Keyword spotting in the catalogue: name of the version, digest of its samples."""
+    path = ZOO / "kws" / "kws_int8.tflite"
+    version = await client.import_model(path.read_bytes(), "kws-int8", model_format(path))
+    return version.name, await client.write_artifact((ZOO / "kws" / "samples.npz").read_bytes())
+
+
+async def ended(client: AsyncClient, name: str, seconds: float = 900.0) -> builds_pb2.Build:
+    """A build when it has ended, asked again and again: a stream may be cut by whatever the test does."""
+
+    async def look() -> builds_pb2.Build | None:
+        build = await client.get_build(name)
+        return build if build.state in (builds_pb2.Build.STATE_SUCCEEDED, builds_pb2.Build.STATE_FAILED) else None
+
+    found = await eventually(look, f"{name} has ended", seconds=seconds)
+    assert found is not None
+    return found
+
+
+async def rolled_out(client: AsyncClient, name: str, seconds: float = 900.0) -> deployments_pb2.Deployment:
+    """A deployment when it has ended."""
+
+    async def look() -> deployments_pb2.Deployment | None:
+        deployment = await client.get_deployment(name)
+        return deployment if deployment.HasField("end_time") else None
+
+    found = await eventually(look, f"{name} has ended", seconds=seconds)
+    assert found is not None
+    return found

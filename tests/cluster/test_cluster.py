@@ -17,13 +17,12 @@ import pytest
 
 import cluster_kit
 from cluster_kit import ROOT
-from suite_on_cluster import NAME, RELEASE, DeployedSuite, eventually
+from suite_on_cluster import NAME, RELEASE, ZOO, DeployedSuite, ended, eventually, kws, rolled_out
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
 from tinymlaas.registry.v1 import plugins_pb2
-from tinymlaas_client import AsyncClient, model_format
+from tinymlaas_client import AsyncClient
 from tinymlaas_client.targets import named_target
 
-ZOO = ROOT / "zoo"
 BUILDS = int(os.environ.get("TINYMLAAS_CLUSTER_BUILDS", "8"))
 HELLO = "com.example.hello-compiler"
 pytestmark = [
@@ -47,37 +46,6 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeployedSuite]:
         cluster.run("kubectl", "delete", "namespace", deployed.namespace, "--wait=false")
     finally:
         cluster.close()
-
-
-async def kws(client: AsyncClient) -> tuple[str, str]:
-    """Keyword spotting in the catalogue: name of the version, digest of its samples."""
-    path = ZOO / "kws" / "kws_int8.tflite"
-    version = await client.import_model(path.read_bytes(), "kws-int8", model_format(path))
-    return version.name, await client.write_artifact((ZOO / "kws" / "samples.npz").read_bytes())
-
-
-async def ended(client: AsyncClient, name: str, seconds: float = 900.0) -> builds_pb2.Build:
-    """A build when it has ended, asked again and again: a stream may be cut by whatever the test does."""
-
-    async def look() -> builds_pb2.Build | None:
-        build = await client.get_build(name)
-        return build if build.state in (builds_pb2.Build.STATE_SUCCEEDED, builds_pb2.Build.STATE_FAILED) else None
-
-    found = await eventually(look, f"{name} has ended", seconds=seconds)
-    assert found is not None
-    return found
-
-
-async def rolled_out(client: AsyncClient, name: str, seconds: float = 900.0) -> deployments_pb2.Deployment:
-    """A deployment when it has ended."""
-
-    async def look() -> deployments_pb2.Deployment | None:
-        deployment = await client.get_deployment(name)
-        return deployment if deployment.HasField("end_time") else None
-
-    found = await eventually(look, f"{name} has ended", seconds=seconds)
-    assert found is not None
-    return found
 
 
 def test_the_charts_own_test_passes(suite: DeployedSuite) -> None:
