@@ -72,6 +72,7 @@ class FaultBoard:
         self.cut_after: int | None = None
         self.self_test_passes = True
         self.fail_install = False
+        self.confidence: float | None = None
         self._looks = 0
 
     def _enter(self, name: str) -> None:
@@ -197,7 +198,7 @@ class FaultBoard:
         self._counters = replace(
             self._counters, invocations=self._counters.invocations + 1, last_latency=len(data) * 10
         )
-        return Invocation(hashlib.sha256(data).digest()[:12], len(data) * 10, "instructions")
+        return Invocation(hashlib.sha256(data).digest()[:12], len(data) * 10, "instructions", self.confidence)
 
     def reboot(self) -> None:
         self.calls.append("reboot")

@@ -130,6 +130,7 @@ async def test_the_life_of_a_module_over_grpc(rig: Rig) -> None:
 
 
 async def test_observation_tells_of_each_invocation(rig: Rig) -> None:
+    """DO-OBS-001, 003, 004: with how sure the module was, and of which image the counters are."""
     async with served(rig) as stub:
         board = FaultBoard()
         device = await rig.device(board)
@@ -140,12 +141,19 @@ async def test_observation_tells_of_each_invocation(rig: Rig) -> None:
         watch = stub.Observe(bridge_pb2.ObserveRequest(device=NODE))
         events = aiter(watch)
         before = await within(anext(events))
-        assert (before.invocations, before.self_test_passed) == (0, True)
+        assert (before.invocations, before.self_test_passed, list(before.confidence)) == (0, True, [])
+        assert before.module_sha256 == DIGEST
+        board.confidence = 0.93
         await device.execute(ml(MlRes.INVOKE), {})
         after = await within(anext(events))
-        while after.invocations == 0:
+        while not after.confidence:
             after = await within(anext(events))
         assert (after.invocations, after.latency_unit) == (1, "instructions")
+        assert list(after.confidence) == [0] * 9 + [1]
+        await within(stub.Deactivate(bridge_pb2.DeactivateRequest(device=NODE, slot=0)))
+        while after.module_sha256:
+            after = await within(anext(events))
+        assert list(after.confidence) == [], "they were of a module that is no longer active"
         watch.cancel()
         await device.close()
 

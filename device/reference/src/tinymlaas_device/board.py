@@ -161,12 +161,14 @@ class SelfTest:
 class Invocation:
     """Outputs of one inference (tensors concatenated in table order) and its cost.
 
-    `latency` is in `latency_unit`: "instructions" on a simulated CPU (exact), "us" on an interpreter.
+    `latency` is in `latency_unit`: "instructions" on a simulated CPU (exact), "us" on an interpreter. `confidence` is that of
+    the run, 0 to 1, None where the module's output holds no scores.
     """
 
     output: bytes
     latency: int
     latency_unit: str
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)

@@ -138,8 +138,7 @@ class LwM2mDevice:
         for slot in self._slots:
             await slot.stop()
         self._input.clear()
-        self._tree.output = None
-        self._tree.last_error = ""
+        self._tree.forget()
         await self._worker.call(lambda board: board.reboot())
         self._location = None
         self._registration = asyncio.create_task(self._stay_registered(), name="registration")
@@ -248,8 +247,7 @@ class LwM2mDevice:
             self._tree.last_error = str(error)[:200]
             self._changed()
             raise refused(error) from error
-        self._tree.output = invocation.output
-        self._tree.latency_unit = invocation.latency_unit
+        self._tree.count(invocation)
         self._changed()
 
     async def _rollback(self) -> None:

@@ -23,8 +23,9 @@ from tinymlaas_lwm2m import (
     software,
 )
 from tinymlaas_lwm2m.objects import DEVICE, SERVER, SOFTWARE
+from tinymlaas_module import TENTHS, tenth
 
-from .board import BoardSpec, SlotState
+from .board import BoardSpec, Invocation, SlotState
 from .lwm2m_board import BoardWorker
 from .lwm2m_software import Slot
 
@@ -42,7 +43,33 @@ class ObjectTree:
         self.output: bytes | None = None
         self.latency_unit = ""
         self.last_error = ""
+        # Runs of the module whose digest this is, by tenths of their confidence.
+        self.confidence: tuple[bytes | None, list[int]] = (None, [])
         self.previous_slot: int | None = None
+
+    def count(self, invocation: Invocation) -> None:
+        """Take the outcome of a run: output, unit, and one more of its confidence."""
+        self.output = invocation.output
+        self.latency_unit = invocation.latency_unit
+        if invocation.confidence is not None:
+            counts = self._confidence() or [0] * TENTHS
+            counts[tenth(invocation.confidence)] += 1
+            self.confidence = (self._active_digest(), counts)
+
+    def forget(self) -> None:
+        """Drop what RAM held."""
+        self.output = None
+        self.last_error = ""
+        self.confidence = (None, [])
+
+    def _active_digest(self) -> bytes | None:
+        snapshot = self._worker.snapshot
+        return None if snapshot.active is None else snapshot.slots[snapshot.active].digest
+
+    def _confidence(self) -> list[int]:
+        """Counts of the module that is active now, empty where it has none."""
+        digest, counts = self.confidence
+        return counts if digest is not None and digest == self._active_digest() else []
 
     def links(self) -> list[ObjectLink]:
         """Objects and instances for the registration."""
@@ -171,6 +198,7 @@ class ObjectTree:
             ml(MlRes.LATENCY_UNIT): self.latency_unit or counters.latency_unit,
             ml(MlRes.ERROR_COUNT): counters.errors,
         }
+        values |= {ml(MlRes.CONFIDENCE, index): count for index, count in enumerate(self._confidence())}
         if self.last_error:
             values[ml(MlRes.LAST_ERROR)] = self.last_error
         if self.previous_slot is not None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tinymlaas_module import KeyRing, Module, ModuleError, PayloadKind, parse, verify
+from tinymlaas_module import KeyRing, Module, ModuleError, PayloadKind, confidence, parse, verify
 
 from .board import (
     BoardError,
@@ -334,7 +334,7 @@ class TflmBoard:
         if self._active.header.security_counter > self._state.counter:
             self._state.counter = self._active.header.security_counter
             self._state.save()
-        return Invocation(outputs, latency, "us")
+        return Invocation(outputs, latency, "us", confidence(self._active.outputs, outputs))
 
     def reboot(self) -> None:
         """Start anew from what is stored."""

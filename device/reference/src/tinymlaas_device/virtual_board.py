@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tinymlaas_module import ModuleError, Tensor, confidence, parse
 from tinymlaas_simulator import Device, Fault, Machine, Region
 
 from .board import (
@@ -100,6 +101,7 @@ class VirtualBoard:
         self._sequence = 0
         self._reboots = 0
         self._last_latency = 0
+        self._parsed: tuple[bytes | None, tuple[Tensor, ...]] = (None, ())
         self._last_self_test: SelfTest | None = None
         self._faults = 0
         self._boot()
@@ -356,7 +358,18 @@ class VirtualBoard:
             for start in range(0, info.output_bytes, _DATA_BYTES)
         )
         self._last_latency = ran.instructions
-        return Invocation(output, ran.instructions, "instructions")
+        return Invocation(output, ran.instructions, "instructions", confidence(self._outputs(info.active), output))
+
+    def _outputs(self, slot: int) -> tuple[Tensor, ...]:
+        """Output tensors of the module in a slot, as its flash has them; none where it can't be read."""
+        status = self.slot(slot)
+        if self._parsed[0] != status.digest:
+            try:
+                outputs = parse(self._flash.read(self._layout.slots[slot][0], status.size)).outputs
+            except ModuleError:
+                outputs = ()
+            self._parsed = (status.digest, outputs)
+        return self._parsed[1]
 
     def counters(self) -> Counters:
         """Give the board's counters; faults that reset the board count as errors."""

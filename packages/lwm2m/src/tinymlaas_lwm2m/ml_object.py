@@ -51,6 +51,7 @@ class MlRes(IntEnum):
     CPU = 34
     ROLLBACK = 35
     EXPECTED_DIGEST = 36
+    CONFIDENCE = 37
 
 
 class SlotState(IntEnum):
@@ -240,6 +241,14 @@ ML_DEF = define(
         operations=WRITE,
         multiple=True,
         range="32",
+    ),
+    _ml(
+        MlRes.CONFIDENCE,
+        "Confidence",
+        INTEGER,
+        "Successful runs since the module became active, by the tenth of 0 to 1 that their confidence lies in. "
+        "The resource instance id is the tenth, 0 to 9; absent where no run had one.",
+        multiple=True,
     ),
 )
 

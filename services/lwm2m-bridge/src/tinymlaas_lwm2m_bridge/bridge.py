@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
@@ -17,6 +17,7 @@ from tinymlaas_lwm2m import (
     Path,
     SelfTestResult,
     ServerRes,
+    SlotState,
     SoftwareRes,
     UpdateState,
     Value,
@@ -26,6 +27,7 @@ from tinymlaas_lwm2m import (
     software,
 )
 from tinymlaas_lwm2m.objects import SERVER
+from tinymlaas_module import TENTHS
 
 from .coap.bootstrap import BootstrapServer, BootstrapSettings
 from .coap.endpoint import CoapEndpoint, CoapSettings
@@ -74,7 +76,10 @@ class BridgeSettings:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a device counts; `latency_unit` names the unit of `last_latency`."""
+    """What a device counts; `latency_unit` names the unit of `last_latency`.
+
+    `confidence` counts runs by tenths, empty where the device does not; `active` is the digest of the active image.
+    """
 
     invocations: int
     errors: int
@@ -82,6 +87,8 @@ class Observation:
     latency_unit: str
     self_test_passed: bool
     last_error: str
+    confidence: tuple[int, ...] = ()
+    active: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -369,8 +376,26 @@ def _observation(values: Values) -> Observation:
         latency_unit=str(values.get(ml(MlRes.LATENCY_UNIT), "")),
         self_test_passed=any(result == SelfTestResult.PASSED for result in tests.values()),
         last_error=str(values.get(ml(MlRes.LAST_ERROR), ""))[:256],
+        confidence=_histogram(multiple(values, ml(MlRes.CONFIDENCE))),
+        active=_active(values),
     )
 
 
+def _histogram(counts: Mapping[int, Value]) -> tuple[int, ...]:
+    """Counts of the ten tenths; a device that names others counts in another way, and is not understood."""
+    if not counts or not all(0 <= index < TENTHS for index in counts):
+        return ()
+    return tuple(_count(counts.get(index)) for index in range(TENTHS))
+
+
+def _active(values: Values) -> bytes | None:
+    """Digest of the image that is active; None where none is or it is not told."""
+    for slot, state in multiple(values, ml(MlRes.SLOT_STATE)).items():
+        digest = values.get(ml(MlRes.MODULE_DIGEST, slot))
+        if state == SlotState.ACTIVE and isinstance(digest, bytes) and len(digest) == 32:
+            return digest
+    return None
+
+
 def _count(value: Value | None) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63 else 0

@@ -129,6 +129,9 @@ class BridgeServicer(bridge_pb2_grpc.BridgeServicer):
                 latency_unit=seen.latency_unit,
                 self_test_passed=seen.self_test_passed,
                 time=_timestamp(time.time()),
+                confidence=seen.confidence,
+                last_error=seen.last_error,
+                module_sha256=seen.active.hex() if seen.active is not None else "",
             )
 
     async def Infer(self, request: bridge_pb2.InferRequest, context: Any) -> bridge_pb2.InferResponse:
