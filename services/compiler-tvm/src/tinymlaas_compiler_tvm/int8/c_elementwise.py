@@ -9,6 +9,17 @@ POOL = kernel(
     """
 typedef struct { int32_t ih, iw, channels, ips, ics, oh, ow, ops, ocs, kh, kw, sh, sw, top, left, lo, hi; } tim_pool_desc;
 static inline int32_t tim_mean(int32_t sum, int32_t n) { return sum > 0 ? (sum + n / 2) / n : -((-sum + n / 2) / n); }
+static NOINLINE int32_t tim_sum(const int8_t *s, int32_t n, int32_t step) {
+  int32_t sum = 0;
+  for (; n >= 4; n -= 4) {
+    sum += *s; s += step;
+    sum += *s; s += step;
+    sum += *s; s += step;
+    sum += *s; s += step;
+  }
+  for (; n > 0; --n, s += step) sum += *s;
+  return sum;
+}
 static NOINLINE void tim_pool(const tim_pool_desc *d, const int8_t *in, int8_t *out, int32_t average) {
   for (int32_t c = 0; c < d->channels; ++c) {
     for (int32_t y = 0; y < d->oh; ++y) {
@@ -19,12 +30,16 @@ static NOINLINE void tim_pool(const tim_pool_desc *d, const int8_t *in, int8_t *
         int32_t x0 = x * d->sw - d->left, x1 = x0 + d->kw;
         if (x0 < 0) x0 = 0;
         if (x1 > d->iw) x1 = d->iw;
-        int32_t sum = 0, best = -128;
-        for (int32_t i = y0; i < y1; ++i) {
-          const int8_t *s = in + (i * d->iw + x0) * d->ips + c * d->ics;
-          for (int32_t j = x0; j < x1; ++j, s += d->ips) { sum += *s; best = *s > best ? *s : best; }
+        int32_t sum = 0, best = -128, rows = y1 - y0, n = x1 - x0, count = rows * n;
+        /* Whole rows lie one behind the other. */
+        if (n == d->iw) { n = count; rows = 1; }
+        const int8_t *row = in + (y0 * d->iw + x0) * d->ips + c * d->ics;
+        for (; rows > 0; --rows, row += d->iw * d->ips) {
+          if (average) { sum += tim_sum(row, n, d->ips); continue; }
+          const int8_t *s = row;
+          for (int32_t j = n; j > 0; --j, s += d->ips) best = *s > best ? *s : best;
         }
-        int32_t v = average ? tim_mean(sum, (y1 - y0) * (x1 - x0)) : best;
+        int32_t v = average ? tim_mean(sum, count) : best;
         out[(y * d->ow + x) * d->ops + c * d->ocs] = (int8_t)tim_clamp(v, d->lo, d->hi);
       }
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tinymlaas_compiler_tvm import arithmetic, float_arithmetic, requant
+from tinymlaas_compiler_tvm import arithmetic, float_arithmetic, narrow, requant
 from tinymlaas_compiler_tvm.errors import CompilerFault
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, activation_of, quantized, unsupported
 from tinymlaas_modelkit.graph import DType, Op, OpKind
@@ -18,13 +18,17 @@ Int64s = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's weights [channels, K] in the order of the kernel's patch, biases with the zero point folded in, requantization."""
+    """A layer's weights [channels, K] in the order of the kernel's patch, biases with the zero point folded in, requantization.
+
+    `narrow` is the requantization without long multiplication; None where the machine has that, or where none was found.
+    """
 
     weights: Int64s
     biases: Int64s
     fitted: requant.Fit
     low: int
     high: int
+    narrow: narrow.Narrow | None = None
 
     @property
     def signed(self) -> bool:
@@ -176,4 +180,7 @@ def make_layer(state: Lowering, op: Op, weights: Int64s) -> Layer:
         fitted = requant.fit_best(steps, acc_low, acc_high)
     if fitted is None:
         raise CompilerFault(f"no exact requantization was found for {op.kind}", detail=op.origin)
-    return Layer(weights, biases, fitted, low, high)
+    small = None
+    if state.machine.arm and not state.machine.long_multiply:
+        small = narrow.fit(requant.find_steps(centred, slope, acc_low, acc_high, low, high), acc_low, acc_high)
+    return Layer(weights, biases, fitted, low, high, small)

@@ -14,8 +14,8 @@ from tinymlaas_compiler_tvm.native.program import Buffer
 from tinymlaas_modelkit.graph import Op
 
 # Pixels that a kernel takes at a time, and bytes of its patch for each k.
-_PIXELS = {Family.DSP: 2, Family.LONG: 4, Family.SMALL: 3, Family.PORTABLE: 2}
-_PATCH = {Family.DSP: 4, Family.LONG: 8, Family.SMALL: 12, Family.PORTABLE: 2}
+_PIXELS = {Family.DSP: 2, Family.LONG: 4, Family.SMALL: 4, Family.PORTABLE: 2}
+_PATCH = {Family.DSP: 4, Family.LONG: 8, Family.SMALL: 8, Family.PORTABLE: 2}
 
 
 def _window(op: Op) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int]]:
@@ -92,7 +92,7 @@ def _define_planar(state: Lowering, matrix: Matrix) -> str:
         return "tim_planar"
     name = f"tim_planar_{matrix.kernel[4:]}"
     if matrix.family is Family.SMALL:
-        state.define(name, c_small.PLANAR_SMALL.replace("@MM@", matrix.small), "small_common")
+        state.define(name, _with_kernels(c_small.PLANAR_SMALL, matrix), "small_common")
         return name
     if matrix.family is Family.LONG:
         state.define(name, _with_kernels(c_long.PLANAR_LONG, matrix), "long_pack")
@@ -114,7 +114,7 @@ def _define_ring(state: Lowering, matrix: Matrix, straight: bool) -> str:
         return "tim_conv_run"
     if matrix.family is Family.SMALL:
         name = f"tim_conv_{matrix.kernel[4:]}"
-        state.define(name, c_small.CONV_SMALL.replace("@MM@", matrix.small), "conv_common", "small_common")
+        state.define(name, _with_kernels(c_small.CONV_SMALL, matrix), "conv_common", "small_common")
         return name
     if matrix.family is Family.LONG:
         kernel = long_asm.pack_four_runs()

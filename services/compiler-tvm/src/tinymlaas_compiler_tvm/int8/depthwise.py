@@ -6,10 +6,10 @@ from typing import cast
 
 import numpy as np
 
-from tinymlaas_compiler_tvm.int8 import dsp_asm
+from tinymlaas_compiler_tvm.int8 import c_small, dsp_asm, small_asm, small_streams
 from tinymlaas_compiler_tvm.int8.channels import Layer, make_layer
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, image, pointer, quantized, unsupported, words
-from tinymlaas_compiler_tvm.int8.matrix import Family, braces, epilogue_of
+from tinymlaas_compiler_tvm.int8.matrix import Family, braces, epilogue_of, family_of
 from tinymlaas_compiler_tvm.int8.simple import as_planar
 from tinymlaas_compiler_tvm.requant import PRE_SHIFT
 from tinymlaas_modelkit.graph import Op
@@ -35,17 +35,13 @@ def lower_depthwise(state: Lowering, op: Op) -> None:
     if not target_is_planar:
         # The consumer wants NHWC: planes first, then one copy.
         state.planar.add(out_name)
-    fast = (
-        state.machine.dsp
-        and (kh, kw) == (3, 3)
-        and strides[0] == strides[1]
-        and strides[0] in (1, 2)
-        and dilations == (1, 1)
-        and in_channels == out_channels
-    )
+    three = (kh, kw) == (3, 3) and dilations == (1, 1) and in_channels == out_channels
+    fast = three and state.machine.dsp and strides[0] == strides[1] and strides[0] in (1, 2)
     state.output(out_name, over=None if grows or in_channels != out_channels else in_name)
     macs = height * width * int(layer.weights.size)
-    if not (fast and _lower_fast(state, op, in_name, layer, strides[0], macs)):
+    if three and family_of(state, layer) is Family.SMALL:
+        _lower_small(state, op, in_name, layer, strides, macs)
+    elif not (fast and _lower_fast(state, op, in_name, layer, strides[0], macs)):
         _lower_portable(state, op, in_name, layer, (kh, kw), strides, dilations, macs)
     if not target_is_planar:
         copied = as_planar(state, op, out_name, planar=False)
@@ -116,6 +112,35 @@ def _lower_fast(state: Lowering, op: Op, in_name: str, layer: Layer, stride: int
     )
     state.step("depthwise", op, body, [in_name], [op.outputs[0]], [scratch], len(data), macs)
     return True
+
+
+def _lower_small(state: Lowering, op: Op, in_name: str, layer: Layer, strides: tuple[int, int], macs: int) -> None:
+    """The kernel of Armv6-M, over planes of words."""
+    _, _, zero = quantized(state, op, in_name)
+    ih, iw, channels = image(state.tensor(in_name))
+    oh, ow, _ = image(state.tensor(op.outputs[0]))
+    top, left, _, _ = cast("tuple[int, int, int, int]", tuple(op.attributes["pads"]))  # type: ignore[arg-type]
+    rows = max((oh - 1) * strides[0] + 3, top + ih)
+    pitch = max((ow - 1) * strides[1] + 3, left + iw)
+    narrow = small_streams.narrow_of(layer)
+    kernel = small_asm.depthwise(ow, pitch, strides, max(5 * state.unroll() // 8, 1), narrow.shift, narrow.signed)
+    widen = small_asm.widen(iw, pitch)
+    for each in (kernel, widen):
+        state.program.asm_kernels[each.name] = each
+    name = f"tim_planes_{kernel.name[8:]}_{iw}"
+    state.define(name, c_small.DEPTHWISE_SMALL.replace("@KERNEL@", kernel.name).replace("@WIDEN@", widen.name))
+    data = b"".join(small_streams.depthwise_stream(layer, channel) for channel in range(channels))
+    stream = state.constant(data)
+    scratch = state.program.workspace(4 * (16 + rows * pitch))
+    parameters = 7 if narrow.signed else 5
+    values = (channels, ih, ih * iw, oh, oh * ow, rows * pitch, top * pitch + left, zero, parameters)
+    source, target = state.place(in_name), state.place(op.outputs[0])
+    body = (
+        f"static const {name}_desc d = {braces(values)};\n"
+        f"  {name}(&d, {pointer(source.buffer)}, {pointer(target.buffer)}, (const int8_t *)W({stream}), "
+        f"{pointer(scratch, 'int32_t')});"
+    )
+    state.step("depthwise", op, body, [in_name], [op.outputs[0]], [scratch], len(data), macs)
 
 
 def _lower_portable(

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from tinymlaas_compiler_tvm.int8 import c_small, dsp_asm, long_asm, long_streams, small_asm
+from tinymlaas_compiler_tvm.int8 import dsp_asm, long_asm, long_streams, small_asm, small_streams
 from tinymlaas_compiler_tvm.int8.asm_text import Epilogue
 from tinymlaas_compiler_tvm.int8.channels import Layer
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, words
@@ -68,7 +68,7 @@ def family_of(state: Lowering, layer: Layer) -> Family:
         return Family.DSP
     if state.machine.mainline and long_streams.fits_fields(layer):
         return Family.LONG
-    if state.machine.arm and layer.packable:
+    if layer.packable and layer.narrow is not None:
         return Family.SMALL
     return Family.PORTABLE
 
@@ -84,17 +84,6 @@ def epilogue_of(layer: Layer, family: Family, uniform: bool = False) -> Epilogue
     )
 
 
-def small_pair_stream(layer: Layer, first: int, second: int) -> bytes:
-    """Stream of one channel pair for `small_asm.two_by_three`; a channel of -1 is one of zeros."""
-    a = np.zeros(layer.weights.shape[1], np.int64) if first < 0 else layer.weights[first]
-    weights = (256 * a + layer.weights[second]).astype(np.int16).tobytes()
-    parts = [weights + b"\0" * (-len(weights) % 4)]
-    for channel in (first, second):
-        bias = 0 if channel < 0 else int(layer.biases[channel])
-        parts.append(words([bias, *layer.portable_parameters(channel)]))
-    return b"".join(parts)
-
-
 @dataclass(frozen=True)
 class Part:
     """One call of a driver: the channels from `first_channel` on, their stream and the C of the kernel's arguments."""
@@ -106,7 +95,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Kernels chosen for a layer (`small`: for a rest of one or two pixels, or the C around the kernel), and their calls."""
+    """Kernels chosen for a layer (`small`: for a rest of one or two pixels), and their calls."""
 
     family: Family
     kernel: str
@@ -122,11 +111,12 @@ def _unroll(eights: int, limit: int) -> int:
 def make_matrix(state: Lowering, layer: Layer, pixel_stride: int, channel_stride: int) -> Matrix:
     """Kernels, streams and arguments of a layer whose outputs lie at these strides."""
     family = family_of(state, layer)
+    if family is Family.SMALL:
+        return _small_matrix(state, layer, pixel_stride, channel_stride)
     channels, k = layer.weights.shape
     pack = {
         Family.DSP: pair_stream,
         Family.LONG: long_streams.pair_stream,
-        Family.SMALL: small_pair_stream,
         Family.PORTABLE: portable_pair_stream,
     }[family]
     even = channels - channels % 2
@@ -144,10 +134,6 @@ def make_matrix(state: Lowering, layer: Layer, pixel_stride: int, channel_stride
     elif family is Family.LONG:
         kernels = [long_asm.two_by_four(k, unroll, epilogue), long_asm.two_by_two(k, min(unroll, 8), epilogue)]
         small = kernels[1].name
-    elif family is Family.SMALL:
-        kernels = [small_asm.two_by_three(small_asm.unrolled(k, unroll))]
-        small = f"tim_small_{kernels[0].name[4:]}"
-        state.define(small, c_small.SMALL_MM.replace("@SUMS@", kernels[0].name), "small_common")
     else:
         state.use("portable_mm")
         kernels = []
@@ -159,15 +145,27 @@ def make_matrix(state: Lowering, layer: Layer, pixel_stride: int, channel_stride
             arguments: tuple[int, ...] = (pixel_stride, distance, len(data), 64 // 2 * (-(-k // 4) // 2))
         elif family is Family.LONG:
             arguments = (pixel_stride, 2 * pixel_stride, 3 * pixel_stride, distance, len(data))
-        elif family is Family.SMALL:
-            pairs = even // 2 if distance else 1
-            arguments = (-(-k // 2) * 4, pixel_stride, distance, pairs, k, layer.low, layer.high)
         else:
             pairs = even // 2 if distance else 1
             arguments = (pixel_stride, distance, pairs, -(-k // 4) * 4, layer.low, layer.high)
         parts.append(Part(first, state.constant(data), arguments))
     name = kernels[0].name if kernels else "tim_mm"
     return Matrix(family, name, small, tuple(parts), sum(len(data) for _, data, _ in streams))
+
+
+def _small_matrix(state: Lowering, layer: Layer, pixel_stride: int, channel_stride: int) -> Matrix:
+    fours = -(-layer.weights.shape[1] // 4)
+    narrow = small_streams.narrow_of(layer)
+    unroll = small_asm.unrolled(fours, state.unroll())
+    kernel = small_asm.matrix(unroll, 4, narrow.shift, narrow.signed)
+    rest = small_asm.matrix(small_asm.unrolled(fours, 2), 2, narrow.shift, narrow.signed)
+    for each in (kernel, rest, small_asm.pack()):
+        state.program.asm_kernels[each.name] = each
+    data = b"".join(small_streams.channel_stream(layer, channel) for channel in range(layer.weights.shape[0]))
+    part = Part(
+        0, state.constant(data), (pixel_stride, channel_stride, fours * 4 * small_streams.PATCH_BYTES, len(data))
+    )
+    return Matrix(Family.SMALL, kernel.name, rest.name, (part,), len(data))
 
 
 def braces(values: tuple[int, ...]) -> str:
