@@ -87,19 +87,27 @@ class Rig:
     install: InstallSettings = FAST_INSTALL
     link: LinkSettings = FAST_LINK
     port: int = 0
+    database_url: str = ""
 
     async def bridge(
-        self, *, bootstrap: BootstrapSettings | None = None, account: Account | None = None, **changes: Any
+        self,
+        *,
+        bootstrap: BootstrapSettings | None = None,
+        account: Account | None = None,
+        instance: str = "bridge",
+        **changes: Any,
     ) -> Bridge:
-        """A started bridge; the first one chooses the port, later ones take the same."""
-        store = SqlStore(f"sqlite:///{self.folder / 'bridge.db'}")
+        """A started bridge; the first one chooses the port, later ones of the same name take the same."""
+        store = SqlStore(self.database_url or f"sqlite:///{self.folder / 'bridge.db'}", instance)
         settings = BridgeSettings(
-            coap=CoapSettings(port=self.port),
+            coap=CoapSettings(port=self.port if instance == "bridge" else 0),
             link=self.link,
             install=self.install,
             bootstrap=bootstrap,
             account=account or Account(""),
             expiry_poll_s=0.05,
+            lease_s=1.0,
+            fleet_poll_s=0.05,
         )
         bridge = Bridge(store, self.artifacts, self.check, settings, clock=self.clock, **changes)
         await bridge.start()
@@ -169,19 +177,27 @@ class Relay(asyncio.DatagramProtocol):
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Relay]:
         loop = asyncio.get_running_loop()
+        self._front, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=("127.0.0.1", 0))
+        await self.turn(self._server)
+        try:
+            yield self
+        finally:
+            self._front.close()
+            assert self._back is not None
+            self._back.close()
+
+    async def turn(self, server: tuple[str, int]) -> None:
+        """Lead to a bridge from now on, as a load balancer does when an instance went away."""
         relay = self
 
         class Back(asyncio.DatagramProtocol):
             def datagram_received(self, data: bytes, addr: Any) -> None:
                 relay.to_device(data)
 
-        self._front, _ = await loop.create_datagram_endpoint(lambda: relay, local_addr=("127.0.0.1", 0))
-        self._back, _ = await loop.create_datagram_endpoint(Back, remote_addr=self._server)
-        try:
-            yield self
-        finally:
-            self._front.close()
+        if self._back is not None:
             self._back.close()
+        loop = asyncio.get_running_loop()
+        self._back, _ = await loop.create_datagram_endpoint(Back, remote_addr=server)
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
         self._device = addr

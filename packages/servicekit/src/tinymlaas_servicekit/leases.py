@@ -51,12 +51,17 @@ class Leases:
             }
             upsert(connection, self._table, row, "instance")
 
-    def renew(self) -> bool:
-        """Hold the name for longer; False where another process holds it, or an expired lease was cleared away."""
+    def renew(self, address: str | None = None) -> bool:
+        """Hold the name for longer; False where another process holds it, or an expired lease was cleared away.
+
+        `address`, where given, is what others reach this instance by from now on.
+        """
         table = self._table
         with self._writer.begin() as connection:
             mine = table.c.instance == self.instance, table.c.holder == self._holder
             change = table.update().where(*mine).values(expires_at=database_time(connection) + self.seconds)
+            if address is not None:
+                change = change.values(address=address)
             return connection.execute(change).rowcount > 0
 
     def release(self) -> None:

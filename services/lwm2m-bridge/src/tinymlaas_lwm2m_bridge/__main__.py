@@ -33,7 +33,7 @@ async def serve(settings: LwM2mBridgeSettings) -> None:
     """Serve CoAP and gRPC until SIGTERM or SIGINT."""
     channel = connect(settings.registry_address, settings.resolve_token())
     extra: list[Path] = [] if settings.board_catalogue is None else [settings.board_catalogue]
-    store = SqlStore(settings.resolve_database_url())
+    store = SqlStore(settings.resolve_database_url(), settings.instance)
     keys = DeviceKeys(SqlKeyStore(store.engine, settings.resolve_master_key()), time.time)
     sessions = SessionTable(keys.has, required=settings.coap_require_dtls)
     bridge = Bridge(
@@ -45,11 +45,15 @@ async def serve(settings: LwM2mBridgeSettings) -> None:
         library=settings.resolve_library(),
         admit=sessions.admit,
         issue_key=keys.reissue,
+        refresh_keys=keys.refresh,
     )
     fronts = Fronts(keys, sessions)
 
+    def address() -> str:
+        return settings.public_address or grpc_server.address
+
     def register(server: grpc.aio.Server) -> list[str]:
-        servicer = BridgeServicer(bridge, settings.project, lambda: grpc_server.address)
+        servicer = BridgeServicer(bridge, settings.project, address)
         bridge_pb2_grpc.add_BridgeServicer_to_server(servicer, server)
         security_pb2_grpc.add_DeviceKeysServicer_to_server(DeviceKeysServicer(keys, fronts, settings.project), server)
         security_pb2_grpc.add_SecureSessionsServicer_to_server(SecureSessionsServicer(keys, fronts), server)
@@ -59,6 +63,7 @@ async def serve(settings: LwM2mBridgeSettings) -> None:
         ]
 
     grpc_server = GrpcServer(settings, register)
+    bridge.fleet.address = address
     await bridge.start()
     try:
         await serve_until_signal(grpc_server)

@@ -44,6 +44,8 @@ from .core.records import RecordEvent, Records
 from .core.registration import Registration
 from .core.sleep import AWAKE_S, Sleepers, asleep_error
 from .core.survey import Surveyor
+from .fleet import Fleet
+from .fleet_store import FleetStore
 from .images import TensorShapes
 from .registration_writer import RegistrationWriter
 from .store import SqlStore
@@ -70,6 +72,8 @@ class BridgeSettings:
     max_devices: int = 20_000
     max_input_bytes: int = 4 * 1024 * 1024
     expiry_poll_s: float = 1.0
+    lease_s: float = 15.0
+    fleet_poll_s: float = 1.0
     awake_s: float = AWAKE_S
     wake_wait_s: float = 300.0
 
@@ -115,6 +119,7 @@ class Bridge:
         clock: Clock = time.time,
         admit: Admission = admit_anyone,
         issue_key: IssueKey | None = None,
+        refresh_keys: Callable[[], None] | None = None,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
@@ -129,6 +134,12 @@ class Bridge:
         self.bootstrap: BootstrapServer | None = None
         self._expiry: asyncio.Task[None] | None = None
         self._writer = RegistrationWriter(store)
+        self.fleet = Fleet(
+            FleetStore(store, self._settings.lease_s),
+            refresh_keys,
+            poll_s=self._settings.fleet_poll_s,
+        )
+        self.fleet.hold()
         self.directory = Directory(self._writer, clock, admit=admit, max_devices=self._settings.max_devices)
 
     async def start(self) -> None:
@@ -162,6 +173,7 @@ class Bridge:
         resumed = self._installer.resume()
         self.endpoint.serve()
         self._expiry = asyncio.create_task(self._expire(), name="expiry of registrations")
+        self.fleet.start(self.directory, self._installer)
         log.info("bridge started", devices=len(self.directory), installs_resumed=resumed)
 
     async def close(self) -> None:
@@ -176,6 +188,7 @@ class Bridge:
         await self._installer.close()
         await self.endpoint.close()
         await self._writer.close()
+        await self.fleet.close()
         self._store.close()
 
     def watch_devices(self) -> AsyncIterator[RecordEvent]:
@@ -190,12 +203,18 @@ class Bridge:
         """The device's record, afresh from the device."""
         return await self._records.refresh(await self._awake(endpoint))
 
-    def install(self, request: InstallRequest) -> AsyncIterator[InstallEvent]:
+    async def install(self, request: InstallRequest) -> AsyncIterator[InstallEvent]:
         """Bring a module into a slot and self-test it; the timeline until its end."""
-        return self._installer.install(request)
+        self.fleet.check_free(request.endpoint)
+        async for event in self._installer.install(request):
+            yield event
 
     def cancel_install(self, install_id: str) -> None:
         """Stop an install at the next safe point."""
+        record = self._store.get_install(install_id)
+        if record is not None and not record.step.terminal:
+            self.fleet.check_here(record.request.endpoint)
+            self.fleet.check_free(record.request.endpoint)
         self._installer.cancel(install_id)
 
     async def trigger_bootstrap(self, endpoint: str) -> None:

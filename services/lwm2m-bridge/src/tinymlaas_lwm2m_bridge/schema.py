@@ -1,8 +1,17 @@
-"""Tables of the bridge's database; `migrations` brings a database to them."""
+"""Tables of the bridge's database; `migrations` brings a database to them.
+
+Of bridges that share a database each row of a registration or install belongs to one, its `owner`. `former` names the
+bridge that a device has come from, until that one has let go of it.
+"""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
+
+from tinymlaas_servicekit.leases import lease_table
+from tinymlaas_servicekit.sql import Schema
+
+SCHEMA = Schema("tinymlaas_lwm2m_bridge", 0x4C774D32)
 
 metadata = sa.MetaData()
 registrations = sa.Table(
@@ -11,6 +20,9 @@ registrations = sa.Table(
     sa.Column("endpoint", sa.String(128), primary_key=True),
     sa.Column("id", sa.String(32), nullable=False, unique=True),
     sa.Column("body", sa.Text, nullable=False),
+    sa.Column("updated_at", sa.Float, nullable=False, server_default="0"),
+    sa.Column("owner", sa.String(63), nullable=False, server_default="", index=True),
+    sa.Column("former", sa.String(63), nullable=False, server_default="", index=True),
 )
 installs = sa.Table(
     "installs",
@@ -19,6 +31,8 @@ installs = sa.Table(
     sa.Column("ended", sa.Boolean, nullable=False, index=True),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("body", sa.Text, nullable=False),
+    sa.Column("endpoint", sa.String(128), nullable=False, server_default=""),
+    sa.Column("owner", sa.String(63), nullable=False, server_default=""),
 )
 events = sa.Table(
     "install_events",
@@ -42,3 +56,4 @@ bootstraps = sa.Table(
     sa.Column("endpoint", sa.String(128), primary_key=True),
     sa.Column("body", sa.Text, nullable=False),
 )
+instances = lease_table("bridge_instances", metadata)

@@ -144,10 +144,11 @@ class BridgeServicer(bridge_pb2_grpc.BridgeServicer):
         )
 
     def _endpoint(self, name: str) -> str:
-        """Endpoint of a device of this bridge's project; DEVICE_UNKNOWN for another project's."""
+        """Endpoint of a device of this bridge's project; DEVICE_UNKNOWN for another's, DEVICE_ELSEWHERE for a peer's."""
         ids = parse_name(DEVICE, name)
         if ids["project"] != self._project:
             raise BridgeError(Reason.DEVICE_UNKNOWN, "this bridge has no devices of that project", device=name)
+        self._bridge.fleet.check_here(ids["device"])
         return ids["device"]
 
     async def _device(self, endpoint: str) -> devices_pb2.Device:

@@ -23,7 +23,16 @@ class LwM2mBridgeSettings(ServiceSettings):
     """What an operator can set."""
 
     state_dir: Path = Field(Path("."), description="folder of the bridge's database")
-    database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite in the state folder")
+    instance: str = Field(
+        "bridge",
+        pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$",
+        description="name of this bridge among those that share a database, the same after a restart (a pod's name)",
+    )
+    lease_seconds: float = Field(
+        15.0, gt=0, description="a bridge that has been silent for so long is dead: another takes its devices"
+    )
+    public_address: str = Field("", description="host:port that this bridge is called by; empty: the one it listens on")
+    database_url: str = Field("", description="postgresql://... or sqlite:///...; empty: SQLite in the state folder")
     project: str = Field("default", description="project that this bridge's devices belong to")
     registry_address: str = Field("127.0.0.1:7001", description="host:port of the registry")
     coap_listen: str = Field("127.0.0.1:5683", description="host:port for plain CoAP (UDP); port 0 for a free one")
@@ -95,6 +104,7 @@ class LwM2mBridgeSettings(ServiceSettings):
             bootstrap=self._bootstrap(),
             account=Account(self.bootstrap_server_uri, lifetime_s=self.bootstrap_lifetime_seconds),
             max_devices=self.max_devices,
+            lease_s=self.lease_seconds,
         )
 
     def _bootstrap(self) -> BootstrapSettings | None:

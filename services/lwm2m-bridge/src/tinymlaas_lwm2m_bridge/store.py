@@ -6,14 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from dataclasses import fields as fields_of
-from typing import Any
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
 from sqlalchemy.dialects import postgresql, sqlite
 
 from tinymlaas_lwm2m import ObjectLink
+from tinymlaas_servicekit.sql import WRITE, open_engine, upsert
 
 from . import schema
 from .core.bootstrap import BootstrapRecord, BootstrapState
@@ -21,40 +19,32 @@ from .core.install_record import Failure, InstallEvent, InstallRecord, InstallRe
 from .core.registration import Registration
 
 _REGISTRATION_FIELDS = tuple(field.name for field in fields_of(Registration))
-_MIGRATION_LOCK = 0x4C774D32
-"""Key of the advisory lock under which PostgreSQL lets one bridge at a time change the schema."""
-
-
-def migrate(engine: sa.Engine) -> None:
-    """Brings the database to the newest schema; several bridges may do it at once."""
-    config = Config()
-    config.set_main_option("script_location", "tinymlaas_lwm2m_bridge:migrations")
-    with engine.begin() as connection:
-        if engine.dialect.name == "postgresql":
-            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
 
 
 class SqlStore:
-    """Implements `RegistrationStore`, `InstallStore` and `BootstrapStore` on one database."""
+    """Implements `RegistrationStore`, `InstallStore` and `BootstrapStore` on one database.
 
-    def __init__(self, url: str) -> None:
-        self.engine = self._engine = sa.create_engine(url)
-        if self._engine.dialect.name == "sqlite":
-            sa.event.listen(self._engine, "connect", _tune_sqlite)
-        migrate(self._engine)
+    Bridges may share it under different names (`instance`): what one writes is its own from then on, and it loads that only.
+    """
+
+    def __init__(self, url: str, instance: str = "bridge") -> None:
+        # SQLite: a power cut may lose the last moments; devices are asked afresh anyway, so a sync each time buys nothing.
+        self.engine = self._engine = open_engine(url)
+        self._writer = self._engine.execution_options(**WRITE)
+        self.instance = instance
+        schema.SCHEMA.upgrade(self._engine)
 
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
 
     def load_registrations(self) -> list[Registration]:
-        """All stored registrations."""
-        with self._engine.connect() as connection:
-            return [
-                _registration(body) for body in connection.execute(sa.select(schema.registrations.c.body)).scalars()
-            ]
+        """All registrations of this instance, and those that are nobody's, which are its own from now on."""
+        table = schema.registrations
+        with self._writer.begin() as connection:
+            connection.execute(table.update().where(table.c.owner == "").values(owner=self.instance))
+            query = sa.select(table.c.body).where(table.c.owner == self.instance)
+            return [registration_of(body) for body in connection.execute(query).scalars()]
 
     def put_registration(self, registration: Registration) -> None:
         """Store one, replacing the endpoint's earlier one."""
@@ -65,54 +55,71 @@ class SqlStore:
         self.write_registrations({endpoint: None})
 
     def write_registrations(self, changes: Mapping[str, Registration | None]) -> None:
-        """Store or, where None, remove registrations by endpoint, all in one transaction."""
+        """Store or, where None, remove registrations by endpoint, all in one transaction.
+
+        One that another instance has received since stays that one's.
+        """
         table = schema.registrations
+        own = {"owner": self.instance, "former": ""}
         rows = [
-            {"endpoint": kept.endpoint, "id": kept.id, "body": _body(kept)}
+            {"endpoint": kept.endpoint, "id": kept.id, "body": _body(kept), "updated_at": kept.updated_at, **own}
             for _, kept in sorted(changes.items())
             if kept
         ]
         gone = [{"gone": endpoint} for endpoint, kept in sorted(changes.items()) if kept is None]
-        with self._engine.begin() as connection:
+        with self._writer.begin() as connection:
             if rows:
                 insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
                 statement = insert(table)
-                written = {"id": statement.excluded.id, "body": statement.excluded.body}
-                connection.execute(statement.on_conflict_do_update(index_elements=["endpoint"], set_=written), rows)
+                written = {name: statement.excluded[name] for name in ("id", "body", "updated_at", "owner")}
+                moved = sa.and_(table.c.owner != statement.excluded.owner, table.c.owner != "")
+                statement = statement.on_conflict_do_update(
+                    index_elements=["endpoint"],
+                    set_=written | {"former": sa.case((moved, table.c.owner), else_=table.c.former)},
+                    where=sa.or_(~moved, table.c.updated_at <= statement.excluded.updated_at),
+                )
+                connection.execute(statement, rows)
             if gone:
-                connection.execute(table.delete().where(table.c.endpoint == sa.bindparam("gone")), gone)
+                mine = table.c.endpoint == sa.bindparam("gone"), table.c.owner == self.instance
+                connection.execute(table.delete().where(*mine), gone)
 
     def get_install(self, install_id: str) -> InstallRecord | None:
         """The record of an install, or None."""
         with self._engine.connect() as connection:
             query = sa.select(schema.installs.c.body).where(schema.installs.c.install_id == install_id)
             body = connection.execute(query).scalar()
-        return None if body is None else _record(body)
+        return None if body is None else record_of(body)
 
     def put_install(self, record: InstallRecord) -> None:
-        """Store a record, replacing the earlier one."""
+        """Store a record, replacing the earlier one, unless another instance has taken it meanwhile."""
         row = {
             "install_id": record.request.install_id,
             "ended": record.step.terminal,
             "created_at": record.created_at,
             "body": json.dumps(asdict(record)),
+            "endpoint": record.request.endpoint,
+            "owner": self.instance,
         }
-        with self._engine.begin() as connection:
-            _upsert(connection, schema.installs, schema.installs.c.install_id, row)
+        with self._writer.begin() as connection:
+            table = schema.installs
+            insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+            free = table.c.owner.in_(("", self.instance))
+            statement = insert(table).values(row)
+            connection.execute(statement.on_conflict_do_update(index_elements=["install_id"], set_=row, where=free))
 
     def open_installs(self) -> list[InstallRecord]:
-        """Records that have not ended, oldest first."""
-        query = (
-            sa.select(schema.installs.c.body)
-            .where(schema.installs.c.ended.is_(False))
-            .order_by(schema.installs.c.created_at)
-        )
-        with self._engine.connect() as connection:
-            return [_record(body) for body in connection.execute(query).scalars()]
+        """Records of this instance that have not ended, oldest first; those that are nobody's are its own from now on."""
+        table = schema.installs
+        with self._writer.begin() as connection:
+            nobodys = table.c.ended.is_(False), table.c.owner == ""
+            connection.execute(table.update().where(*nobodys).values(owner=self.instance))
+            mine = table.c.ended.is_(False), table.c.owner == self.instance
+            query = sa.select(table.c.body).where(*mine).order_by(table.c.created_at)
+            return [record_of(body) for body in connection.execute(query).scalars()]
 
     def add_event(self, event: InstallEvent) -> None:
         """Append to an install's timeline."""
-        with self._engine.begin() as connection:
+        with self._writer.begin() as connection:
             connection.execute(
                 schema.events.insert().values(install_id=event.install_id, body=json.dumps(asdict(event)))
             )
@@ -140,22 +147,8 @@ class SqlStore:
     def put_bootstrap(self, record: BootstrapRecord) -> None:
         """Store a bootstrap, replacing the endpoint's earlier one."""
         row = {"endpoint": record.endpoint, "body": json.dumps(asdict(record))}
-        with self._engine.begin() as connection:
-            _upsert(connection, schema.bootstraps, schema.bootstraps.c.endpoint, row)
-
-
-def _tune_sqlite(connection: Any, _: Any) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    # A power cut may lose the last moments; devices are asked afresh anyway, so a sync each time buys nothing.
-    cursor.execute("PRAGMA synchronous=NORMAL")
-    cursor.close()
-
-
-def _upsert(connection: sa.Connection, table: sa.Table, key: sa.Column[Any], row: dict[str, Any]) -> None:
-    updated = connection.execute(table.update().where(key == row[key.name]).values(row))
-    if updated.rowcount == 0:
-        connection.execute(table.insert().values(row))
+        with self._writer.begin() as connection:
+            upsert(connection, schema.bootstraps, row, "endpoint")
 
 
 def _body(registration: Registration) -> str:
@@ -168,13 +161,15 @@ def _body(registration: Registration) -> str:
     return json.dumps(body)
 
 
-def _registration(body: str) -> Registration:
+def registration_of(body: str) -> Registration:
+    """A registration from its stored form."""
     fields = json.loads(body)
     fields["objects"] = tuple(ObjectLink(**link) for link in fields["objects"])
     return Registration(**fields)
 
 
-def _record(body: str) -> InstallRecord:
+def record_of(body: str) -> InstallRecord:
+    """An install from its stored form."""
     fields = json.loads(body)
     request = fields.pop("request")
     failure = fields.pop("failure")

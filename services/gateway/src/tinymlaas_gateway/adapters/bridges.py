@@ -137,9 +137,22 @@ class BridgeDirectory:
 
     async def _call(self, device: str, call: Callable[[AsyncBridge], Awaitable[Result]]) -> Result:
         async def attempt() -> Result:
-            return await call(self._stub(device))
+            try:
+                return await call(self._stub(device))
+            except grpc.RpcError as error:
+                self._learn(device, error)
+                raise
 
         return await patiently(attempt, self._patience)
+
+    def _learn(self, device: str, error: grpc.RpcError) -> None:
+        """Take note of the bridge that another one named as the device's, if it is one of ours (DO-BRIDGE-012)."""
+        adapted = adapt(error)
+        if adapted is None or adapted.reason != "DEVICE_ELSEWHERE":
+            return
+        for entry in self._endpoints:
+            if entry.location.resolve() == adapted.metadata.get("bridge"):
+                self._owners[device] = entry
 
     async def install(self, request: bridge_pb2.InstallRequest) -> AsyncIterator[bridge_pb2.InstallResponse]:
         """Follow an install to its terminal step; asked again, with the same id, whenever the bridge went away."""
@@ -153,6 +166,8 @@ class BridgeDirectory:
                 return
             except (grpc.RpcError, ServiceError) as error:
                 adapted = adapt(error)
+                if isinstance(error, grpc.RpcError):
+                    self._learn(request.device, error)
                 if not isinstance(adapted, Unavailable) or loop.time() - last_sign > self._patience:
                     raise (adapted or error) from error
             await asyncio.sleep(RECONNECT_SECONDS)

@@ -74,10 +74,18 @@ class DeviceKeys:
         self._clock = clock
         self._max_each = max_keys_each
         self._endpoints = store.endpoints()
+        self._changes = 0
 
     def has(self, endpoint: str) -> bool:
         """Whether an endpoint has a key; answered from memory."""
         return endpoint in self._endpoints
+
+    def refresh(self) -> None:
+        """See the keys that other instances have made or deleted. Called from a thread; a change here meanwhile wins."""
+        changes = self._changes
+        endpoints = self._store.endpoints()
+        if changes == self._changes:
+            self._endpoints = endpoints
 
     def create(self, endpoint: str, secret: bytes = b"", *, bootstrap: bool = False) -> tuple[DeviceKey, bytes]:
         """A new key beside the endpoint's others. ARGUMENT_INVALID, or LIMIT_EXCEEDED where it has too many."""
@@ -95,8 +103,10 @@ class DeviceKeys:
         identity = f"{endpoint}{_BOOTSTRAP if bootstrap else '.'}{secrets.token_hex(4)}"
         key = DeviceKey(identity, endpoint, self._clock())
         secret = secret or secrets.token_bytes(SECRET_BYTES)
+        self._changes += 1
         self._store.put(key, secret)
         self._endpoints.add(endpoint)
+        self._changes += 1
         return key, secret
 
     def reissue(self, endpoint: str) -> tuple[str, bytes]:
@@ -133,6 +143,7 @@ class DeviceKeys:
         found = self._store.get(identity)
         if found is None:
             return
+        self._changes += 1
         self._store.delete(identity)
         endpoint = found[0].endpoint
         if not self._store.of_endpoint(endpoint):

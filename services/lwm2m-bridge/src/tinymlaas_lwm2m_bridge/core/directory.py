@@ -142,6 +142,22 @@ class Directory:
         self._forget(registration)
         return registration
 
+    def adopt(self, registration: Registration) -> None:
+        """Take in a device that was registered at another instance, and is this one's in the store already."""
+        before = self._by_endpoint.get(registration.endpoint)
+        if before is not None:
+            if before.updated_at >= registration.updated_at:
+                return
+            del self._endpoint_of_id[before.id]
+        self._keep(registration)
+        self._tell(DeviceChange.REGISTERED, registration)
+
+    def drop(self, endpoint: str) -> None:
+        """Forget a device that is another instance's now; that one tells its watchers."""
+        registration = self._by_endpoint.pop(endpoint, None)
+        if registration is not None:
+            del self._endpoint_of_id[registration.id]
+
     def get(self, endpoint: str) -> Registration:
         """The registration of a device; DEVICE_UNKNOWN where there is none or it has expired."""
         registration = self._by_endpoint.get(endpoint)

@@ -13,6 +13,7 @@ class Reason(StrEnum):
 
     ARGUMENT_INVALID = "ARGUMENT_INVALID"
     DEVICE_UNKNOWN = "DEVICE_UNKNOWN"
+    DEVICE_ELSEWHERE = "DEVICE_ELSEWHERE"
     DEVICE_UNREACHABLE = "DEVICE_UNREACHABLE"
     DEVICE_REJECTED = "DEVICE_REJECTED"
     DEVICE_ANSWER_INVALID = "DEVICE_ANSWER_INVALID"
@@ -62,6 +63,10 @@ _TABLE: dict[Reason, tuple[str, str]] = {
     Reason.DEVICE_UNKNOWN: (
         "NOT_FOUND",
         "No such device is registered here: check its name, or wait until it registers.",
+    ),
+    Reason.DEVICE_ELSEWHERE: (
+        "UNAVAILABLE",
+        "Call the instance of the bridge that the device is registered at: its address is given where it is known.",
     ),
     Reason.DEVICE_UNREACHABLE: (
         "UNAVAILABLE",

@@ -77,6 +77,7 @@ class Installer:
         self._clock = clock
         self._settings = settings
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._endpoints: dict[str, str] = {}
         self._changed: dict[str, asyncio.Event] = {}
         self._cancels: dict[str, asyncio.Event] = {}
         self._device_locks: dict[str, asyncio.Lock] = {}
@@ -88,6 +89,18 @@ class Installer:
         for record in records:
             self._start(record)
         return len(records)
+
+    def take(self, record: InstallRecord) -> None:
+        """Go on with an install that another instance has left."""
+        if record.request.install_id not in self._tasks:
+            self._start(record)
+
+    async def abandon(self, endpoints: set[str]) -> None:
+        """Stop to work on devices that are another instance's now; their installs stay open in the store."""
+        tasks = [task for name, task in self._tasks.items() if self._endpoints[name] in endpoints]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def device_lock(self, endpoint: str) -> asyncio.Lock:
         """The lock that whoever changes a device's modules holds."""
@@ -103,6 +116,7 @@ class Installer:
         """Start an install, or join the one with that id; yields its timeline from the start to its end.
 
         Leaving the iterator does not stop the install. An install that has ended is told again and does nothing.
+        DEVICE_ELSEWHERE where the install goes on elsewhere, or after this process: ask again with the same id.
         """
         if not _ID.fullmatch(request.install_id):
             raise BridgeError(
@@ -149,7 +163,9 @@ class Installer:
                     return
             told = max(told, len(events))
             if changed is None:
-                return
+                raise BridgeError(
+                    Reason.DEVICE_ELSEWHERE, "the install goes on at another instance", install_id=install_id
+                )
             await changed.wait()
 
     def _start(self, record: InstallRecord) -> None:
@@ -160,12 +176,14 @@ class Installer:
         self._packages.expect(record.request.digest)
         task = asyncio.create_task(self._guard(record), name=f"install {install_id}")
         self._tasks[install_id] = task
+        self._endpoints[install_id] = record.request.endpoint
         task.add_done_callback(lambda _: self._ended(record.request))
 
     def _ended(self, request: InstallRequest) -> None:
         install_id = request.install_id
         self._packages.withdraw(request.digest)
         self._tasks.pop(install_id, None)
+        self._endpoints.pop(install_id, None)
         self._cancels.pop(install_id, None)
         changed = self._changed.pop(install_id, None)
         if changed is not None:

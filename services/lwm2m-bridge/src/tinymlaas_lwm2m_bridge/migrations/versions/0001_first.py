@@ -47,3 +47,9 @@ def upgrade() -> None:
     )
     op.create_index("ix_device_keys_endpoint", "device_keys", ["endpoint"], if_not_exists=True)
     op.execute("DROP TABLE IF EXISTS bridge_schema")
+
+
+def downgrade() -> None:
+    """Drops the tables."""
+    for name in ("device_keys", "install_events", "installs", "registrations"):
+        op.drop_table(name)

@@ -14,3 +14,8 @@ def upgrade() -> None:
         sa.Column("endpoint", sa.String(128), primary_key=True),
         sa.Column("body", sa.Text, nullable=False),
     )
+
+
+def downgrade() -> None:
+    """Drops the table."""
+    op.drop_table("bootstraps")

@@ -1,0 +1,127 @@
+"""Bridges that share a fleet: a device belongs to the instance that received its last registration.
+
+Each instance holds a lease. What one that died has left, devices and installs, another takes at once when the lease has
+run out; a device that merely registers elsewhere is let go by the instance that had it, and only then worked on there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from .core.directory import Directory
+from .core.errors import BridgeError, Reason
+from .core.installer import Installer
+from .fleet_store import FleetStore
+
+log = structlog.get_logger("tinymlaas.bridge.fleet")
+
+
+class Fleet:
+    """Keeps this instance's lease, lets go of what moved away and takes what is free. `hold`, `start`, `close`."""
+
+    def __init__(
+        self,
+        store: FleetStore,
+        refresh_keys: Callable[[], None] | None = None,
+        *,
+        poll_s: float = 1.0,
+    ) -> None:
+        self._store = store
+        self._refresh_keys = refresh_keys
+        self._poll_s = poll_s
+        self._task: asyncio.Task[None] | None = None
+        self.address: Callable[[], str] = lambda: ""
+        """What this instance is called by; others tell it to callers."""
+        self._renew_at = 0.0
+
+    def hold(self) -> None:
+        """Take the lease, before anything is loaded that others must leave alone."""
+        self._store.leases.take()
+
+    def start(self, directory: Directory, installer: Installer) -> None:
+        """Look after the fleet from now on."""
+        self._directory = directory
+        self._installer = installer
+        self._task = asyncio.create_task(self._keep(), name="fleet of bridges")
+
+    async def close(self) -> None:
+        """Give the lease up: others may have the devices at once. Call it when nothing is worked on here any more."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        with suppress(SQLAlchemyError):
+            self._store.leases.release()
+
+    def check_here(self, endpoint: str) -> None:
+        """DEVICE_ELSEWHERE where the device is registered at another instance, with the address of that one."""
+        with suppress(BridgeError):
+            self._directory.get(endpoint)
+            return
+        owner = self._store.owner(endpoint)
+        if owner is not None:
+            raise elsewhere(endpoint, owner.instance, owner.address)
+
+    def check_free(self, endpoint: str) -> None:
+        """DEVICE_ELSEWHERE while another instance has not let go of an install on the device."""
+        holder = self._store.installing(endpoint)
+        if holder is not None:
+            raise elsewhere(endpoint, holder, "")
+
+    async def _keep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._poll_s)
+            try:
+                if loop.time() >= self._renew_at:
+                    await self._renew()
+                    self._renew_at = loop.time() + self._store.leases.seconds / 4
+                await self._let_go()
+                for record in await asyncio.to_thread(self._store.take_installs):
+                    self._installer.take(record)
+            except Exception:
+                # The database may be away for a while: devices stay whose they are until it is back.
+                log.exception("the fleet could not be looked after")
+
+    async def _renew(self) -> None:
+        leases = self._store.leases
+        address = self.address()
+        if not await asyncio.to_thread(leases.renew, address):
+            log.error("another bridge has this name; give each its own", instance=leases.instance)
+            await asyncio.to_thread(leases.take, address)
+        if self._refresh_keys is not None:
+            await asyncio.to_thread(self._refresh_keys)
+        for name in await asyncio.to_thread(leases.expired):
+            registrations, records = await asyncio.to_thread(self._store.adopt, name)
+            if registrations or records:
+                log.warning("took over a bridge's devices", instance=name, devices=len(registrations))
+            for registration in registrations:
+                self._directory.adopt(registration)
+            for record in records:
+                self._installer.take(record)
+
+    async def _let_go(self) -> None:
+        gone = await asyncio.to_thread(self._store.gone)
+        if not gone:
+            return
+        for endpoint in gone:
+            self._directory.drop(endpoint)
+        await self._installer.abandon(set(gone))
+        await asyncio.to_thread(self._store.let_go, gone)
+        log.info("devices moved to other bridges", count=len(gone))
+
+
+def elsewhere(endpoint: str, instance: str, address: str) -> BridgeError:
+    """The error that sends a caller to another instance."""
+    return BridgeError(
+        Reason.DEVICE_ELSEWHERE,
+        f"{endpoint} is registered at the bridge {instance}",
+        device=endpoint,
+        instance=instance,
+        bridge=address,
+    )

@@ -1,0 +1,102 @@
+"""What bridges that share a database ask it about each other: whose a device is, what moved here, what a dead one left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from tinymlaas_servicekit.leases import Leases
+from tinymlaas_servicekit.sql import WRITE, database_time
+
+from .core.install_record import InstallRecord
+from .core.registration import Registration
+from .schema import installs, instances, registrations
+from .store import SqlStore, record_of, registration_of
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The instance that a device is registered at, and the address that it is called by."""
+
+    instance: str
+    address: str
+
+
+class FleetStore:
+    """Implements the decisions of a fleet as single transactions, so that two instances never both take a thing."""
+
+    def __init__(self, store: SqlStore, lease_seconds: float = 15.0) -> None:
+        self._engine = store.engine
+        self._writer = store.engine.execution_options(**WRITE)
+        self._me = store.instance
+        self.leases = Leases(store.engine, instances, store.instance, lease_seconds)
+
+    def owner(self, endpoint: str) -> Owner | None:
+        """Whose the device is, None where that is this instance, a dead one, or none."""
+        query = (
+            sa.select(instances.c.instance, instances.c.address)
+            .join(registrations, registrations.c.owner == instances.c.instance)
+            .where(registrations.c.endpoint == endpoint, instances.c.instance != self._me)
+        )
+        with self._engine.connect() as connection:
+            row = connection.execute(query.where(instances.c.expires_at > database_time(connection))).first()
+        return None if row is None else Owner(row.instance, row.address)
+
+    def installing(self, endpoint: str) -> str | None:
+        """The other instance that runs an install on the device now, None where there is none."""
+        query = sa.select(installs.c.owner).where(
+            installs.c.endpoint == endpoint, installs.c.ended.is_(False), installs.c.owner.not_in(("", self._me))
+        )
+        with self._engine.connect() as connection:
+            found: str | None = connection.execute(query.limit(1)).scalar()
+        return found
+
+    def gone(self) -> list[str]:
+        """Endpoints that have registered at another instance since they were this one's; to be answered by `let_go`."""
+        query = sa.select(registrations.c.endpoint).where(
+            registrations.c.former == self._me, registrations.c.owner != self._me
+        )
+        with self._engine.connect() as connection:
+            return list(connection.execute(query).scalars())
+
+    def let_go(self, endpoints: Iterable[str]) -> None:
+        """Say that this instance works on these devices no more: whose they are now may."""
+        names = list(endpoints)
+        with self._writer.begin() as connection:
+            mine = installs.c.endpoint.in_(names), installs.c.owner == self._me, installs.c.ended.is_(False)
+            connection.execute(installs.update().where(*mine).values(owner=""))
+            left = registrations.c.endpoint.in_(names), registrations.c.former == self._me
+            connection.execute(registrations.update().where(*left).values(former=""))
+
+    def take_installs(self) -> list[InstallRecord]:
+        """Make open installs on own devices this instance's, unless one that is alive still runs them; return them."""
+        with self._writer.begin() as connection:
+            alive = sa.select(instances.c.instance).where(instances.c.expires_at > database_time(connection))
+            own = sa.select(registrations.c.endpoint).where(registrations.c.owner == self._me)
+            free = (
+                installs.c.ended.is_(False),
+                installs.c.owner != self._me,
+                installs.c.owner.not_in(alive),
+                installs.c.endpoint.in_(own),
+            )
+            change = installs.update().where(*free).values(owner=self._me).returning(installs.c.body)
+            return [record_of(body) for body in connection.execute(change).scalars()]
+
+    def adopt(self, dead: str) -> tuple[list[Registration], list[InstallRecord]]:
+        """Make this instance's what one left whose lease has run out; empty where it lives again or another one was first."""
+        with self._writer.begin() as connection:
+            gone = sa.select(instances.c.instance).where(
+                instances.c.instance == dead, instances.c.expires_at <= database_time(connection)
+            )
+            change = registrations.update().where(registrations.c.owner.in_(gone))
+            devices = connection.execute(
+                change.values(owner=self._me, former=dead).returning(registrations.c.body)
+            ).scalars()
+            left = installs.update().where(installs.c.owner.in_(gone), installs.c.ended.is_(False))
+            records = connection.execute(left.values(owner=self._me).returning(installs.c.body)).scalars()
+            found = [registration_of(body) for body in devices], [record_of(body) for body in records]
+        if not any(found):
+            self.leases.clear(dead)
+        return found

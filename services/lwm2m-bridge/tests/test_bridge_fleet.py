@@ -1,0 +1,146 @@
+"""Two bridges that share a fleet: a device moves with its registration, and what a killed bridge left goes on at the other.
+
+The database is what both share; the relay plays the load balancer in front of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from fault_board import FaultBoard
+from lwm2m_rig import Artifacts, Relay, Rig, digest_of, eventually, image_of, run_install, within
+
+from tinymlaas_device.board import SlotState
+from tinymlaas_device.lwm2m import LwM2mDevice
+from tinymlaas_lwm2m_bridge import Bridge, BridgeError, InstallEvent, InstallRequest, Step
+
+IMAGE = image_of(60_000)
+REQUEST = InstallRequest("i-1", "node-1", digest_of(IMAGE))
+
+
+@dataclass
+class Two:
+    """Two bridges, a device behind a relay that leads to the first, and the device's board."""
+
+    first: Bridge
+    second: Bridge
+    relay: Relay
+    device: LwM2mDevice
+    board: FaultBoard
+    running: list[Bridge] = field(default_factory=list)
+
+    async def close(self, bridge: Bridge) -> None:
+        """Stop one of them."""
+        self.running.remove(bridge)
+        await bridge.close()
+
+    async def turn(self, bridge: Bridge) -> None:
+        """Lead the device's datagrams to a bridge."""
+        port = int(bridge.endpoint.address.rsplit(":", 1)[1])
+        bridge.endpoint.packages.announce(f"coap://127.0.0.1:{self.relay.port}")
+        await self.relay.turn(("127.0.0.1", port))
+
+
+@pytest.fixture
+async def two(tmp_path: Path, database_url: str) -> AsyncIterator[Two]:
+    rig = Rig(tmp_path, Artifacts(IMAGE), database_url=database_url)
+    first, second = await rig.bridge(instance="first"), await rig.bridge(instance="second")
+    first.fleet.address, second.fleet.address = (lambda: "first:1"), (lambda: "second:1")
+    port = int(first.endpoint.address.rsplit(":", 1)[1])
+    relay, board = Relay(("127.0.0.1", port)), FaultBoard()
+    async with relay.open():
+        device = await rig.device(board, server_port=relay.port, lifetime_s=2)
+        made = Two(first, second, relay, device, board, [first, second])
+        await made.turn(first)
+        await within(device.registered.wait())
+        yield made
+        await device.close()
+    for bridge in list(made.running):
+        await made.close(bridge)
+
+
+async def reach(events: AsyncIterator[InstallEvent], step: Step) -> None:
+    async for event in events:
+        if event.step is step:
+            return
+    raise AssertionError(f"the timeline ended before {step}")
+
+
+def free(bridge: Bridge) -> Callable[[], bool]:
+    """Whether a bridge may work on the device; what callers do with DEVICE_ELSEWHERE, which is UNAVAILABLE, is to repeat."""
+
+    def look() -> bool:
+        try:
+            bridge.fleet.check_free("node-1")
+        except BridgeError as error:
+            return error.metadata["instance"] != "first"
+        return True
+
+    return look
+
+
+def kill(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others see of a bridge that was killed: its lease is neither renewed nor given up."""
+    monkeypatch.setattr(bridge.fleet._store.leases, "renew", lambda address=None: True)
+    monkeypatch.setattr(bridge.fleet._store.leases, "release", lambda: None)
+
+
+async def test_a_killed_bridge_s_device_and_install_go_on_at_the_other(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DO-BRIDGE-012."""
+    two.relay.cut_at_bytes = two.relay.bytes_to_device + 20_000
+    events = two.first.install(REQUEST)
+    await within(reach(events, Step.DOWNLOADING))
+    await eventually(lambda: not two.relay.up, "the link is cut in the middle of the download")
+    kill(two.first, monkeypatch)
+    await two.close(two.first)
+    await eventually(lambda: len(two.second.directory) == 1, "the other bridge took the device")
+    await two.turn(two.second)
+    two.relay.up = True
+    timeline = await run_install(two.second, REQUEST)
+    assert timeline[-1].step is Step.READY, timeline[-1]
+    assert timeline[0].step is Step.ACCEPTED or timeline[0].step is Step.DOWNLOADING
+    assert two.board.slot(0).state is SlotState.TESTED
+    assert two.board.slot(0).digest == bytes.fromhex(REQUEST.digest)
+    await within(two.second.activate("node-1", 0))
+    assert two.board.active_slot() == 0
+
+
+async def test_a_device_that_registers_at_another_bridge_is_let_go_with_its_install(two: Two) -> None:
+    """DO-BRIDGE-012."""
+    await eventually(lambda: len(two.first.directory) == 1, "registered")
+    two.relay.cut_at_bytes = two.relay.bytes_to_device + 20_000
+    events = two.first.install(REQUEST)
+    await within(reach(events, Step.DOWNLOADING))
+    await eventually(lambda: not two.relay.up, "the link is cut in the middle of the download")
+    await two.turn(two.second)
+    two.relay.up = True
+    await eventually(lambda: len(two.second.directory) == 1, "the device registered at the other bridge")
+    await eventually(lambda: len(two.first.directory) == 0, "the first bridge let it go")
+    with pytest.raises(BridgeError) as caught:
+        await within(reach(events, Step.READY))
+    assert caught.value.reason == "DEVICE_ELSEWHERE"
+    assert caught.value.code == "UNAVAILABLE"
+    await eventually(free(two.second), "the first bridge let go of the install")
+    timeline = await run_install(two.second, REQUEST)
+    assert timeline[-1].step is Step.READY, timeline[-1]
+    assert two.board.slot(0).digest == bytes.fromhex(REQUEST.digest)
+
+
+async def test_a_bridge_that_is_asked_for_a_device_of_another_tells_whose_it_is(two: Two) -> None:
+    """DO-BRIDGE-012."""
+
+    def told() -> bool:
+        try:
+            two.second.fleet.check_here("node-1")
+        except BridgeError as error:
+            return error.metadata == {"device": "node-1", "instance": "first", "bridge": "first:1"}
+        return False
+
+    await eventually(told, "the second bridge knows the first one's address")
+    two.first.fleet.check_here("node-1")
+    two.second.fleet.check_here("node-2")
