@@ -23,6 +23,7 @@ from tinymlaas.gateway.v1 import (
     deployments_pb2_grpc,
     optimizations_pb2,
     optimizations_pb2_grpc,
+    rollouts_pb2,
     routing_pb2,
     routing_pb2_grpc,
 )
@@ -391,12 +392,14 @@ class AsyncClient:
         samples_sha256: str = "",
         optimize: Mapping[str, Any] | None = None,
         concurrency: int = 0,
+        policy: rollouts_pb2.RolloutPolicy | None = None,
         request_id: str = "",
         validate_only: bool = False,
     ) -> deployments_pb2.Deployment:
         """Start a deployment and return it as it stands; with `validate_only` return the plan.
 
-        With `optimize` (also empty) the model is optimized first, and that is planned and installed.
+        With `optimize` (also empty) the model is optimized first, and that is planned and installed. `policy` says how it goes
+        over the devices (`rollout_policy` makes one from texts).
         """
         deployment = deployments_pb2.Deployment(
             model_version=self.version_name(model_version),
@@ -406,6 +409,7 @@ class AsyncClient:
             samples_sha256=samples_sha256,
             optimize=None if optimize is None else options_struct(optimize),
             concurrency=concurrency,
+            policy=policy,
         )
         request = deployments_pb2.CreateDeploymentRequest(
             parent=self.project,
@@ -447,6 +451,21 @@ class AsyncClient:
             ),
             "deployments",
         )
+
+    async def pause_deployment(self, name: str) -> deployments_pb2.Deployment:
+        """Begin no device until `resume_deployment`; devices under way go on."""
+        request = deployments_pb2.PauseDeploymentRequest(name=self._member("deployments", name))
+        return await _call(self._deployments.PauseDeployment(request))
+
+    async def resume_deployment(self, name: str) -> deployments_pb2.Deployment:
+        """Go on with a paused deployment, in spite of the failures so far."""
+        request = deployments_pb2.ResumeDeploymentRequest(name=self._member("deployments", name))
+        return await _call(self._deployments.ResumeDeployment(request))
+
+    async def approve_deployment(self, name: str, wave: str = "") -> deployments_pb2.Deployment:
+        """Let a wave begin: the one of this name, or without one the wave that waits."""
+        request = deployments_pb2.ApproveDeploymentRequest(name=self._member("deployments", name), wave=wave)
+        return await _call(self._deployments.ApproveDeployment(request))
 
     async def cancel_deployment(self, name: str) -> deployments_pb2.Deployment:
         """Ask a deployment to stop."""

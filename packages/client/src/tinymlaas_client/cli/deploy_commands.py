@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from tinymlaas.gateway.v1 import deployments_pb2
@@ -17,20 +17,17 @@ from tinymlaas_client._async_client import AsyncClient
 from tinymlaas_client.cli._context import Session, run
 from tinymlaas_client.cli.build_commands import ModelArgument, ObjectiveOption, OptimizeOption, objective_value
 from tinymlaas_client.cli.optimize_commands import optimize_options
+from tinymlaas_client.cli.rollout_view import rollout_view, state_name, timeline_table
+from tinymlaas_client.policies import duration, rollout_policy
 
-app = typer.Typer(no_args_is_help=True, help="Plan, run, watch, cancel and roll back deployments.")
+app = typer.Typer(
+    no_args_is_help=True, help="Plan, run, watch, pause, resume, approve, cancel and roll back deployments."
+)
 END_STATES = {
     deployments_pb2.Deployment.STATE_SUCCEEDED,
     deployments_pb2.Deployment.STATE_FAILED,
     deployments_pb2.Deployment.STATE_CANCELLED,
     deployments_pb2.Deployment.STATE_ROLLED_BACK,
-}
-_COLOURS = {
-    deployments_pb2.DeviceRollout.STATE_ACTIVE: "green",
-    deployments_pb2.DeviceRollout.STATE_REJECTED: "yellow",
-    deployments_pb2.DeviceRollout.STATE_FAILED: "red",
-    deployments_pb2.DeviceRollout.STATE_ROLLED_BACK: "red",
-    deployments_pb2.DeviceRollout.STATE_CANCELLED: "yellow",
 }
 NameArgument = Annotated[str, typer.Argument(help="Id of the deployment.")]
 
@@ -51,11 +48,64 @@ def create(
     ] = False,
     recipes: OptimizeOption = None,
     plan: Annotated[bool, typer.Option("--plan", help="Show what would be done and do nothing.")] = False,
-    concurrency: Annotated[int, typer.Option(min=0, help="Installs at once; 0: the service's default.")] = 0,
+    concurrency: Annotated[int, typer.Option(min=0, help="Devices at once; 0: the service's default.")] = 0,
+    policy: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Rollout policy as proto JSON; options add to it.")
+    ] = None,
+    wave: Annotated[
+        list[str] | None, typer.Option(help="[NAME=]COUNT or [NAME=]PERCENT%, one after the other; the rest follows.")
+    ] = None,
+    soak: Annotated[str, typer.Option(help="How long each wave is watched: 90s, 10m, 2h, 1d.")] = "",
+    approve: Annotated[bool, typer.Option("--approve", help="Every wave but the first waits for approval.")] = False,
+    success: Annotated[int | None, typer.Option(help="Per cent of a wave's devices that must become active.")] = None,
+    max_failed: Annotated[int | None, typer.Option(help="Devices of a wave that may fail.")] = None,
+    on_failure: Annotated[str, typer.Option(help="When a wave fails: stop, pause or roll-back.")] = "",
+    window: Annotated[
+        list[str] | None, typer.Option(help="When devices may begin: 'HH:MM+DURATION [sat,sun] [Europe/Berlin]'.")
+    ] = None,
+    jitter: Annotated[str, typer.Option(help="Spread the begin of devices over this time.")] = "",
+    rate: Annotated[int, typer.Option(min=0, help="Devices that begin in a minute; 0: no limit.")] = 0,
+    where: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE that devices must have, such as isa=armv7e-m or ram=64k.")
+    ] = None,
+    join_for: Annotated[str, typer.Option(help="Take in devices that register within this time.")] = "",
+    after: Annotated[
+        list[str] | None, typer.Option(help="Id of a deployment that has to reach a device first.")
+    ] = None,
+    stuck_after: Annotated[str, typer.Option(help="A device without progress for this time has failed.")] = "",
+    min_runs: Annotated[int, typer.Option(min=0, help="Runs before a device's feedback is judged.")] = 0,
+    max_errors: Annotated[int | None, typer.Option(help="Per cent of a device's runs that may fail.")] = None,
+    max_latency: Annotated[int | None, typer.Option(help="Per cent above the verified latency.")] = None,
+    max_confidence_drop: Annotated[
+        int | None, typer.Option(help="Points below the golden vectors' confidence.")
+    ] = None,
 ) -> None:
-    """Put a model on devices: build what is missing, install, self-test, activate."""
+    """Put a model on devices: build what is missing, install, self-test, activate; wave by wave where a policy says so."""
     session: Session = context.obj
     optimize = optimize_options(quantize, recipes, samples)
+    try:
+        wanted = rollout_policy(
+            file=policy,
+            waves=wave or (),
+            soak=soak,
+            approve=approve,
+            success=success,
+            max_failed=max_failed,
+            on_failure=on_failure,
+            windows=window or (),
+            jitter=jitter,
+            rate=rate,
+            where=where or ([] if join_for else None),
+            open_until=time.time() + duration(join_for).ToSeconds() if join_for else 0.0,
+            after=[_deployment_name(session, name) for name in after or ()],
+            stuck_after=stuck_after,
+            min_runs=min_runs,
+            max_errors=max_errors,
+            max_latency=max_latency,
+            max_confidence_drop=max_confidence_drop,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
     async def work() -> deployments_pb2.Deployment:
         async with session.connect() as client:
@@ -67,6 +117,7 @@ def create(
                 samples_sha256=digest,
                 optimize=optimize,
                 concurrency=concurrency,
+                policy=wanted,
                 validate_only=plan,
             )
             return started if plan else await follow_deployment(session, client, started.name)
@@ -75,7 +126,7 @@ def create(
     if session.as_json:
         session.print_json(finished)
     elif plan:
-        session.console.print(rollout_table(finished))
+        session.console.print(rollout_view(finished))
     if not plan and finished.state != deployments_pb2.Deployment.STATE_SUCCEEDED:
         if not session.as_json:
             session.console.print(f"[red]✗[/] {state_name(finished)}: {finished.error.message}")
@@ -84,7 +135,7 @@ def create(
 
 @app.command()
 def watch(context: typer.Context, name: NameArgument) -> None:
-    """Watch a deployment until it ends."""
+    """Watch a deployment's waves and devices until it ends."""
     session: Session = context.obj
 
     async def work() -> None:
@@ -126,8 +177,53 @@ def list_(context: typer.Context) -> None:
 
 
 @app.command()
+def pause(context: typer.Context, name: NameArgument) -> None:
+    """Begin no device until the deployment is resumed; devices under way go on."""
+    _print_after(context.obj, lambda client: client.pause_deployment(name))
+
+
+@app.command()
+def resume(context: typer.Context, name: NameArgument) -> None:
+    """Go on with a paused deployment; where a wave's failures paused it, they are accepted."""
+    _print_after(context.obj, lambda client: client.resume_deployment(name))
+
+
+@app.command()
+def approve(
+    context: typer.Context,
+    name: NameArgument,
+    wave: Annotated[str, typer.Option(help="Name of the wave; default: the one that waits.")] = "",
+) -> None:
+    """Let a wave begin that waits for approval."""
+    _print_after(context.obj, lambda client: client.approve_deployment(name, wave))
+
+
+@app.command()
+def timeline(
+    context: typer.Context,
+    name: NameArgument,
+    device: Annotated[str, typer.Argument(help="Endpoint name of the device.")],
+) -> None:
+    """Show what happened on one device, step by step."""
+    session: Session = context.obj
+
+    async def work() -> None:
+        async with session.connect() as client:
+            deployment, full = await client.get_deployment(name), client.device_name(device)
+        found = next((item for item in deployment.rollouts if item.device == full), None)
+        if found is None:
+            raise typer.BadParameter(f"{device} takes no part in {deployment.name}")
+        if session.as_json:
+            session.print_json(found)
+        else:
+            session.console.print(timeline_table(found))
+
+    run(work())
+
+
+@app.command()
 def cancel(context: typer.Context, name: NameArgument) -> None:
-    """Stop a deployment; installs under way end at the next safe point, active modules stay."""
+    """Abort a deployment; installs under way end at the next safe point, active modules stay."""
     _print_after(context.obj, lambda client: client.cancel_deployment(name))
 
 
@@ -142,47 +238,14 @@ async def follow_deployment(session: Session, client: AsyncClient, name: str) ->
     if session.as_json:
         return await client.wait_deployment(name)
     latest = await client.get_deployment(name)
-    with Live(rollout_table(latest), console=session.console, refresh_per_second=8) as live:
+    with Live(rollout_view(latest), console=session.console, refresh_per_second=8) as live:
         async for latest in client.watch_deployment(name):
-            live.update(rollout_table(latest))
+            live.update(rollout_view(latest))
     return latest
 
 
-def rollout_table(deployment: deployments_pb2.Deployment) -> Table:
-    """One row for each device."""
-    table = Table(
-        "device",
-        "state",
-        "progress",
-        "module",
-        "note",
-        title=f"{deployment.name} {state_name(deployment)}",
-        title_justify="left",
-    )
-    for rollout in deployment.rollouts:
-        state = deployments_pb2.DeviceRollout.State.Name(rollout.state).removeprefix("STATE_").lower()
-        bar = ProgressBar(total=rollout.bytes_total or 1, completed=rollout.bytes_done, width=16)
-        note = rollout.error.message or (rollout.timeline[-1].detail if rollout.timeline else "")
-        if rollout.state == deployments_pb2.DeviceRollout.STATE_REJECTED:
-            note = "; ".join(
-                objection.remedy or objection.message
-                for verdict in rollout.verdicts
-                for objection in verdict.objections
-            )
-        colour = _COLOURS.get(rollout.state, "cyan")
-        table.add_row(
-            rollout.device.rsplit("/", 1)[-1],
-            f"[{colour}]{state}[/]",
-            bar,
-            rollout.module.rsplit("/", 1)[-1][:16],
-            note,
-        )
-    return table
-
-
-def state_name(deployment: deployments_pb2.Deployment) -> str:
-    """State of a deployment as a word."""
-    return deployments_pb2.Deployment.State.Name(deployment.state).removeprefix("STATE_").lower().replace("_", " ")
+def _deployment_name(session: Session, name: str) -> str:
+    return name if name.startswith("projects/") else f"projects/{session.project}/deployments/{name}"
 
 
 def _print_after(session: Session, action: Callable[[AsyncClient], Awaitable[deployments_pb2.Deployment]]) -> None:
@@ -192,6 +255,6 @@ def _print_after(session: Session, action: Callable[[AsyncClient], Awaitable[dep
             if session.as_json:
                 session.print_json(deployment)
             else:
-                session.console.print(rollout_table(deployment))
+                session.console.print(rollout_view(deployment))
 
     run(work())
