@@ -7,7 +7,7 @@ BIN    := .venv/bin
 .PHONY: help setup demo test test-fast test-interop test-cluster minio images lint contracts proto-check bench bench-cluster lock clean
 
 help: ## list the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 setup: ## install everything into .venv folders of this checkout (first time: about 1 GB of downloads)
 	@$(PYTHON) scripts/environments.py setup
@@ -51,6 +51,13 @@ bench-cluster: setup ## the same with 50 builds and a 100-device rollout; writes
 
 bench: setup ## measure and print the tables of docs/benchmarks.md
 	@$(BIN)/python -m bench
+
+.PHONY: bench-lwm2m fuzz
+bench-lwm2m: setup ## 10,000 simulated LwM2M devices and a rollout over a bad link, beside Eclipse Leshan where Java is (some minutes)
+	@$(BIN)/python -m bench.lwm2m
+
+fuzz: setup ## a million hostile inputs for the decoders of the LwM2M interface
+	@$(BIN)/python -m bench.lwm2m fuzz
 
 lock: ## resolve all packages again and write the lock files
 	@$(PYTHON) scripts/environments.py lock

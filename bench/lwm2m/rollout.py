@@ -27,6 +27,7 @@ LOSS = 0.05
 REBOOTING = 0.3
 BROKEN = 0.01
 LIFETIME_S = 120
+COMPILER = "io.tinymlaas.compiler-tvm"
 KILLED = ("lwm2m-bridge", "gateway")
 KILLS_AT = (0.15, 0.4, 0.7)
 LIMIT_S = 1_500.0
@@ -87,12 +88,12 @@ async def _roll_out(
     root: Path, suite: Suite, devices: list[Device], link: Link, draw: random.Random, console: Console
 ) -> Outcome:
     async with AsyncClient(suite.gateway_address, token=suite.token, project="default") as client:
-        path = root / "zoo" / "kws" / "kws_int8.tflite"
+        path = root / "zoo" / "kws" / "kws_int8_qdq.onnx"
         version = await client.import_model(path.read_bytes(), "kws", model_format(path))
         await _known(client, len(devices))
         console.print(f"{len(devices)} devices are known; deploying")
         began = time.monotonic()
-        started = await client.create_deployment(version.name, concurrency=256, plugins=["compiler-tvm"])
+        started = await client.create_deployment(version.name, concurrency=256, plugins=[COMPILER])
         for device in draw.sample(devices, round(REBOOTING * len(devices))):
             device.reboot_at_block = draw.randrange(40)
         kills = [fraction * len(devices) for fraction in KILLS_AT]
@@ -162,6 +163,8 @@ def _outcome(
         else:
             stuck += 1
         doubled += device.ledger.installs > 1 or device.ledger.activations > 1
+    if not size:
+        raise RuntimeError(f"nothing was installed: {ended.error} {ended.rollouts[0]}")
     return Outcome(
         seconds=seconds,
         devices=len(devices),
