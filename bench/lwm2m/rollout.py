@@ -21,6 +21,7 @@ from tinymlaas_client.cli._context import Session
 from tinymlaas_client.cli.suite_commands import start_and_wait
 from tinymlaas_client.suite import Suite, SuiteManifest, load_manifest
 from tinymlaas_lwm2m import UpdateState
+from tinymlaas_servicekit import ServiceError
 
 DEVICES = 1_000
 LOSS = 0.05
