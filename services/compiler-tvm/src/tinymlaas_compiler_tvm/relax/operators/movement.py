@@ -1,4 +1,4 @@
-"""Operators that move elements: shapes, slices, gathers, scatters, paddings. Runtime indices never leave their tensor."""
+"""Operators that put elements together and take them apart: slices, splits, paddings, repetitions, running sums."""
 
 from __future__ import annotations
 
@@ -19,81 +19,10 @@ from tinymlaas_compiler_tvm.relax.emit import (
     dtype_of,
     integers,
     is_constant,
-    known,
     literal,
     reduce_axis,
     shape_of,
 )
-
-
-def reshape(e: Emitter, node: Node) -> list[Value]:
-    """Reshape: 0 keeps a dimension unless `allowzero`, -1 takes what is left."""
-    x = node.inputs[0]
-    own = shape_of(x)
-    wanted = integers(node.input(1), "shape") if len(node.inputs) > 1 else list(node.attribute("shape"))
-    if not node.attribute("allowzero", 0):
-        wanted = [own[place] if extent == 0 else extent for place, extent in enumerate(wanted)]
-    return [e.reshape(x, _complete(wanted, own))]
-
-
-def _complete(wanted: Sequence[int], own: Sequence[int]) -> list[int]:
-    elements = int(np.prod(own, dtype=np.int64))
-    others = int(np.prod([extent for extent in wanted if extent != -1], dtype=np.int64))
-    return [elements // max(others, 1) if extent == -1 else extent for extent in wanted]
-
-
-def flatten(e: Emitter, node: Node) -> list[Value]:
-    """Flatten into two dimensions."""
-    own = shape_of(node.inputs[0])
-    axis = int(node.attribute("axis", 1))
-    axis = axis + len(own) if axis < 0 else axis
-    before = int(np.prod(own[:axis], dtype=np.int64))
-    return [e.reshape(node.inputs[0], (before, int(np.prod(own[axis:], dtype=np.int64))))]
-
-
-def squeeze(e: Emitter, node: Node) -> list[Value]:
-    """Squeeze."""
-    own = shape_of(node.inputs[0])
-    given = node.input(1)
-    axes = integers(given, "axes") if given is not None else node.attribute("axes")
-    if axes is None:
-        axes = [axis for axis, extent in enumerate(own) if extent == 1]
-    dropped = {axis_of(axis, len(own)) for axis in axes}
-    return [e.reshape(node.inputs[0], [extent for axis, extent in enumerate(own) if axis not in dropped])]
-
-
-def unsqueeze(e: Emitter, node: Node) -> list[Value]:
-    """Unsqueeze."""
-    own = list(shape_of(node.inputs[0]))
-    given = node.input(1)
-    axes = integers(given, "axes") if given is not None else list(node.attribute("axes"))
-    rank = len(own) + len(axes)
-    for axis in sorted(axis_of(axis, rank) for axis in axes):
-        own.insert(axis, 1)
-    return [e.reshape(node.inputs[0], own)]
-
-
-def transpose(e: Emitter, node: Node) -> list[Value]:
-    """Transpose."""
-    rank = len(shape_of(node.inputs[0]))
-    return [e.transpose(node.inputs[0], node.attribute("perm") or list(reversed(range(rank))))]
-
-
-def identity(e: Emitter, node: Node) -> list[Value]:
-    """Identity, and Dropout at inference: its mask is all true."""
-    del e
-    mask = np.ones(shape_of(node.inputs[0]), np.bool_)
-    return [node.inputs[0], mask][: node.outputs]
-
-
-def dropout(e: Emitter, node: Node) -> list[Value]:
-    """Dropout at inference."""
-    training = node.input(2)
-    if training is not None and known(training, "training_mode").any():
-        ratio = node.input(1)
-        if ratio is None or known(ratio, "ratio").any():
-            raise Refused("dropout in training mode")
-    return identity(e, node)
 
 
 def expand(e: Emitter, node: Node) -> list[Value]:
@@ -237,6 +166,29 @@ def slices(e: Emitter, node: Node) -> list[Value]:
     return [take_slice(e, x, boxes)]
 
 
+def gather_constant(e: Emitter, x: Value, places: Any, axis: int) -> Value:
+    """Elements of an axis at places that are known."""
+    places = np.asarray(places, np.int32)
+    if is_constant(x):
+        return np.take(x, places, axis)
+    own = shape_of(x)
+    if np.array_equal(places, np.arange(own[axis])):
+        return x
+    steps = np.diff(places)
+    if len(places) == 1 or (steps == steps[0]).all():
+        step = int(steps[0]) if len(places) > 1 else 1
+        return take_slice(e, x, {axis: (int(places[0]), step, len(places))})
+    shape = list(own)
+    shape[axis] = len(places)
+
+    def build(t: Any, p: Any) -> Any:
+        return compute(
+            shape, lambda *i: t(*(p(each) if place == axis else each for place, each in enumerate(i))), "gather"
+        )
+
+    return e.kernel("gather", build, x, places)
+
+
 def pad(e: Emitter, node: Node) -> list[Value]:
     """Pad in modes constant, reflect, edge and wrap; negative pads cut."""
     x = node.inputs[0]
@@ -304,203 +256,6 @@ def padded(
     return e.kernel("pad", build, *values)
 
 
-def gather_constant(e: Emitter, x: Value, places: Any, axis: int) -> Value:
-    """Elements of an axis at places that are known."""
-    places = np.asarray(places, np.int32)
-    if is_constant(x):
-        return np.take(x, places, axis)
-    own = shape_of(x)
-    if np.array_equal(places, np.arange(own[axis])):
-        return x
-    steps = np.diff(places)
-    if len(places) == 1 or (steps == steps[0]).all():
-        step = int(steps[0]) if len(places) > 1 else 1
-        return take_slice(e, x, {axis: (int(places[0]), step, len(places))})
-    shape = list(own)
-    shape[axis] = len(places)
-
-    def build(t: Any, p: Any) -> Any:
-        return compute(
-            shape, lambda *i: t(*(p(each) if place == axis else each for place, each in enumerate(i))), "gather"
-        )
-
-    return e.kernel("gather", build, x, places)
-
-
-def safe_index(index: Any, extent: int, dtype: str) -> Any:
-    """A runtime index, counted from the end if negative, held inside of [0, extent)."""
-    from tvm import tirx
-
-    wide = index.astype("int64") if dtype != "int64" else index
-    whole = choose(wide < literal(0, "int64"), wide + literal(extent, "int64"), wide)
-    return tirx.max(tirx.min(whole, literal(extent - 1, "int64")), literal(0, "int64"))
-
-
-def gather(e: Emitter, node: Node) -> list[Value]:
-    """Gather."""
-    x, indices = node.inputs[0], node.inputs[1]
-    own, wanted = shape_of(x), shape_of(indices)
-    axis = axis_of(int(node.attribute("axis", 0)), len(own))
-    dtype = dtype_of(indices)
-    if isinstance(indices, np.ndarray):
-        places = np.where(indices < 0, indices + own[axis], indices).reshape(-1)
-        flat = gather_constant(e, x, places, axis)
-        return [e.reshape(flat, (*own[:axis], *wanted, *own[axis + 1 :]))]
-    shape = (*own[:axis], *wanted, *own[axis + 1 :])
-
-    def build(t: Any, p: Any) -> Any:
-        def at(*index: Any) -> Any:
-            where = safe_index(p(*index[axis : axis + len(wanted)]), own[axis], dtype)
-            return t(*index[:axis], where, *index[axis + len(wanted) :])
-
-        return compute(shape, at, "gather")
-
-    return [e.kernel("gather", build, x, indices)]
-
-
-def gather_elements(e: Emitter, node: Node) -> list[Value]:
-    """GatherElements."""
-    x, indices = node.inputs[0], node.inputs[1]
-    own, dtype = shape_of(x), dtype_of(indices)
-    axis = axis_of(int(node.attribute("axis", 0)), len(own))
-
-    def build(t: Any, p: Any) -> Any:
-        def at(*index: Any) -> Any:
-            where = safe_index(p(*index), own[axis], dtype)
-            return t(*(where if place == axis else each for place, each in enumerate(index)))
-
-        return compute(shape_of(indices), at, "gather_elements")
-
-    return [e.kernel("gather_elements", build, x, indices)]
-
-
-def gather_nd(e: Emitter, node: Node) -> list[Value]:
-    """GatherND."""
-    x, indices = node.inputs[0], node.inputs[1]
-    own, wanted, dtype = shape_of(x), shape_of(indices), dtype_of(indices)
-    batch = int(node.attribute("batch_dims", 0))
-    depth = wanted[-1]
-    outer = wanted[:-1]
-    shape = (*outer, *own[batch + depth :])
-
-    def build(t: Any, p: Any) -> Any:
-        def at(*index: Any) -> Any:
-            from tvm import tirx
-
-            rows, rest = index[: len(outer)], index[len(outer) :]
-            where = [
-                safe_index(p(*rows, tirx.IntImm("int64", place)), own[batch + place], dtype) for place in range(depth)
-            ]
-            return t(*index[:batch], *where, *rest)
-
-        return compute(shape, at, "gather_nd")
-
-    return [e.kernel("gather_nd", build, x, indices)]
-
-
-def trilu(e: Emitter, node: Node) -> list[Value]:
-    """Trilu."""
-    given = node.input(1)
-    k = integers(given, "k")[0] if given is not None else 0
-    own = shape_of(node.inputs[0])
-    mask = (
-        np.triu(np.ones(own[-2:], np.bool_), k)
-        if node.attribute("upper", 1)
-        else np.tril(np.ones(own[-2:], np.bool_), k)
-    )
-    zero = np.zeros(1, dtype_of(node.inputs[0]))
-    return [e.elementwise("trilu", choose, mask, node.inputs[0], zero)]
-
-
-def one_hot(e: Emitter, node: Node) -> list[Value]:
-    """OneHot; indices outside of [-depth, depth) give rows of the off value."""
-    indices, values = node.inputs[0], node.inputs[2]
-    depth = int(known(node.inputs[1], "depth").reshape(-1)[0])
-    own, have = shape_of(indices), dtype_of(indices)
-    axis = axis_of(int(node.attribute("axis", -1)), len(own) + 1)
-    shape = (*own[:axis], depth, *own[axis:])
-
-    def build(p: Any, v: Any) -> Any:
-        def at(*index: Any) -> Any:
-            chosen = p(*index[:axis], *index[axis + 1 :])
-            wide = chosen.astype("int32") if have == "float32" else chosen.astype("int64")
-            place = index[axis].astype(str(wide.ty.dtype))
-            hit = (wide == place) | (wide + depth == place)
-            return choose(hit, v(1), v(0))
-
-        return compute(shape, at, "one_hot")
-
-    return [e.kernel("one_hot", build, indices, values)]
-
-
-def eye_like(e: Emitter, node: Node) -> list[Value]:
-    """EyeLike: a constant, since the shape is."""
-    import onnx
-
-    del e
-    rows, columns = shape_of(node.inputs[0])
-    to = node.attribute("dtype")
-    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(int(to))) if to else np.dtype(dtype_of(node.inputs[0]))
-    if str(dtype) not in ("float32", "int8", "uint8", "int16", "int32", "int64", "bool"):
-        raise Refused(f"element type {dtype}")
-    return [np.eye(rows, columns, int(node.attribute("k", 0)), dtype)]
-
-
-def shape(e: Emitter, node: Node) -> list[Value]:
-    """Shape: a constant."""
-    del e
-    own = shape_of(node.inputs[0])
-    end = node.attribute("end")
-    return [np.array(own[int(node.attribute("start", 0)) : end], np.int64)]
-
-
-def size(e: Emitter, node: Node) -> list[Value]:
-    """Size: a constant."""
-    del e
-    return [np.array(np.prod(shape_of(node.inputs[0]), dtype=np.int64), np.int64)]
-
-
-def depth_to_space(e: Emitter, node: Node) -> list[Value]:
-    """DepthToSpace in the modes DCR and CRD."""
-    x = node.inputs[0]
-    n, c, h, w = shape_of(x)
-    block = int(node.attribute("blocksize"))
-    depth = c // block**2
-    if str(node.attribute("mode", "DCR")) == "DCR":
-        x = e.transpose(e.reshape(x, (n, block, block, depth, h, w)), (0, 3, 4, 1, 5, 2))
-    else:
-        x = e.transpose(e.reshape(x, (n, depth, block, block, h, w)), (0, 1, 4, 2, 5, 3))
-    return [e.reshape(x, (n, depth, h * block, w * block))]
-
-
-def space_to_depth(e: Emitter, node: Node) -> list[Value]:
-    """SpaceToDepth (mode DCR; CRD where the file asks for it)."""
-    x = node.inputs[0]
-    n, c, h, w = shape_of(x)
-    block = int(node.attribute("blocksize"))
-    x = e.reshape(x, (n, c, h // block, block, w // block, block))
-    order = (0, 1, 3, 5, 2, 4) if str(node.attribute("mode", "DCR")) == "CRD" else (0, 3, 5, 1, 2, 4)
-    return [e.reshape(e.transpose(x, order), (n, c * block**2, h // block, w // block))]
-
-
-def reverse_sequence(e: Emitter, node: Node) -> list[Value]:
-    """ReverseSequence: the first `lengths[b]` elements of the time axis in reverse."""
-    x, lengths = node.inputs[0], node.inputs[1]
-    own = shape_of(x)
-    batch, time = int(node.attribute("batch_axis", 1)), int(node.attribute("time_axis", 0))
-
-    def build(t: Any, p: Any) -> Any:
-        def at(*index: Any) -> Any:
-            length = p(index[batch])
-            place = choose(index[time] < length, length - 1 - index[time], index[time].astype("int64"))
-            place = safe_index(place, own[time], "int64")
-            return t(*(place if axis == time else each for axis, each in enumerate(index)))
-
-        return compute(own, at, "reverse_sequence")
-
-    return [e.kernel("reverse_sequence", build, x, e.cast(lengths, "int64"))]
-
-
 def center_crop_pad(e: Emitter, node: Node) -> list[Value]:
     """CenterCropPad."""
     x = node.inputs[0]
@@ -555,27 +310,9 @@ CONVERTERS: dict[str, Converter] = {
     "Concat": concat,
     "CumProd": cumulative,
     "CumSum": cumulative,
-    "DepthToSpace": depth_to_space,
-    "Dropout": dropout,
     "Expand": expand,
-    "EyeLike": eye_like,
-    "Flatten": flatten,
-    "Gather": gather,
-    "GatherElements": gather_elements,
-    "GatherND": gather_nd,
-    "Identity": identity,
-    "OneHot": one_hot,
     "Pad": pad,
-    "Reshape": reshape,
-    "ReverseSequence": reverse_sequence,
-    "Shape": shape,
-    "Size": size,
     "Slice": slices,
-    "SpaceToDepth": space_to_depth,
     "Split": split,
-    "Squeeze": squeeze,
     "Tile": tile,
-    "Transpose": transpose,
-    "Trilu": trilu,
-    "Unsqueeze": unsqueeze,
 }
