@@ -77,11 +77,11 @@ async def measure(
 
     async def race(model: str, target: str) -> list[Row]:
         path = zoo / model / f"{model}_int8.tflite"
-        version = await client.import_model(path.read_bytes(), model, model_format(path), tags=["zoo"])
         device = named_target(target)
         for region in device.memory_regions:  # figures are wanted for what does not fit, too
             region.total_bytes = max(region.total_bytes, 2 * 1024 * 1024)
         async with at_once:
+            version = await client.import_model(path.read_bytes(), model, model_format(path), tags=["zoo"])
             started = await client.create_build(
                 version.name,
                 device,
