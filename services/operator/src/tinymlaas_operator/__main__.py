@@ -14,7 +14,7 @@ import structlog
 from tinymlaas_servicekit import GrpcServer, configure_logging, configure_tracing, serve_until_signal
 
 from . import secrets_job
-from .adapters.kubernetes_api import KubernetesCluster, connect_cluster, own_namespace
+from .adapters.kubernetes_api import KubernetesCluster, find_server, own_namespace
 from .adapters.probe import GrpcProber
 from .core.objects import Surroundings
 from .reconcile import Reconciler, run_forever
@@ -53,7 +53,7 @@ def main() -> None:
     configure_tracing(settings, NAME)
     structlog.contextvars.bind_contextvars(service=NAME)
     namespace = settings.namespace or own_namespace()
-    cluster = KubernetesCluster(connect_cluster(), namespace)
+    cluster = KubernetesCluster(find_server(settings.api_server), namespace)
     if action == "secrets":
         labels = {"app.kubernetes.io/instance": settings.instance, "app.kubernetes.io/part-of": "tinymlaas"}
         secrets_job.run(cluster, settings.generated_secret, settings.manifest_secret, labels)

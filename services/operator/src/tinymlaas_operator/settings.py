@@ -10,6 +10,9 @@ from tinymlaas_servicekit import ServiceSettings
 class OperatorSettings(ServiceSettings):
     """What the chart tells the operator."""
 
+    api_server: str = Field(
+        default="", description="URL, such as that of kubectl proxy; empty: the cluster of this pod"
+    )
     namespace: str = Field(default="", description="namespace that is watched; empty: the pod's own")
     instance: str = Field(default="tinymlaas", description="the release: label app.kubernetes.io/instance of its pods")
     manifest_secret: str = Field(default="tinymlaas-vendor-plugins", description="Secret that the gateway mounts")

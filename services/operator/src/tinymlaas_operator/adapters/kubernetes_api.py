@@ -1,102 +1,124 @@
-"""The cluster's API through the official client: dictionaries in, dictionaries out."""
+"""The cluster's API over HTTP, as far as the operator needs it: dictionaries in, dictionaries out.
+
+https://kubernetes.io/docs/reference/using-api/api-concepts/. The official client weighs 126 MB, twenty times this image's own code.
+"""
 
 from __future__ import annotations
 
 import base64
+import json
+import os
+import ssl
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
-from kubernetes import client, config, dynamic
+import urllib3
 
 from ..core.objects import Object
-from ..core.spec import GROUP, KIND, VERSION
+from ..core.spec import GROUP, VERSION
 
 MANAGER = "tinymlaas-operator"
+APPLY = "application/apply-patch+yaml"  # JSON is YAML
 MERGE = "application/merge-patch+json"
-SECONDS = 20
+JSON = "application/json"
+SECONDS = urllib3.Timeout(connect=5.0, read=20.0)
+MAX_BYTES = 32 * 1024 * 1024
 NOT_FOUND, CONFLICT = 404, 409
-SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+PLURALS = {
+    "Deployment": "deployments",
+    "NetworkPolicy": "networkpolicies",
+    "Pod": "pods",
+    "Secret": "secrets",
+    "Service": "services",
+}
+PLUGINS = (f"{GROUP}/{VERSION}", "compilerplugins")
 
 
-def connect_cluster() -> client.ApiClient:
-    """A client with the pod's service account, or the KUBECONFIG of whoever runs this outside."""
-    if SERVICE_ACCOUNT.exists():
-        config.load_incluster_config()  # type: ignore[no-untyped-call]
-    else:
-        config.load_kube_config()  # type: ignore[no-untyped-call]
-    return client.ApiClient()
+class ApiError(OSError):
+    """The API server answered with an error: its HTTP status and words."""
+
+    def __init__(self, status: int, words: str) -> None:
+        super().__init__(f"the API server answered {status}: {words[:500]}")
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where the API server is, and how this process shows who it is. The token is read for each call: kubelets renew it."""
+
+    url: str
+    token_file: Path | None = None
+    ca_file: Path | None = None
+
+
+def find_server(url: str = "") -> Server:
+    """The server of the cluster that this pod runs in, or `url`, such as that of `kubectl proxy`."""
+    if url:
+        return Server(url.rstrip("/"))
+    host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    host = f"[{host}]" if ":" in host else host
+    return Server(f"https://{host}:{port}", ACCOUNT / "token", ACCOUNT / "ca.crt")
 
 
 def own_namespace() -> str:
     """Namespace of the pod, "default" outside of one."""
-    return SERVICE_ACCOUNT.read_text(encoding="ascii").strip() if SERVICE_ACCOUNT.exists() else "default"
+    file = ACCOUNT / "namespace"
+    return file.read_text(encoding="ascii").strip() if file.exists() else "default"
 
 
 class KubernetesCluster:
-    """A Cluster over the API server; see its methods there."""
+    """A Cluster over the API server; see its methods there. ApiError where the server refuses, OSError where it is away."""
 
-    def __init__(self, api: client.ApiClient, namespace: str) -> None:
-        self._client = dynamic.DynamicClient(api)  # type: ignore[no-untyped-call]
+    def __init__(self, server: Server, namespace: str) -> None:
+        context = None if server.ca_file is None else ssl.create_default_context(cafile=str(server.ca_file))
+        self._server = server
         self._namespace = namespace
-
-    def _resource(self, api_version: str, kind: str) -> Any:
-        return self._client.resources.get(api_version=api_version, kind=kind)
-
-    def _plugins(self) -> Any:
-        return self._resource(f"{GROUP}/{VERSION}", KIND)
+        self._pool = urllib3.PoolManager(timeout=SECONDS, retries=False, ssl_context=context)
 
     def plugins(self) -> list[Mapping[str, Any]]:
         """See Cluster."""
-        found = self._plugins().get(namespace=self._namespace, _request_timeout=SECONDS)
-        return [item.to_dict() for item in found.items]
+        found: list[Mapping[str, Any]] = self._call("GET", self._path(*PLUGINS))["items"]
+        return found
 
     def apply(self, wanted: Object) -> None:
         """See Cluster."""
-        self._resource(wanted["apiVersion"], wanted["kind"]).server_side_apply(
-            body=wanted,
-            name=wanted["metadata"]["name"],
-            namespace=self._namespace,
-            field_manager=MANAGER,
-            force_conflicts=True,
-            _request_timeout=SECONDS,
-        )
+        path = self._path(wanted["apiVersion"], PLURALS[wanted["kind"]], wanted["metadata"]["name"])
+        query = urlencode({"fieldManager": MANAGER, "force": "true"})
+        self._call("PATCH", f"{path}?{query}", wanted, APPLY)
 
     def ready_replicas(self, deployment: str) -> int:
         """See Cluster."""
-        found = self._get("apps/v1", "Deployment", deployment)
+        found = self._find(self._path("apps/v1", "deployments", deployment))
         return int((found or {}).get("status", {}).get("readyReplicas") or 0)
 
     def pods(self, plugin: str) -> Sequence[Mapping[str, Any]]:
         """See Cluster."""
-        found = self._resource("v1", "Pod").get(
-            namespace=self._namespace, label_selector=f"{GROUP}/plugin={plugin}", _request_timeout=SECONDS
-        )
-        return [item.to_dict() for item in found.items]
+        query = urlencode({"labelSelector": f"{GROUP}/plugin={plugin}"})
+        found: list[Mapping[str, Any]] = self._call("GET", f"{self._path('v1', 'pods')}?{query}")["items"]
+        return found
 
     def read_secret(self, name: str) -> dict[str, str]:
         """See Cluster."""
-        data = (self._get("v1", "Secret", name) or {}).get("data") or {}
+        data = (self._find(self._path("v1", "secrets", name)) or {}).get("data") or {}
         return {key: base64.b64decode(value).decode() for key, value in data.items()}
 
     def write_secret(self, name: str, data: Mapping[str, str]) -> None:
-        """See Cluster. Keys that are no longer wanted are removed, others of the object stay as they are."""
+        """See Cluster. Keys that are no longer wanted are removed."""
         kept = {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}
         gone = {key: None for key in self.read_secret(name) if key not in data}
-        self._patch("v1", "Secret", name, {"data": {**gone, **kept}})
+        self._call("PATCH", self._path("v1", "secrets", name), {"data": {**gone, **kept}}, MERGE)
 
     def create_secret(self, name: str, data: Mapping[str, str], labels: Mapping[str, str]) -> bool:
         """Make a Secret; False where it is there already."""
-        body = {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": {"name": name, "namespace": self._namespace, "labels": dict(labels)},
-            "type": "Opaque",
-            "stringData": dict(data),
-        }
+        metadata = {"name": name, "namespace": self._namespace, "labels": dict(labels)}
+        body = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque", "stringData": dict(data)}
         try:
-            self._resource("v1", "Secret").create(body=body, namespace=self._namespace, _request_timeout=SECONDS)
-        except client.ApiException as error:
+            self._call("POST", self._path("v1", "secrets"), body)
+        except ApiError as error:
             if error.status != CONFLICT:
                 raise
             return False
@@ -104,30 +126,45 @@ class KubernetesCluster:
 
     def write_status(self, name: str, status: Mapping[str, Any]) -> None:
         """See Cluster."""
-        self._plugins().status.patch(
-            name=name,
-            namespace=self._namespace,
-            body={"status": dict(status)},
-            content_type=MERGE,
-            _request_timeout=SECONDS,
-        )
+        self._call("PATCH", f"{self._path(*PLUGINS, name)}/status", {"status": dict(status)}, MERGE)
 
     def set_finalizers(self, name: str, finalizers: Sequence[str]) -> None:
         """See Cluster."""
-        self._patch(f"{GROUP}/{VERSION}", KIND, name, {"metadata": {"finalizers": list(finalizers)}})
+        self._call("PATCH", self._path(*PLUGINS, name), {"metadata": {"finalizers": list(finalizers)}}, MERGE)
 
-    def _get(self, api_version: str, kind: str, name: str) -> dict[str, Any] | None:
+    def _path(self, api_version: str, plural: str, name: str = "") -> str:
+        root = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
+        path = f"{root}/namespaces/{quote(self._namespace, safe='')}/{plural}"
+        return f"{path}/{quote(name, safe='')}" if name else path
+
+    def _find(self, path: str) -> dict[str, Any] | None:
         try:
-            found = self._resource(api_version, kind).get(
-                name=name, namespace=self._namespace, _request_timeout=SECONDS
-            )
-        except client.ApiException as error:
+            return self._call("GET", path)
+        except ApiError as error:
             if error.status == NOT_FOUND:
                 return None
             raise
-        return dict(found.to_dict())
 
-    def _patch(self, api_version: str, kind: str, name: str, body: Mapping[str, Any]) -> None:
-        self._resource(api_version, kind).patch(
-            name=name, namespace=self._namespace, body=dict(body), content_type=MERGE, _request_timeout=SECONDS
-        )
+    def _call(self, method: str, path: str, body: Object | None = None, content: str = JSON) -> dict[str, Any]:
+        headers = {"Accept": JSON}
+        if self._server.token_file is not None:
+            headers["Authorization"] = f"Bearer {self._server.token_file.read_text(encoding='ascii').strip()}"
+        if body is not None:
+            headers["Content-Type"] = content
+        sent = None if body is None else json.dumps(body).encode()
+        try:
+            answer = self._pool.request(
+                method, self._server.url + path, body=sent, headers=headers, preload_content=False
+            )
+            try:
+                data = answer.read(MAX_BYTES + 1)
+            finally:
+                answer.release_conn()
+        except urllib3.exceptions.HTTPError as error:
+            raise OSError(f"the API server cannot be reached: {error}") from error
+        if len(data) > MAX_BYTES:
+            raise OSError(f"the API server's answer is larger than {MAX_BYTES} bytes")
+        if answer.status >= 400:
+            raise ApiError(answer.status, data.decode("utf-8", "replace"))
+        read: dict[str, Any] = json.loads(data)
+        return read
