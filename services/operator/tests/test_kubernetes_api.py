@@ -68,7 +68,7 @@ def api() -> Iterator[Api]:
             self.end_headers()
             self.wfile.write(data)
 
-        do_GET = do_POST = do_PATCH = answer  # noqa: N815  # names of http.server
+        do_GET = do_POST = do_PATCH = answer  # names of http.server
 
         def store(self, path: str, body: Any) -> tuple[int, Any]:
             if self.command == "POST":
