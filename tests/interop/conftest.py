@@ -13,7 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "services/lwm2m-bridge/tests"))
 sys.path.insert(0, str(Path(__file__).parent))
 
+from dtls_processes import build_programs  # noqa: E402
 from leshan_peer import Leshan, Peers, build_leshan, write_definitions  # noqa: E402
+from secured_bridge import Secured, secured_bridge  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,3 +44,16 @@ async def peers(leshan_build: Leshan, tmp_path: Path) -> AsyncIterator[Peers]:
         yield started
     finally:
         await started.close()
+
+
+@pytest.fixture(scope="session")
+def programs() -> Path:
+    """Folder with the Go programs; a skip where Go is not."""
+    return build_programs(ROOT)
+
+
+@pytest.fixture
+async def secured(programs: Path, tmp_path: Path) -> AsyncIterator[Secured]:
+    """A bridge that serves only DTLS sessions, behind its front."""
+    async with secured_bridge(programs, tmp_path) as served:
+        yield served

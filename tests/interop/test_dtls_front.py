@@ -4,72 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc.aio
 import pytest
 from fault_board import FaultBoard
-from lwm2m_rig import Artifacts, Rig, digest_of, eventually, image_of, run_install, within
+from lwm2m_rig import digest_of, eventually, run_install, within
 
-from dtls_processes import build_programs, front_of, peer_of
+from dtls_processes import front_of, peer_of
+from secured_bridge import IMAGE, Secured, rig_of
 from tinymlaas.bridge.v1 import security_pb2, security_pb2_grpc
-from tinymlaas_lwm2m_bridge import Bridge, InstallRequest, InstallSettings, LinkSettings, SqlStore, Step, Transfer
-from tinymlaas_lwm2m_bridge.core.device_keys import DeviceKeys
+from tinymlaas_lwm2m_bridge import InstallRequest, Step, Transfer
 from tinymlaas_lwm2m_bridge.core.sessions import SessionTable
-from tinymlaas_lwm2m_bridge.key_store import MASTER_BYTES, SqlKeyStore
 from tinymlaas_lwm2m_bridge.security_servicer import Fronts, SecureSessionsServicer
 from tinymlaas_servicekit import GrpcServer, ServiceSettings
-
-ROOT = Path(__file__).resolve().parents[2]
-IMAGE = image_of(40_000)
-PATIENT = InstallSettings(poll_s=0.05, stuck_s=30.0, offline_s=60.0)
-LINK = LinkSettings(ack_timeout_s=1.0, max_retransmit=4, answer_s=30.0, execute_s=30.0)
-
-
-@pytest.fixture(scope="session")
-def programs() -> Path:
-    return build_programs(ROOT)
-
-
-@dataclass
-class Secured:
-    """A bridge that serves only sessions, and its front."""
-
-    rig: Rig
-    bridge: Bridge
-    keys: DeviceKeys
-    sessions: SessionTable
-    address: str
-
-
-@pytest.fixture
-async def secured(programs: Path, tmp_path: Path) -> AsyncIterator[Secured]:
-    rig = Rig(tmp_path, Artifacts(IMAGE), install=PATIENT, link=LINK)
-    keys = DeviceKeys(
-        SqlKeyStore(SqlStore(f"sqlite:///{tmp_path / 'bridge.db'}").engine, bytes(MASTER_BYTES)), rig.clock
-    )
-    async with serving(rig, keys) as (bridge, sessions, address):
-        coap = bridge.endpoint.address.removeprefix("coap://")
-        async with front_of(programs, tmp_path, address, coap) as front:
-            yield Secured(rig, bridge, keys, sessions, front)
-
-
-@asynccontextmanager
-async def serving(rig: Rig, keys: DeviceKeys) -> AsyncIterator[tuple[Bridge, SessionTable, str]]:
-    sessions = SessionTable(keys.has, required=True)
-    bridge = await rig.bridge(admit=sessions.admit)
-
-    def register(server: grpc.aio.Server) -> list[str]:
-        servicer = SecureSessionsServicer(keys, Fronts(keys, sessions))
-        security_pb2_grpc.add_SecureSessionsServicer_to_server(servicer, server)
-        return [security_pb2.DESCRIPTOR.services_by_name["SecureSessions"].full_name]
-
-    try:
-        async with GrpcServer(ServiceSettings(grace_seconds=0), register) as server:
-            yield bridge, sessions, server.address
-    finally:
-        await bridge.close()
 
 
 @pytest.mark.parametrize("transfer", [Transfer.PULL, Transfer.PUSH])
@@ -120,10 +68,7 @@ async def test_a_front_tells_a_bridge_that_was_away_of_its_sessions(
     unused_tcp_port: int,
 ) -> None:
     """DO-SEC-008."""
-    rig = Rig(tmp_path, Artifacts(IMAGE), install=PATIENT, link=LINK)
-    keys = DeviceKeys(
-        SqlKeyStore(SqlStore(f"sqlite:///{tmp_path / 'bridge.db'}").engine, bytes(MASTER_BYTES)), rig.clock
-    )
+    rig, keys = rig_of(tmp_path)
     key, secret = keys.create("node-1")
     sessions = [SessionTable(keys.has, required=True) for _ in range(2)]
 

@@ -6,11 +6,13 @@ import java.io.InputStreamReader;
 import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.EnumSet;
+import java.util.HexFormat;
 import java.util.List;
 import java.util.Map;
 
 import org.eclipse.californium.core.config.CoapConfig;
 import org.eclipse.californium.elements.config.Configuration;
+import org.eclipse.californium.scandium.config.DtlsConfig;
 import org.eclipse.leshan.client.LeshanClient;
 import org.eclipse.leshan.client.LeshanClientBuilder;
 import org.eclipse.leshan.client.engine.DefaultRegistrationEngineFactory;
@@ -33,11 +35,12 @@ import org.eclipse.leshan.core.request.RegisterRequest;
 import org.eclipse.leshan.core.request.UpdateRequest;
 import org.eclipse.leshan.transport.californium.client.endpoint.CaliforniumClientEndpointsProvider;
 import org.eclipse.leshan.transport.californium.client.endpoint.coap.CoapClientProtocolProvider;
+import org.eclipse.leshan.transport.californium.client.endpoint.coaps.CoapsClientProtocolProvider;
 
 /**
  * An ordinary LwM2M 1.1 device on Eclipse Leshan: objects 3, 4, 5, 9 (two instances) and 3303.
  *
- * Options: --endpoint, --server URI or --bootstrap URI, --lifetime s, --queue true, --firmware-only true (no object 9), --models folder of OMA definitions.
+ * Options: --endpoint, --server URI or --bootstrap URI, --identity and --key (hexadecimal) of a pre-shared key for a coaps server, --patience ms for an answer, --lifetime s, --queue true, --firmware-only true (no object 9), --models folder of OMA definitions.
  * Commands, one JSON object a line: {"do": "temperature", "value": 21.5}, "update", "sleep", "wake", "stop".
  */
 public final class Client {
@@ -50,9 +53,11 @@ public final class Client {
     public static void main(String[] arguments) throws Exception {
         Map<String, String> options = Wire.options(arguments);
         CaliforniumClientEndpointsProvider.Builder endpoints = new CaliforniumClientEndpointsProvider.Builder(
-                new CoapClientProtocolProvider());
+                new CoapClientProtocolProvider(), new CoapsClientProtocolProvider());
         Configuration configuration = endpoints.createDefaultConfiguration();
         configuration.set(CoapConfig.MAX_RESOURCE_BODY_SIZE, MAX_BODY);
+        // Sends the server's Connection ID, and needs none itself: it has one session.
+        configuration.set(DtlsConfig.DTLS_CONNECTION_ID_LENGTH, 0);
         endpoints.setConfiguration(configuration);
 
         FixedInstance temperature = new FixedInstance(Map.of(5700, 20.0, 5701, "Cel"));
@@ -60,6 +65,9 @@ public final class Client {
         DefaultRegistrationEngineFactory engine = new DefaultRegistrationEngineFactory();
         engine.setQueueMode(options.containsKey("queue"));
         engine.setRetryWaitingTimeInMs(500);
+        if (options.containsKey("patience")) {
+            engine.setRequestTimeoutInMs(Long.parseLong(options.get("patience")));
+        }
         LeshanClientBuilder builder = new LeshanClientBuilder(options.get("endpoint"));
         builder.setObjects(objects);
         builder.setEndpointsProviders(endpoints.build());
@@ -68,6 +76,14 @@ public final class Client {
         client.addObserver(new Told());
         client.start();
         obey(client, temperature);
+    }
+
+    private static Security security(Map<String, String> options) {
+        if (!options.containsKey("identity")) {
+            return Security.noSec(options.get("server"), SERVER_ID);
+        }
+        byte[] key = HexFormat.of().parseHex(options.get("key"));
+        return Security.psk(options.get("server"), SERVER_ID, options.get("identity").getBytes(StandardCharsets.UTF_8), key);
     }
 
     private static List<LwM2mObjectEnabler> objects(Map<String, String> options, Configuration configuration,
@@ -81,7 +97,7 @@ public final class Client {
             initializer.setClassForObject(LwM2mId.SERVER, Server.class);
         } else {
             long lifetime = Long.parseLong(options.getOrDefault("lifetime", "60"));
-            initializer.setInstancesForObject(LwM2mId.SECURITY, Security.noSec(options.get("server"), SERVER_ID));
+            initializer.setInstancesForObject(LwM2mId.SECURITY, security(options));
             initializer.setInstancesForObject(LwM2mId.SERVER,
                     new Server(SERVER_ID, lifetime, EnumSet.of(BindingMode.U), false, BindingMode.U));
         }
@@ -158,6 +174,11 @@ public final class Client {
         public void onRegistrationFailure(LwM2mServer server, RegisterRequest request,
                 org.eclipse.leshan.core.ResponseCode code, String message, Exception cause) {
             Wire.tell("registration failed", "code", String.valueOf(code), "why", String.valueOf(message));
+        }
+
+        @Override
+        public void onRegistrationTimeout(LwM2mServer server, RegisterRequest request) {
+            Wire.tell("registration failed", "code", "timeout");
         }
 
         @Override
