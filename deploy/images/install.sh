@@ -5,21 +5,22 @@
 #   install.sh sbom NAME       what is in the image, as /opt/tinymlaas/sbom.cdx.json (CycloneDX 1.6)
 # pip takes its index from the surroundings of the build (pip.conf, PIP_INDEX_URL); nothing of it gets into the image.
 set -eu
+export PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1
 action=$1
 shift
 python=/opt/tinymlaas/bin/python
 case $action in
 lock)
     python3 -m venv --without-pip /opt/tinymlaas
-    python3 -m venv /build/tools
-    /build/tools/bin/pip --python $python install --quiet --no-cache-dir --no-deps --require-hashes -r "$1"
+    python3 -m pip --python $python install --quiet --no-cache-dir --no-deps --require-hashes -r "$1"
     ;;
 parts)
-    /build/tools/bin/pip install --quiet --no-cache-dir -r /build/requirements-build.txt
+    python3 -m pip install --quiet --no-cache-dir --target /build/tools -r /build/requirements-build.txt
     for part in "$@"; do
-        /build/tools/bin/pip wheel --quiet --no-cache-dir --no-deps --no-build-isolation -w /build/wheels "/build/$part"
+        PYTHONPATH=/build/tools python3 -m pip wheel --quiet --no-cache-dir --no-deps --no-build-isolation \
+            -w /build/wheels "/build/$part"
     done
-    /build/tools/bin/pip --python $python install --quiet --no-deps --no-index /build/wheels/*.whl
+    python3 -m pip --python $python install --quiet --no-deps --no-index /build/wheels/*.whl
     ;;
 sbom)
     $python /build/sbom.py "$1" >/opt/tinymlaas/sbom.cdx.json

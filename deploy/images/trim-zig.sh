@@ -8,7 +8,7 @@ python=/opt/tinymlaas/bin/python
 export TINYMLAAS_CACHE_DIR=/opt/tinymlaas/cache TINYMLAAS_DEVICE_SOURCES=/opt/tinymlaas/device HOME=/tmp
 $python -c "from tinymlaas_simulator import _hook; _hook.load()"
 if [ "$1" = boards ]; then
-    /build/tools/bin/python $TINYMLAAS_DEVICE_SOURCES/loader/tools/fetch_monocypher.py
+    python3 $TINYMLAAS_DEVICE_SOURCES/loader/tools/fetch_monocypher.py
     $python -c "
 from tinymlaas_device.boards import board_models
 from tinymlaas_device.firmware_build import build_firmware
