@@ -13,6 +13,8 @@ from google.protobuf import empty_pb2
 
 from tinymlaas.bridge.v1 import bridge_pb2, bridge_pb2_grpc
 from tinymlaas.registry.v1 import (
+    access_pb2,
+    access_pb2_grpc,
     artifacts_pb2,
     artifacts_pb2_grpc,
     devices_pb2,
@@ -58,6 +60,8 @@ class FakeRegistry:
         self.modules: dict[str, modules_pb2.Module] = {}
         self.plugins: dict[str, plugins_pb2.Plugin] = {}
         self.calls: dict[str, int] = {}
+        self.quotas = access_pb2.Quotas()
+        self.audit: list[access_pb2.AuditEntry] = []
 
     def add_model(self, model_id: str, data: bytes, form: tensor_pb2.ModelFormat.ValueType, **fields: Any) -> str:
         """Stores a model file; returns its version's name."""
@@ -210,6 +214,18 @@ class _Plugins(plugins_pb2_grpc.PluginsServicer):
         return plugins_pb2.ListPluginsResponse(plugins=list(self._r.plugins.values()))
 
 
+class _Access(access_pb2_grpc.ProjectsServicer, access_pb2_grpc.AuditLogServicer):
+    def __init__(self, registry: FakeRegistry) -> None:
+        self._r = registry
+
+    async def GetProject(self, request: Any, context: Any) -> access_pb2.Project:
+        return access_pb2.Project(name=request.name, effective_quotas=self._r.quotas)
+
+    async def AppendAuditEntries(self, request: Any, context: Any) -> empty_pb2.Empty:
+        self._r.audit.extend(request.entries)
+        return empty_pb2.Empty()
+
+
 def registry_server(registry: FakeRegistry, settings: ServiceSettings) -> GrpcServer:
     """A server of the fake registry."""
 
@@ -219,6 +235,8 @@ def registry_server(registry: FakeRegistry, settings: ServiceSettings) -> GrpcSe
         devices_pb2_grpc.add_DevicesServicer_to_server(_Devices(registry), server)
         modules_pb2_grpc.add_ModulesServicer_to_server(_Modules(registry), server)
         plugins_pb2_grpc.add_PluginsServicer_to_server(_Plugins(registry), server)
+        access_pb2_grpc.add_ProjectsServicer_to_server(_Access(registry), server)
+        access_pb2_grpc.add_AuditLogServicer_to_server(_Access(registry), server)
         return ["tinymlaas.registry.v1.Models"]
 
     return GrpcServer(settings, register)

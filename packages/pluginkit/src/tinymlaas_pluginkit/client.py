@@ -28,7 +28,7 @@ from tinymlaas.plugin.v1 import (
     profiler_pb2_grpc,
     stream_pb2,
 )
-from tinymlaas_servicekit import connect
+from tinymlaas_servicekit import TlsFiles, connect
 
 from . import _checks
 from ._rpcs import RPCS, Rpc
@@ -237,10 +237,18 @@ class _Answer:
 class PluginClient:
     """A plugin at an address. Lazy: the first call connects. Close it, or use it as an async context manager."""
 
-    def __init__(self, address: str, *, token: str | None = None, limits: ClientLimits | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str | None = None,
+        limits: ClientLimits | None = None,
+        tls: TlsFiles | None = None,
+        peer: str = "",
+    ) -> None:
         self.address = address
         self.limits = limits or ClientLimits()
-        self._channel = connect(address, token, retry=False)
+        self._channel = connect(address, token, tls=tls, peer=peer, retry=False)
         self._identity = identity_pb2_grpc.PluginIdentityStub(self._channel)
         self._compiler = compiler_pb2_grpc.CompilerStub(self._channel)
         self._importer = importer_pb2_grpc.ImporterStub(self._channel)

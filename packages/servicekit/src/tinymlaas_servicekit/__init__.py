@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._calls import Call
     from .channels import connect
     from .errors import (
         Aborted,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 # Loaded when first asked for: a worker or a tool that needs the errors should not wait for server, settings and telemetry.
 _MODULES = {
+    "_calls": ("Call",),
     "channels": ("connect",),
     "errors": (
         "Aborted",
@@ -119,6 +121,7 @@ __all__ = [
     "Attempt",
     "Auditor",
     "Authenticator",
+    "Call",
     "Cancelled",
     "DataLoss",
     "DeadlineExceeded",

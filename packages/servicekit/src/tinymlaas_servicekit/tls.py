@@ -111,10 +111,11 @@ def secure_channel(
 ) -> grpc.aio.Channel:
     """A channel with TLS whose certificates follow the files.
 
-    `peer` is the service that must answer; empty: whoever has the host name.
+    `peer` is the service that must answer, or with a dot in it a name as certificates have it; empty: the address's host.
     """
     watched = _Watched(files)
-    named = [("grpc.ssl_target_name_override", f"{peer}.{files.domain}")] if peer else []
+    name = peer if "." in peer else f"{peer}.{files.domain}"
+    named = [("grpc.ssl_target_name_override", name)] if peer else []
 
     def opened() -> grpc.aio.Channel:
         material = watched.material

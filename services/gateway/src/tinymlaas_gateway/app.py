@@ -22,7 +22,10 @@ from tinymlaas_pluginkit import ClientLimits
 from tinymlaas_servicekit import GrpcServer, InvalidArgument
 from tinymlaas_servicekit.leases import Leases
 
+from .adapters.audit import AuditWriter
 from .adapters.bridges import BridgeDirectory
+from .adapters.build_quota import BuildQuota
+from .adapters.callers import Callers
 from .adapters.catalogue import Catalogue
 from .adapters.endpoints import Endpoint, Location
 from .adapters.keys import load_or_create
@@ -62,7 +65,10 @@ class Gateway:
             "the registry",
             Location(settings.registry_address, settings.registry_address_file),
             settings.resolve_peer_token(),
+            tls=settings.tls(),
+            peer="registry",
         )
+        self._callers, self._audit = Callers(settings, self._registry), AuditWriter(self._registry)
         self._catalogue = Proxy(self._registry.channel, CATALOGUE, "registry")
         self.context: Context | None = None
 
@@ -82,10 +88,16 @@ class Gateway:
             refutations,
             token,
             ClientLimits(silence_seconds=settings.silence_seconds),
+            tls=settings.tls(),
         )
         bridges = BridgeDirectory(
-            _manifest(settings.bridges, settings.bridges_manifest), catalogue, settings.projects, token
+            _manifest(settings.bridges, settings.bridges_manifest),
+            catalogue,
+            settings.projects,
+            token,
+            tls=settings.tls(),
         )
+        self._build_quota = BuildQuota(self._registry, engine)
         self._device_keys = Proxy(bridges.any_channel, DEVICE_KEYS, "bridge")
         build_store = Resources(engine, "build", builds_pb2.Build, projection.ended)
         deployment_store = Resources(engine, "deployment", deployments_pb2.Deployment, deployments.ended)
@@ -118,20 +130,28 @@ class Gateway:
             await peers.hold()
             await durable.launch(self.context, settings.resolve_dbos_url(), settings.instance)
             peers.start()
-            yield GrpcServer(settings, self._register)
+            self._audit.start()
+            yield GrpcServer(
+                settings,
+                self._register,
+                authenticator=self._callers,
+                auditor=self._audit,
+                credentials=settings.public_credentials(),
+            )
         finally:
             await durable.stop()
             await peers.stop()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._audit.close()
             await self._registry.close()
             engine.dispose()
 
     def _register(self, server: grpc.aio.Server) -> list[str]:
         context = self.context
         assert context is not None, "the server starts inside of `running`"
-        builds_pb2_grpc.add_BuildsServicer_to_server(BuildsServicer(context), server)
+        builds_pb2_grpc.add_BuildsServicer_to_server(BuildsServicer(context, self._build_quota.admit), server)
         deployments_pb2_grpc.add_DeploymentsServicer_to_server(DeploymentsServicer(context), server)
         routing_pb2_grpc.add_RoutingServicer_to_server(RoutingServicer(context), server)
         optimizations_pb2_grpc.add_OptimizationsServicer_to_server(OptimizationsServicer(context), server)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pydantic import Field, SecretStr
 
-from tinymlaas_servicekit import ServiceSettings
+from .identity_settings import IdentitySettings
 
 
-class GatewaySettings(ServiceSettings):
+class GatewaySettings(IdentitySettings):
     """Every field is an environment variable: `registry_address` is TINYMLAAS_REGISTRY_ADDRESS."""
 
     state_dir: Path = Field(Path("state"), description="folder of the gateway's own records and, by default, its key")

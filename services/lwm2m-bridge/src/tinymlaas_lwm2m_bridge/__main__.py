@@ -31,7 +31,7 @@ NAME = "tinymlaas-lwm2m-bridge"
 
 async def serve(settings: LwM2mBridgeSettings) -> None:
     """Serve CoAP and gRPC until SIGTERM or SIGINT."""
-    channel = connect(settings.registry_address, settings.resolve_token())
+    channel = connect(settings.registry_address, settings.resolve_token(), tls=settings.tls(), peer="registry")
     extra: list[Path] = [] if settings.board_catalogue is None else [settings.board_catalogue]
     store = SqlStore(settings.resolve_database_url(), settings.instance)
     keys = DeviceKeys(SqlKeyStore(store.engine, settings.resolve_master_key()), time.time)

@@ -14,7 +14,7 @@ import structlog
 from tinymlaas.bridge.v1 import bridge_pb2, bridge_pb2_grpc
 from tinymlaas.registry.v1 import devices_pb2
 from tinymlaas.type.v1 import tensor_pb2
-from tinymlaas_servicekit import FailedPrecondition, NotFound, ServiceError, Unavailable, adapt
+from tinymlaas_servicekit import FailedPrecondition, NotFound, ServiceError, TlsFiles, Unavailable, adapt
 
 from .catalogue import Catalogue, patiently
 from .endpoints import Endpoint
@@ -24,6 +24,8 @@ log = structlog.get_logger("tinymlaas.gateway")
 Result = TypeVar("Result")
 
 LOOK_SECONDS = 1.0
+BRIDGE = "lwm2m-bridge"
+"""Name that a bridge's certificate has, where its manifest entry says no other."""
 RECONNECT_SECONDS = 1.0
 CALL_SECONDS = 300.0
 # Sleeping devices answer at their next registration update; a bridge that restarts is back within this time.
@@ -50,7 +52,10 @@ class BridgeDirectory:
         projects: list[str],
         token: str | None = None,
         patience: float = PATIENCE_SECONDS,
+        *,
+        tls: TlsFiles | None = None,
     ) -> None:
+        self._tls = tls
         self._manifest = manifest
         self._catalogue = catalogue
         self._projects = projects
@@ -68,7 +73,11 @@ class BridgeDirectory:
                 for entry in entries:
                     if entry not in self._endpoints:
                         self._endpoints[entry] = Endpoint(
-                            f"bridge {entry.label}", entry.location, entry.token or self._token
+                            f"bridge {entry.label}",
+                            entry.location,
+                            entry.token or self._token,
+                            tls=self._tls,
+                            peer=entry.peer or BRIDGE,
                         )
                     for project in self._projects:
                         key = (entry, project)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc.aio
 
-from tinymlaas_servicekit import Unavailable, connect
+from tinymlaas_servicekit import TlsFiles, Unavailable, connect
 
 CLOSE_GRACE_SECONDS = 60.0
 
@@ -34,12 +34,20 @@ class Endpoint:
     """A channel to a location that follows it when it moves. Calls under way on the old channel may end."""
 
     def __init__(
-        self, what: str, location: Location, token: str | None = None, max_message_bytes: int = 4 << 20
+        self,
+        what: str,
+        location: Location,
+        token: str | None = None,
+        max_message_bytes: int = 4 << 20,
+        *,
+        tls: TlsFiles | None = None,
+        peer: str = "",
     ) -> None:
         self._what = what
         self._location = location
         self._token = token
         self._max_message_bytes = max_message_bytes
+        self._tls, self._peer = tls, peer
         self._address: str | None = None
         self._channel: grpc.aio.Channel | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -56,7 +64,9 @@ class Endpoint:
                 task = asyncio.create_task(self._channel.close(CLOSE_GRACE_SECONDS))
                 self._closing.add(task)
                 task.add_done_callback(self._closing.discard)
-            self._channel = connect(address, self._token, max_message_bytes=self._max_message_bytes)
+            self._channel = connect(
+                address, self._token, tls=self._tls, peer=self._peer, max_message_bytes=self._max_message_bytes
+            )
             self._address = address
         return self._channel
 

@@ -28,18 +28,25 @@ MAX_BYTES = 1 << 20
 class Entry:
     """A plugin or bridge: where it listens and the token that it wants (None: the suite's).
 
-    `service`: the location is a name for all replicas. `of`: that name, for one replica of them.
+    `service`: the location is a name for all replicas. `of`: that name, for one replica of them. `identity`: its name in its
+    certificate, where services connect by mTLS.
     """
 
     location: Location
     token: str | None = None
     service: bool = False
     of: str = ""
+    identity: str = ""
 
     @property
     def label(self) -> str:
         """How the entry is called in logs."""
         return self.of or self.location.address or str(self.location.address_file)
+
+    @property
+    def peer(self) -> str:
+        """What its certificate must name: its identity, else the host of a service that it is a replica of."""
+        return self.identity or self.of.rpartition(":")[0]
 
 
 def read_manifest(path: Path) -> list[Entry]:
@@ -69,14 +76,15 @@ def _entry(item: object, folder: Path) -> Entry:
         raise ValueError('each entry needs one of "address", "address_file", "service"')
     token_file = item.get("token_file")
     token = (folder / str(token_file)).read_text(encoding="utf-8").strip() if token_file else None
+    identity = str(item.get("identity", ""))
     if "service" in item:
         service = str(item["service"])
         if not service.rpartition(":")[2].isdecimal():
             raise ValueError('"service" is host:port')
-        return Entry(Location(address=service), token, service=True)
+        return Entry(Location(address=service), token, service=True, identity=identity)
     if "address" in item:
-        return Entry(Location(address=str(item["address"])), token)
-    return Entry(Location(address_file=folder / str(item["address_file"])), token)
+        return Entry(Location(address=str(item["address"])), token, identity=identity)
+    return Entry(Location(address_file=folder / str(item["address_file"])), token, identity=identity)
 
 
 class Manifest:

@@ -16,7 +16,7 @@ from tinymlaas.registry.v1 import plugins_pb2
 from tinymlaas.type.v1 import tensor_pb2
 from tinymlaas_pluginkit import ClientLimits, LogEvent, PluginCall, PluginClient, PluginUnavailable, ProgressEvent
 from tinymlaas_pluginkit.client import outputs_of
-from tinymlaas_servicekit import ServiceError
+from tinymlaas_servicekit import ServiceError, TlsFiles
 
 from ..engine.ports import KnownPlugin, Listener, Sign
 from .catalogue import Catalogue
@@ -54,7 +54,10 @@ class PluginDirectory:
         refutations: Refutations,
         token: str | None = None,
         limits: ClientLimits | None = None,
+        *,
+        tls: TlsFiles | None = None,
     ) -> None:
+        self._tls = tls
         self._manifest = manifest
         self._catalogue = catalogue
         self._refutations = refutations
@@ -122,7 +125,13 @@ class PluginDirectory:
             seat.client = (
                 None
                 if address is None
-                else PluginClient(address, token=seat.entry.token or self._token, limits=self._limits)
+                else PluginClient(
+                    address,
+                    token=seat.entry.token or self._token,
+                    limits=self._limits,
+                    tls=self._tls,
+                    peer=seat.entry.peer,
+                )
             )
             if address is not None:
                 seat.known = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Literal
 
 from google.protobuf import timestamp_pb2
@@ -67,8 +68,22 @@ def plugin_name(text: str) -> str:
     return text if text.startswith("plugins/") else f"plugins/{text}"
 
 
+Admission = Callable[[str], AbstractAsyncContextManager[None]]
+"""Surrounds the making of a build of a project that has yet to be run; raises where the project may not have another."""
+
+
+def unbounded(project: str) -> AbstractAsyncContextManager[None]:
+    """Admits every build, such as those of deployments, which bound themselves."""
+    return nullcontext()
+
+
 async def create(
-    context: Context, project: str, wanted: builds_pb2.Build, request_id: str = "", validate_only: bool = False
+    context: Context,
+    project: str,
+    wanted: builds_pb2.Build,
+    request_id: str = "",
+    validate_only: bool = False,
+    admit: Admission = unbounded,
 ) -> tuple[builds_pb2.Build, bool]:
     """Make a build from a request; return it and whether it has yet to be run (starting it twice does no harm).
 
@@ -111,7 +126,8 @@ async def create(
         _take_over(build, Build.FromString(known))
     if validate_only:
         return build, False
-    record, made = await asyncio.to_thread(context.builds.create, project, build, fingerprint)
+    async with unbounded(project) if known is not None else admit(project):
+        record, made = await asyncio.to_thread(context.builds.create, project, build, fingerprint)
     if not made and record.fingerprint != fingerprint:
         raise AlreadyExists("this request_id was used for another build", "REQUEST_ID_REUSED", {"name": name})
     return record.body, not record.ended

@@ -21,15 +21,20 @@ from .types import ServicerContext
 class BuildsServicer(builds_pb2_grpc.BuildsServicer):
     """Maps calls to the engine."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    def __init__(self, context: Context, admit: builds.Admission = builds.unbounded) -> None:
+        self._context, self._admit = context, admit
 
     async def CreateBuild(
         self, request: builds_pb2.CreateBuildRequest, context: ServicerContext
     ) -> operations_pb2.Operation:
         """Starts a build, or answers at once when its result is known."""
         build, to_run = await builds.create(
-            self._context, project_in(request.parent), request.build, request.request_id, request.validate_only
+            self._context,
+            project_in(request.parent),
+            request.build,
+            request.request_id,
+            request.validate_only,
+            self._admit,
         )
         if to_run:
             await durable.start("build", durable.build_workflow, build.name)

@@ -5,6 +5,7 @@ Who is called validates and answers; its status travels back unchanged. Authenti
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,39 +14,42 @@ import grpc
 import grpc.aio
 from google.protobuf import empty_pb2
 from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
 from tinymlaas.bridge.v1 import security_pb2
-from tinymlaas.registry.v1 import artifacts_pb2, devices_pb2, models_pb2, modules_pb2, plugins_pb2
-from tinymlaas_servicekit import PermissionDenied, Unavailable
+from tinymlaas.registry.v1 import access_pb2, artifacts_pb2, devices_pb2, models_pb2, modules_pb2, plugins_pb2
+from tinymlaas_servicekit import Unavailable, current_principal
+from tinymlaas_servicekit.identity import SUBJECT_HEADER
 
 from .types import RpcMethodHandler, ServicerContext
 
 CATALOGUE: tuple[ServiceDescriptor, ...] = tuple(
     service
-    for file in (models_pb2, artifacts_pb2, modules_pb2, devices_pb2, plugins_pb2)
+    for file in (models_pb2, artifacts_pb2, modules_pb2, devices_pb2, plugins_pb2, access_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
 )
 DEVICE_KEYS: tuple[ServiceDescriptor, ...] = (security_pb2.DESCRIPTOR.services_by_name["DeviceKeys"],)
-# Called by gateway and bridges directly at the registry; a client could forge evidence with them.
-INTERNAL = frozenset(
-    {
-        "/tinymlaas.registry.v1.Modules/CreateModule",
-        "/tinymlaas.registry.v1.Devices/UpsertDevice",
-        "/tinymlaas.registry.v1.Plugins/UpsertPlugin",
-    }
-)
 UNARY_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """A serialized message on its way; it has the descriptor of the empty message, so interceptors find nothing to check."""
+    """A serialized message on its way; it has the descriptor of the empty message, so interceptors find nothing to check.
+
+    Who must look into it all the same (servicekit's Forwarded) parses it as `kind`.
+    """
 
     data: bytes
+    kind: type[Message] = empty_pb2.Empty
     DESCRIPTOR: ClassVar[Any] = empty_pb2.Empty.DESCRIPTOR
 
+    def parsed(self) -> Message:
+        """See servicekit.messages.Forwarded."""
+        return self.kind.FromString(self.data)
 
-def _wrap(data: bytes) -> Opaque:
+
+def _answer(data: bytes) -> Opaque:
     return Opaque(data)
 
 
@@ -62,7 +66,11 @@ class Proxy(grpc.GenericRpcHandler):
         self._channel = channel
         self._peer = peer
         self._methods = {
-            f"/{service.full_name}/{method.name}": (method.client_streaming, method.server_streaming)
+            f"/{service.full_name}/{method.name}": (
+                method.client_streaming,
+                method.server_streaming,
+                GetMessageClass(method.input_type),
+            )
             for service in services
             for method in service.methods
         }
@@ -78,22 +86,18 @@ class Proxy(grpc.GenericRpcHandler):
         kind = self._methods.get(method)
         if kind is None:
             return None
-        streams_in, streams_out = kind
+        streams_in, streams_out, request = kind
         name = f"{'stream' if streams_in else 'unary'}_{'stream' if streams_out else 'unary'}"
         handler = getattr(self, f"_{name}")(method)
         factory = getattr(grpc, f"{name}_rpc_method_handler")
-        made: RpcMethodHandler = factory(handler, request_deserializer=_wrap, response_serializer=_unwrap)
+        made: RpcMethodHandler = factory(
+            handler, request_deserializer=lambda data: Opaque(data, request), response_serializer=_unwrap
+        )
         return made
 
     def _call(self, name: str, method: str) -> Any:
-        if method in INTERNAL:
-            raise PermissionDenied(
-                f"{method.rsplit('/', 1)[1]} is called by the suite's own services only",
-                "INTERNAL_CALL",
-                {"method": method},
-                "Modules are made by builds, devices by bridges, plugins by the plugins manifest.",
-            )
-        return getattr(self._channel(), name)(method, request_serializer=_unwrap, response_deserializer=_wrap)
+        call = getattr(self._channel(), name)(method, request_serializer=_unwrap, response_deserializer=_answer)
+        return functools.partial(call, metadata=((SUBJECT_HEADER, current_principal().subject),))
 
     def _unary_unary(self, method: str) -> Callable[[Opaque, ServicerContext], Any]:
         async def forward(request: Opaque, context: ServicerContext) -> Opaque:
