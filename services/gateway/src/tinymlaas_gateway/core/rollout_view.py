@@ -13,7 +13,7 @@ from tinymlaas.registry.v1 import devices_pb2
 from . import cohort
 from .objections import clean, status
 from .policy import Policy
-from .waves import OVER, Decision, Dependency, DeviceNow, Now, State, WaveNow, WaveState
+from .waves import BAD, OVER, Decision, Dependency, DeviceNow, Now, State, WaveNow, WaveState
 
 Deployment = deployments_pb2.Deployment
 MAX_TIMELINE = 200
@@ -150,15 +150,15 @@ def _write_wave(wave: rollouts_pb2.Wave, after: WaveNow, now: float) -> None:
 
 def count(body: deployments_pb2.Deployment) -> None:
     """Write into each wave how many devices it has, and how many of them are active and failed."""
-    members: list[list[DeviceNow]] = [[] for _ in body.waves]
+    total, active, failed = ([0] * len(body.waves) for _ in range(3))
     for item in body.rollouts:
-        if item.state != State.STATE_REJECTED and item.wave < len(members):
-            degraded = item.feedback.HasField("objection")
-            members[item.wave].append(DeviceNow("", item.wave, item.state, stuck=item.stuck, degraded=degraded))
-    for wave, devices in zip(body.waves, members, strict=True):
-        wave.devices = len(devices)
-        wave.active = sum(device.state == State.STATE_ACTIVE for device in devices)
-        wave.failed = sum(device.failed for device in devices)
+        if item.state == State.STATE_REJECTED or item.wave >= len(total):
+            continue
+        total[item.wave] += 1
+        active[item.wave] += item.state == State.STATE_ACTIVE
+        failed[item.wave] += item.state in BAD or item.stuck or item.feedback.HasField("objection")
+    for wave, *counts in zip(body.waves, total, active, failed, strict=True):
+        wave.devices, wave.active, wave.failed = counts
 
 
 def waive(body: deployments_pb2.Deployment) -> None:

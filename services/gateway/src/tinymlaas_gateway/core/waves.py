@@ -27,6 +27,7 @@ ENDED = (
     State.STATE_ROLLED_BACK,
     State.STATE_CANCELLED,
 )
+BAD = (State.STATE_FAILED, State.STATE_ROLLED_BACK, State.STATE_CANCELLED)
 MOVING = (State.STATE_INSTALLING, State.STATE_SELF_TESTING, State.STATE_ACTIVATING)
 OVER = (WaveState.STATE_PASSED, WaveState.STATE_FAILED, WaveState.STATE_CANCELLED)
 
@@ -71,8 +72,7 @@ class DeviceNow:
     @property
     def failed(self) -> bool:
         """Whether it counts against its wave."""
-        bad = (State.STATE_FAILED, State.STATE_ROLLED_BACK, State.STATE_CANCELLED)
-        return self.state in bad or self.stuck or self.degraded
+        return self.state in BAD or self.stuck or self.degraded
 
 
 @dataclass(frozen=True, slots=True)

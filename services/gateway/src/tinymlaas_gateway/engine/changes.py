@@ -16,6 +16,7 @@ Body = TypeVar("Body", bound="builds_pb2.Build | deployments_pb2.Deployment")
 Result = TypeVar("Result")
 
 LOOK_ANEW_SECONDS = 1.0
+SWARM_SECONDS = 0.1
 
 
 class Changes(Generic[Body]):
@@ -25,6 +26,9 @@ class Changes(Generic[Body]):
         self._resources = resources
         self._loop = loop
         self._events: dict[str, set[asyncio.Event]] = {}
+        # How often each resource that somebody waits for has changed, and the look at it that is under way.
+        self._told: dict[str, int] = {}
+        self._looks: dict[str, tuple[int, asyncio.Task[Record[Body] | None]]] = {}
         resources.on_change(self._tell)
 
     def _tell(self, name: str) -> None:
@@ -32,6 +36,8 @@ class Changes(Generic[Body]):
             self._loop.call_soon_threadsafe(self._wake, name)
 
     def _wake(self, name: str) -> None:
+        if name in self._events:
+            self._told[name] = self._told.get(name, 0) + 1
         for event in self._events.get(name, ()):
             event.set()
 
@@ -46,6 +52,17 @@ class Changes(Generic[Body]):
             listeners.discard(event)
             if not listeners:
                 del self._events[name]
+                self._told.pop(name, None)
+                self._looks.pop(name, None)
+
+    async def _look(self, name: str) -> Record[Body] | None:
+        """The record as it is; who waits for the same resource shares one look. Its body must not be changed."""
+        told = self._told.get(name, 0)
+        look = self._looks.get(name)
+        if look is None or look[0] != told or look[1].done():
+            look = told, asyncio.ensure_future(asyncio.to_thread(self._resources.get, name))
+            self._looks[name] = look
+        return await asyncio.shield(look[1])
 
     async def watch(self, name: str) -> AsyncIterator[Record[Body]]:
         """Yield the record now and after each change, the last one when it has ended; NotFound for an unknown name."""
@@ -53,7 +70,7 @@ class Changes(Generic[Body]):
         with self._subscribed(name) as event:
             while True:
                 event.clear()
-                record = await asyncio.to_thread(self._resources.get, name)
+                record = await self._look(name)
                 if record is None:
                     raise NotFound(f"{name} does not exist", metadata={"name": name})
                 if record.revision != revision:
@@ -82,7 +99,7 @@ class Changes(Generic[Body]):
         with self._subscribed(name) as event:
             while True:
                 event.clear()
-                record = await asyncio.to_thread(self._resources.get, name)
+                record = await self._look(name)
                 if record is None or record.revision != known.revision:
                     return
                 if record.cancel_requested != known.cancel_requested or loop.time() >= end:
@@ -106,7 +123,7 @@ class Changes(Generic[Body]):
             with self._subscribed(name) as event:
                 while not task.done():
                     event.clear()
-                    record = await asyncio.to_thread(self._resources.get, name)
+                    record = await self._look(name)
                     if record is None or stopped(record):
                         raise Cancelled(f"{name} was cancelled")
                     waiting = asyncio.ensure_future(event.wait())
@@ -116,6 +133,8 @@ class Changes(Generic[Body]):
                         )
                     finally:
                         waiting.cancel()
+                    if not task.done():  # changes come in swarms
+                        await asyncio.wait({task}, timeout=SWARM_SECONDS)
             return task.result()
         finally:
             if not task.done():

@@ -21,7 +21,7 @@ from ..adapters.store import Record
 from ..core import rollout
 from ..core.objections import status
 from ..core.rollout import Outcome
-from ..core.rollout_view import count, noted, stamp
+from ..core.rollout_view import noted, stamp
 from .context import Context
 
 log = structlog.get_logger("tinymlaas.gateway")
@@ -52,12 +52,8 @@ async def edit(
     context: Context, deployment: str, device: str, change: Callable[[deployments_pb2.DeviceRollout], None]
 ) -> deployments_pb2.DeviceRollout:
     """Apply a change to one device's rollout; return it."""
-
-    def apply(body: deployments_pb2.Deployment) -> None:
-        change(find(body, device))
-        count(body)
-
-    return find((await context.edit_deployment(deployment, apply)).body, device)
+    record = await context.edit_deployment(deployment, lambda body: change(find(body, device)))
+    return find(record.body, device)
 
 
 def stopped(record: Record[deployments_pb2.Deployment], device: str) -> bool:

@@ -22,6 +22,7 @@ log = structlog.get_logger("tinymlaas.gateway")
 
 Deployment = deployments_pb2.Deployment
 SETTLE_SECONDS = 0.05
+MAX_SETTLE_SECONDS = 0.5
 IDLE_SECONDS = 60.0
 # Devices that this process has handed out to be worked on, by deployment: after a restart all that are under way are handed
 # out once more, and whose work goes on already is found by its workflow's id.
@@ -56,7 +57,8 @@ async def advance(context: Context, name: str) -> Order:
             observers.follow(policy, record.body)
             if not (decision.unmet or decision.stuck or decision.drop or decision.pause or decision.stop):
                 await context.deployment_changes.news(name, record, _pause(context, policy, decision, next_look))
-                await asyncio.sleep(SETTLE_SECONDS)  # changes come in swarms
+                # Changes come in swarms, and a look at many devices takes its time.
+                await asyncio.sleep(min(MAX_SETTLE_SECONDS, SETTLE_SECONDS * (1 + len(record.body.rollouts) / 100)))
 
 
 async def decide(context: Context, name: str, policy: Policy) -> tuple[Decision, Record[deployments_pb2.Deployment]]:
