@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,6 +156,16 @@ def test_a_policy_that_makes_no_sense_is_refused_by_the_name_of_its_field(fields
         policy(**fields)
     assert caught.value.metadata["field"] == f"policy.{where}"
     assert caught.value.help
+
+
+def test_the_example_of_the_guide_is_a_policy() -> None:
+    docs = Path(__file__).resolve().parents[3] / "docs"
+    text = (docs / "examples" / "rollout.json").read_text()
+    assert text in (docs / "guide-rollouts.md").read_text(), "the guide shows the file"
+    made = policy(**json.loads(text))
+    assert [wave.name for wave in made.waves] == ["lab", "canary", "half", "rest"]
+    assert made.waves[2].approval
+    assert made.feedback is not None
 
 
 Rollout = deployments_pb2.DeviceRollout
