@@ -1,26 +1,26 @@
 """A simulated microcontroller: a CPU, memory regions with exact sizes, memory-mapped devices, and exact observation."""
 
 import ctypes
-import itertools
 import mmap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import unicorn
-from unicorn import arm_const, riscv_const
+from unicorn import arm_const
 from unicorn.unicorn_py3 import unicorn as binding
 from unicorn.unicorn_py3.unicorn import Uc, UcError
 
 from tinymlaas_simulator import _hook
 from tinymlaas_simulator.cpus import Arch, Cpu, cpu_named
 from tinymlaas_simulator.errors import Fault, FaultKind, SimulatorError
+from tinymlaas_simulator.exceptions import ARM_INTERRUPTS, MEMORY_ERRORS, RV_INTERRUPTS
+from tinymlaas_simulator.registers import Registers
 from tinymlaas_simulator.scan import refused_instruction
+from tinymlaas_simulator.values import PAGE, CallResult, Charged, Device, Region, Touched, Window, check_layout
 
 DEFAULT_INSTRUCTION_LIMIT = 2_000_000_000
-_PAGE = 4096
 _OVERFLOW_REACH = 512
 _TRANSLATION_BYTES = 32 << 20
 # No block of code that the emulator translates at once is longer.
@@ -29,112 +29,6 @@ _RETURN_STUB = 0x1FFF_0000
 _STACK_ALIGN = {Arch.THUMB: 8, Arch.RISCV32: 16}
 _PERMS = {"r": unicorn.UC_PROT_READ, "w": unicorn.UC_PROT_WRITE, "x": unicorn.UC_PROT_EXEC}
 _NOTHING = 0xFFFF_FFFF_FFFF_FFFF
-
-_ARM_R = [getattr(arm_const, f"UC_ARM_REG_R{i}") for i in range(13)]
-_RV_A = [getattr(riscv_const, f"UC_RISCV_REG_A{i}") for i in range(8)]
-_ARM_SAVED = _ARM_R[4:12]
-_ARM_SAVED_FPU = [getattr(arm_const, f"UC_ARM_REG_S{i}") for i in range(16, 32)]
-_RV_SAVED = [getattr(riscv_const, f"UC_RISCV_REG_S{i}") for i in range(12)]
-
-_ARM_INTERRUPTS = {
-    2: (FaultKind.SUPERVISOR_CALL, "SVC"),
-    3: (FaultKind.FETCH_PROTECTED, "prefetch abort"),
-    4: (FaultKind.MISALIGNED, "data abort: unaligned access"),
-    7: (FaultKind.BREAKPOINT, "BKPT"),
-    8: (FaultKind.FETCH_UNMAPPED, "exception return without an exception"),
-    17: (FaultKind.UNSUPPORTED_INSTRUCTION, "coprocessor or FPU instruction on a CPU without it"),
-    18: (FaultKind.INVALID_STATE, "branch to an address without the Thumb bit, or a bad IT state"),
-}
-_RV_INTERRUPTS = {
-    0: (FaultKind.MISALIGNED, "instruction address misaligned"),
-    2: (FaultKind.UNDEFINED_INSTRUCTION, "illegal instruction"),
-    3: (FaultKind.BREAKPOINT, "EBREAK"),
-    4: (FaultKind.MISALIGNED, "load or atomic address misaligned"),
-    6: (FaultKind.MISALIGNED, "store address misaligned"),
-    8: (FaultKind.SUPERVISOR_CALL, "ECALL"),
-    9: (FaultKind.SUPERVISOR_CALL, "ECALL"),
-    11: (FaultKind.SUPERVISOR_CALL, "ECALL"),
-}
-_MEMORY_ERRORS = {
-    unicorn.UC_ERR_READ_UNMAPPED: FaultKind.READ_UNMAPPED,
-    unicorn.UC_ERR_WRITE_UNMAPPED: FaultKind.WRITE_UNMAPPED,
-    unicorn.UC_ERR_FETCH_UNMAPPED: FaultKind.FETCH_UNMAPPED,
-    unicorn.UC_ERR_WRITE_PROT: FaultKind.WRITE_PROTECTED,
-    unicorn.UC_ERR_READ_PROT: FaultKind.READ_UNMAPPED,
-    unicorn.UC_ERR_FETCH_PROT: FaultKind.FETCH_PROTECTED,
-    unicorn.UC_ERR_INSN_INVALID: FaultKind.UNDEFINED_INSTRUCTION,
-}
-
-
-@dataclass(frozen=True)
-class Region:
-    """A memory region: base and size in bytes (base on a 4 KiB page), perms out of "r", "w", "x"."""
-
-    name: str
-    base: int
-    size: int
-    perms: str
-
-    @property
-    def end(self) -> int:
-        return self.base + self.size
-
-
-@dataclass(frozen=True)
-class Device:
-    """A memory-mapped device: `read(offset, size) -> value`, `write(offset, size, value)`; base, size on 4 KiB pages.
-
-    A callback may call `Machine.request_stop`, or raise: the exception comes out of the call that ran the machine.
-    """
-
-    name: str
-    base: int
-    size: int
-    read: Callable[[int, int], int]
-    write: Callable[[int, int, int], None]
-
-
-@dataclass(frozen=True)
-class Window:
-    """Data addresses [base, base + size) that a call may touch; perms "r" or "rw"."""
-
-    base: int
-    size: int
-    perms: str
-
-
-@dataclass(frozen=True)
-class Touched:
-    """The extremes of what was accessed in one window: [lowest, highest), None where nothing was."""
-
-    window: Window
-    written: tuple[int, int] | None
-    read: tuple[int, int] | None
-
-
-@dataclass(frozen=True)
-class CallResult:
-    """What one run gave: return value (unsigned 32-bit), exact instruction count, stack peak, what was touched.
-
-    `stack_peak_bytes` is the distance from the stack top to the lowest stack byte that was written (0 if none):
-    exact for what was stored, silent about space reserved but never written.
-    """
-
-    return_value: int
-    instructions: int
-    stack_peak_bytes: int
-    touched: tuple[Touched, ...]
-    stopped: bool = False
-
-
-@dataclass(frozen=True)
-class Charged:
-    """Counters by owner (rows): instructions and branches taken at each halfword, bytes read and written by window."""
-
-    owners: npt.NDArray[np.uint16]
-    executed: npt.NDArray[np.uint64]
-    taken: npt.NDArray[np.uint64]
-    moved: npt.NDArray[np.uint64]
 
 
 class _Closed:
@@ -180,6 +74,7 @@ class Machine:
             unicorn.UC_MODE_THUMB if thumb else unicorn.UC_MODE_RISCV32,
             cpu=self.cpu.model,
         )
+        self._registers = Registers(self.cpu, self._engine)
         self._engine.ctl_set_tcg_buffer_size(_TRANSLATION_BYTES)
         self._memory: dict[str, tuple[mmap.mmap, int]] = {}
         self._map_memory()
@@ -208,6 +103,7 @@ class Machine:
         if not isinstance(self._engine, _Closed):
             self._engine._Uc__finalizer()
             self._engine = _Closed()
+            self._registers = Registers(self.cpu, self._engine)
 
     def __enter__(self) -> "Machine":
         return self
@@ -218,35 +114,15 @@ class Machine:
     # --- memory -----------------------------------------------------------------------------------------------
 
     def _map_memory(self) -> None:
-        spans = sorted(
-            [(r.base, r.size, r.name) for r in self.regions]
-            + [(d.base, d.size, d.name) for d in self.devices]
-            + [(_RETURN_STUB, _PAGE, "return stub")]
-        )
-        for base, size, name in spans:
-            if base % _PAGE or size <= 0 or base + size > 0x1_0000_0000:
-                raise SimulatorError(
-                    "REGION_INVALID",
-                    f"region {name}: base {base:#x}, size {size:#x}",
-                    metadata={"region": name},
-                    help="start regions on 4 KiB pages inside 32 bits",
-                )
-        for (base, size, name), (following, _, other) in itertools.pairwise(spans):
-            if base + -(-size // _PAGE) * _PAGE > following:
-                raise SimulatorError(
-                    "REGION_INVALID",
-                    f"regions {name} and {other} share a page",
-                    metadata={"region": name, "other": other},
-                    help="move one of them",
-                )
+        check_layout(self.regions, self.devices, Region("return stub", _RETURN_STUB, PAGE, "rx"))
         for region in self.regions:
             perms = sum(_PERMS[letter] for letter in region.perms)
-            size = -(-region.size // _PAGE) * _PAGE
+            size = -(-region.size // PAGE) * PAGE
             memory = mmap.mmap(-1, size)
             address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
             self._engine.mem_map_ptr(region.base, size, perms, address)
             self._memory[region.name] = (memory, address)
-        self._engine.mem_map(_RETURN_STUB, _PAGE, unicorn.UC_PROT_READ | unicorn.UC_PROT_EXEC)
+        self._engine.mem_map(_RETURN_STUB, PAGE, unicorn.UC_PROT_READ | unicorn.UC_PROT_EXEC)
         for device in self.devices:
             self._engine.mmio_map(device.base, device.size, self._reader(device), None, self._writer(device), None)
 
@@ -452,17 +328,10 @@ class Machine:
         spans = [*(self._default_windows() if windows is None else windows)]
         if stack is not None:
             spans.insert(0, stack)
-        registers = self._argument_registers()
-        for register, value in zip(registers, args, strict=False):
-            self._engine.reg_write(register, value & 0xFFFF_FFFF)
-        saved = self._set_saved_registers()
-        thumb = self.cpu.arch is Arch.THUMB
-        link_register = arm_const.UC_ARM_REG_LR if thumb else riscv_const.UC_RISCV_REG_RA
-        self._engine.reg_write(link_register, _RETURN_STUB | int(thumb))
-        self.stack_pointer = stack_top
+        marks = self._registers.enter(list(args), _RETURN_STUB, stack_top)
         before = self._run(address, spans, stack, instruction_limit)
         if self._state.reason != _hook.STOP_REQUESTED and check_abi:
-            self._check_saved_registers(saved, stack_top)
+            self._registers.check_left(marks, stack_top, int(self._state.pc))
         return self._result(before, spans, stack, stack_top)
 
     def resume(
@@ -532,10 +401,10 @@ class Machine:
             kind = self._classify_access(address, bool(state.fault_is_write), stack)
             detail = f"{state.fault_size} bytes"
         elif self._interrupt is not None:
-            table = _ARM_INTERRUPTS if self.cpu.arch is Arch.THUMB else _RV_INTERRUPTS
+            table = ARM_INTERRUPTS if self.cpu.arch is Arch.THUMB else RV_INTERRUPTS
             kind, detail = table.get(self._interrupt, (FaultKind.INVALID_STATE, f"exception {self._interrupt}"))
         elif error is not None:
-            kind = _MEMORY_ERRORS.get(error.errno, FaultKind.INVALID_STATE)
+            kind = MEMORY_ERRORS.get(error.errno, FaultKind.INVALID_STATE)
             detail = str(error)
             address = self._invalid_address
             if address is not None and kind in (FaultKind.READ_UNMAPPED, FaultKind.WRITE_UNMAPPED):
@@ -599,7 +468,7 @@ class Machine:
             touched.append(Touched(window, written, read))
         peak = stack_top - touched[0].written[0] if stack is not None and touched[0].written else 0
         return CallResult(
-            return_value=int(self._engine.reg_read(self._argument_registers()[0])) & 0xFFFF_FFFF,
+            return_value=self._registers.result,
             instructions=int(state.instructions) - before,
             stack_peak_bytes=peak,
             touched=tuple(touched),
@@ -608,47 +477,21 @@ class Machine:
 
     # --- registers --------------------------------------------------------------------------------------------
 
-    def _argument_registers(self) -> list[int]:
-        return _ARM_R if self.cpu.arch is Arch.THUMB else _RV_A
-
     @property
     def program_counter(self) -> int:
         """The address of the next instruction."""
-        register = arm_const.UC_ARM_REG_PC if self.cpu.arch is Arch.THUMB else riscv_const.UC_RISCV_REG_PC
-        return int(self._engine.reg_read(register))
+        return self._registers.program_counter
 
     def start_at(self, address: int, stack_pointer: int) -> None:
         """Set program counter and stack pointer, as a reset does; `resume` then runs."""
         self.stack_pointer = stack_pointer
-        thumb = self.cpu.arch is Arch.THUMB
-        self._engine.reg_write(arm_const.UC_ARM_REG_PC if thumb else riscv_const.UC_RISCV_REG_PC, address | int(thumb))
+        self._registers.program_counter = address
 
     @property
     def stack_pointer(self) -> int:
         """The stack pointer."""
-        return int(self._engine.reg_read(self._sp()))
+        return self._registers.stack_pointer
 
     @stack_pointer.setter
     def stack_pointer(self, value: int) -> None:
-        self._engine.reg_write(self._sp(), value)
-
-    def _sp(self) -> int:
-        return arm_const.UC_ARM_REG_SP if self.cpu.arch is Arch.THUMB else riscv_const.UC_RISCV_REG_SP
-
-    def _saved(self) -> list[int]:
-        if self.cpu.arch is Arch.RISCV32:
-            return _RV_SAVED
-        return _ARM_SAVED + (_ARM_SAVED_FPU if self.cpu.has_fpu else [])
-
-    def _set_saved_registers(self) -> list[tuple[int, int]]:
-        values = [(register, 0x3C5A_0000 + 0x101 * index) for index, register in enumerate(self._saved())]
-        for register, value in values:
-            self._engine.reg_write(register, value)
-        return values
-
-    def _check_saved_registers(self, saved: list[tuple[int, int]], stack_top: int) -> None:
-        wrong = [index for index, (register, value) in enumerate(saved) if self._engine.reg_read(register) != value]
-        if self.stack_pointer != stack_top or wrong:
-            moved = self.stack_pointer != stack_top
-            what = "the stack pointer" if moved else f"callee-saved register number {wrong[0]}"
-            raise Fault(FaultKind.ABI_VIOLATION, f"{what} was not restored", pc=int(self._state.pc))
+        self._registers.stack_pointer = value
