@@ -179,7 +179,7 @@ async def test_an_unusable_uri_is_result_56_and_the_state_stays_initial(rig: Rig
 
 
 async def test_another_image_under_the_digest_is_result_53(rig: Rig) -> None:
-    """DO-INST-010."""
+    """DO-INST-006, DO-INST-010."""
     bridge = await rig.bridge()
     board = FaultBoard()
     device = await rig.device(board)

@@ -157,7 +157,7 @@ async def test_a_module_too_big_for_the_ram_is_refused_in_numbers_and_costs_the_
 
 
 async def test_a_device_refuses_for_itself_what_a_bridge_let_through(rig: Rig, board: VirtualBoard) -> None:
-    """DO-INST-010: the device's own check does not rely on the bridge's."""
+    """DO-EVID-006, DO-INST-010: the device's own check does not rely on the bridge's."""
     rig.check = accept_any
     async with running(rig, board) as bridge:
         failure = refused(await install(rig, bridge, certified_for(CPU, arena_bytes=1 << 20), "big"))

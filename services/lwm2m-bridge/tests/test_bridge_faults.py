@@ -155,6 +155,7 @@ async def test_power_cut_at_each_board_call_ends_ready(rig: Rig, moment: str) ->
 
 @pytest.mark.parametrize("transfer", [Transfer.PULL, Transfer.PUSH])
 async def test_a_bridge_restarted_in_the_middle_goes_on_from_the_devices_state(rig: Rig, transfer: Transfer) -> None:
+    """DO-BRIDGE-008."""
     bridge = await rig.bridge()
     board = FaultBoard()
     device = await rig.device(board)
@@ -299,6 +300,7 @@ async def test_an_open_install_goes_on_after_a_restart_though_nobody_asks(rig: R
 
 
 async def test_the_same_install_id_joins_the_running_install(rig: Rig) -> None:
+    """DO-BRIDGE-003."""
     bridge = await rig.bridge()
     board = FaultBoard()
     device = await rig.device(board)
@@ -313,7 +315,27 @@ async def test_the_same_install_id_joins_the_running_install(rig: Rig) -> None:
     await bridge.close()
 
 
+async def test_installs_on_one_device_run_one_after_the_other(rig: Rig) -> None:
+    """DO-BRIDGE-010."""
+    bridge = await rig.bridge()
+    board = FaultBoard()
+    board.hold["verify"] = threading.Event()
+    device = await rig.device(board)
+    await within(device.registered.wait())
+    await until(bridge.install(REQUEST), Step.DOWNLOADING)
+    second = asyncio.create_task(run_install(bridge, InstallRequest("i-2", "node-1", digest_of(OTHER))))
+    await eventually(lambda: bridge._store.get_install("i-2") is not None, "the second one is there")
+    await eventually(lambda: "verify" in board.calls, "the first one is being verified")
+    assert board.calls.count("begin") == 1
+    board.hold.pop("verify").set()
+    assert (await within(second))[-1].step is Step.READY
+    assert board.calls.index("self_test") < len(board.calls) - 1 - board.calls[::-1].index("begin")
+    await device.close()
+    await bridge.close()
+
+
 async def test_an_install_id_can_not_be_reused_for_another_request(rig: Rig) -> None:
+    """DO-BRIDGE-004."""
     bridge = await rig.bridge()
     device = await rig.device()
     await within(device.registered.wait())
@@ -419,6 +441,7 @@ async def test_a_device_that_can_not_use_the_uri_gets_a_push_instead(rig: Rig) -
 
 
 async def test_a_failed_self_test_leaves_the_active_module_and_an_empty_slot(rig: Rig) -> None:
+    """DO-ACT-002."""
     bridge = await rig.bridge()
     board = FaultBoard()
     device = await rig.device(board)
@@ -457,6 +480,7 @@ async def test_the_module_before_stays_until_the_third_one_needs_its_slot(rig: R
 
 @pytest.mark.parametrize("step", [Step.DOWNLOADING, Step.DELIVERED, Step.INSTALLED, Step.SELF_TESTING])
 async def test_cancel_at_each_step_leaves_an_empty_slot(rig: Rig, step: Step) -> None:
+    """DO-INST-013."""
     bridge = await rig.bridge()
     board = FaultBoard()
     call = {Step.DOWNLOADING: "write", Step.SELF_TESTING: "self_test"}.get(step)
@@ -541,6 +565,7 @@ async def test_an_image_that_is_no_module_never_leaves_the_bridge(rig: Rig) -> N
 
 
 async def test_a_download_that_stands_still_ends_stuck(tmp_path: Path) -> None:
+    """DO-INST-016."""
     rig = Rig(tmp_path, Artifacts(IMAGE), install=InstallSettings(poll_s=0.02, stuck_s=0.2, attempts=2))
     bridge = await rig.bridge()
     board = FaultBoard()

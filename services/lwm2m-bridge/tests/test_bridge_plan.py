@@ -62,11 +62,13 @@ def slot(state: UpdateState, digest: bytes | None = OURS, **changes: Any) -> Slo
     ],
 )
 def test_a_new_install_takes_up_wherever_the_device_stands(view: SlotView, action: Action) -> None:
+    """DO-INST-001."""
     assert next_action(RECORD, view, OURS) is action
 
 
 @pytest.mark.parametrize("result", [50, 51, 52, 53, 54, 56, 57, 58, 59, 60, 200])
 def test_every_failure_code_of_object_9_ends_a_download_with_its_reason(result: int) -> None:
+    """DO-INST-011."""
     view = slot(UpdateState.INITIAL, None, update_result=result, status_reason="DOWNGRADE: counter 1 below 2")
     with pytest.raises(BridgeError) as caught:
         next_action(SENT, view, OURS)
@@ -123,6 +125,7 @@ def test_nothing_but_a_passed_test_or_a_device_without_one_is_ready(
 
 
 def test_slots_are_chosen_in_the_order_that_costs_least() -> None:
+    """DO-INST-015."""
     empty = SlotView(0, UpdateState.INITIAL, size=1000)
     active = SlotView(1, UpdateState.INSTALLED, active=True, digest=THEIRS, size=1000)
     rollback = SlotView(2, UpdateState.INSTALLED, digest=b"\x03" * 32, size=1000)
@@ -208,6 +211,7 @@ def test_an_ordinary_device_is_looked_up_and_marked_as_such(manufacturer: str, m
 
 
 def test_what_is_reported_beats_what_is_looked_up_value_by_value() -> None:
+    """DO-CAP-001, DO-CAP-003, DO-CAP-004."""
     values = device_values("Raspberry Pi", "Pico")
     values |= {ml(MlRes.ISA): "armv8-m.main", ml(MlRes.RAM_TOTAL): 1000, ml(MlRes.RAM_FREE): 5000}
     capabilities = build_device(values, OBJECTS, CATALOGUE).capabilities
@@ -222,6 +226,7 @@ def test_what_is_reported_beats_what_is_looked_up_value_by_value() -> None:
 
 
 def test_an_unknown_device_has_no_invented_values() -> None:
+    """DO-CAP-002."""
     record = build_device(device_values("Nobody", "Thing"), (), CATALOGUE)
     assert not record.capabilities.target.ListFields()
     assert dict(record.capabilities.sources) == {"slots.0": devices_pb2.SOURCE_REPORTED}

@@ -52,6 +52,7 @@ def register(directory: Directory, endpoint: str = "node-1", lifetime_s: int = 6
 
 
 def test_a_registration_ends_with_its_lifetime_and_not_before(tmp_path: Path) -> None:
+    """DO-REG-007."""
     clock = Clock()
     directory = directory_of(tmp_path, clock)
     register(directory, lifetime_s=60)
@@ -110,6 +111,7 @@ def test_a_full_directory_refuses_new_devices_but_not_known_ones(tmp_path: Path)
 
 
 async def test_a_watcher_that_reads_too_slowly_is_told_so_rather_than_left_with_gaps(tmp_path: Path) -> None:
+    """DO-BRIDGE-002."""
     directory = directory_of(tmp_path, Clock(), watcher_backlog=3)
     events = directory.watch()
     assert (await anext(events)).change is None
@@ -163,6 +165,7 @@ def test_any_history_leaves_exactly_the_devices_that_are_alive(history: list[tup
     ],
 )
 def test_malformed_register_parameters_are_named(queries: list[str], parameter: str) -> None:
+    """DO-REG-003."""
     with pytest.raises(BridgeError) as caught:
         parse_register(queries)
     assert (caught.value.reason, caught.value.metadata["parameter"]) == (Reason.REGISTRATION_INVALID, parameter)
@@ -224,6 +227,7 @@ async def post(
 async def test_register_answers_with_the_code_of_the_standard(
     tmp_path: Path, queries: list[str], payload: bytes, ct: int | None, code: Code
 ) -> None:
+    """DO-REG-002."""
     rig = Rig(tmp_path)
     bridge = await rig.bridge()
     async with client() as context:
@@ -308,6 +312,7 @@ async def test_plain_coap_beyond_loopback_is_refused_without_the_flag(tmp_path: 
 
 
 async def test_two_bridges_can_not_share_a_port_in_silence(tmp_path: Path) -> None:
+    """DO-SEC-003."""
     rig = Rig(tmp_path)
     bridge = await rig.bridge()
     directory = directory_of(tmp_path, Clock())

@@ -53,6 +53,7 @@ def rig(tmp_path: Path) -> Rig:
 
 
 async def test_a_watcher_hears_known_devices_then_in_sync_then_changes(rig: Rig) -> None:
+    """DO-BRIDGE-001."""
     async with served(rig) as stub:
         first = await rig.device(endpoint="node-1")
         await within(first.registered.wait())
@@ -174,6 +175,7 @@ async def test_wrong_device_names_are_refused_with_a_reason(rig: Rig, name: str,
 
 
 async def test_a_failed_install_ends_with_a_status_that_has_code_reason_and_help(rig: Rig) -> None:
+    """DO-BRIDGE-011."""
     async with served(rig) as stub:
         device = await rig.device()
         await within(device.registered.wait())
@@ -186,6 +188,7 @@ async def test_a_failed_install_ends_with_a_status_that_has_code_reason_and_help
 
 
 async def test_a_client_that_leaves_does_not_stop_the_install(rig: Rig) -> None:
+    """DO-BRIDGE-005."""
     async with served(rig) as stub:
         board = FaultBoard()
         device = await rig.device(board)

@@ -91,6 +91,7 @@ async def test_a_signed_module_is_installed_tested_activated_and_computes(
 async def test_an_update_goes_to_the_other_slot_and_rollback_brings_the_first_back(
     rig: Rig, board: VirtualBoard
 ) -> None:
+    """DO-ACT-003."""
     async with running(rig, board) as bridge:
         first = await install(rig, bridge, certified_for(CPU, add=1), "a")
         await within(bridge.activate("node-1", first.slot or 0))
