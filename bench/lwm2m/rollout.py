@@ -28,7 +28,6 @@ LOSS = 0.05
 REBOOTING = 0.3
 BROKEN = 0.01
 LIFETIME_S = 120
-COMPILER = "io.tinymlaas.compiler-tvm"
 KILLED = ("lwm2m-bridge", "gateway")
 KILLS_AT = (0.15, 0.4, 0.7)
 LIMIT_S = 1_500.0
@@ -37,7 +36,7 @@ BRIDGE = {
     "TINYMLAAS_INSTALL_POLL_SECONDS": "1.0",
     "TINYMLAAS_COAP_ACK_TIMEOUT_SECONDS": "1.0",
 }
-_NEEDED = {"registry", "lwm2m-bridge", "compiler-tvm", "profiler", "gateway"}
+_NEEDED = {"registry", "lwm2m-bridge", "compiler-tvm", "compiler-tflm", "profiler", "gateway"}
 _Rollout = deployments_pb2.DeviceRollout
 
 
@@ -89,12 +88,12 @@ async def _roll_out(
     root: Path, suite: Suite, devices: list[Device], link: Link, draw: random.Random, console: Console
 ) -> Outcome:
     async with AsyncClient(suite.gateway_address, token=suite.token, project="default") as client:
-        path = root / "zoo" / "kws" / "kws_int8_qdq.onnx"
+        path = root / "zoo" / "kws" / "kws_int8.tflite"
         version = await client.import_model(path.read_bytes(), "kws", model_format(path))
-        await _known(client, len(devices))
+        await _known(client, len(devices), sum(spec.role == "plugin" for spec in suite.manifest.processes))
         console.print(f"{len(devices)} devices are known; deploying")
         began = time.monotonic()
-        started = await client.create_deployment(version.name, concurrency=256, plugins=[COMPILER])
+        started = await client.create_deployment(version.name, concurrency=256)
         for device in draw.sample(devices, round(REBOOTING * len(devices))):
             device.reboot_at_block = draw.randrange(40)
         kills = [fraction * len(devices) for fraction in KILLS_AT]
@@ -115,15 +114,16 @@ async def _roll_out(
                 raise RuntimeError(f"not at its end after {LIMIT_S:.0f} s: {done} of {len(devices)} active")
 
 
-async def _known(client: AsyncClient, count: int) -> None:
-    """Wait until the gateway knows every device with its capabilities."""
+async def _known(client: AsyncClient, count: int, plugins: int) -> None:
+    """Wait until the gateway knows every device with its capabilities, and every plugin."""
     end = time.monotonic() + 300
-    known = 0
-    while known < count:
+    known = found = 0
+    while known < count or found < plugins:
         if time.monotonic() > end:
-            raise RuntimeError(f"the gateway knows {known} of {count} devices")
+            raise RuntimeError(f"the gateway knows {known} of {count} devices and {found} of {plugins} plugins")
         await asyncio.sleep(1.0)
         known = sum(bool(device.capabilities.slots) for device in await client.list_devices())
+        found = len(await client.list_plugins())
 
 
 async def _kill(suite: Suite) -> None:
