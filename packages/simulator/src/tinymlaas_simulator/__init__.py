@@ -4,15 +4,7 @@ from tinymlaas_simulator._hook import cache_dir
 from tinymlaas_simulator.cpus import CPUS, Arch, Cpu, cpu_named
 from tinymlaas_simulator.cycles import CYCLE_ASSUMPTIONS, estimate_cycles
 from tinymlaas_simulator.errors import DoesNotFit, Fault, FaultKind, SimulatorError
-from tinymlaas_simulator.machine import (
-    DEFAULT_INSTRUCTION_LIMIT,
-    CallResult,
-    Device,
-    Machine,
-    Region,
-    Touched,
-    Window,
-)
+from tinymlaas_simulator.machine import DEFAULT_INSTRUCTION_LIMIT, Machine
 from tinymlaas_simulator.native import (
     FLASH_BASE,
     RAM_BASE,
@@ -25,6 +17,7 @@ from tinymlaas_simulator.native import (
 )
 from tinymlaas_simulator.qemu import PROGRAM as QEMU_PROGRAM
 from tinymlaas_simulator.qemu import QEMU_CPUS, find_qemu, qemu_missing, qemu_release, run_native_in_qemu
+from tinymlaas_simulator.values import CallResult, Device, Region, Touched, Window
 
 __all__ = [
     "CPUS",

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from tinymlaas_simulator.cpus import Cpu, cpu_named
 from tinymlaas_simulator.cycles import estimate_cycles
 from tinymlaas_simulator.errors import DoesNotFit, Fault, FaultKind, SimulatorError
-from tinymlaas_simulator.machine import DEFAULT_INSTRUCTION_LIMIT, CallResult, Charged, Machine, Region, Window
+from tinymlaas_simulator.machine import DEFAULT_INSTRUCTION_LIMIT, Machine
+from tinymlaas_simulator.values import CallResult, Charged, Region, Window
 
 RAM_BASE = 0x2000_0000
 FLASH_BASE = 0x0800_0000

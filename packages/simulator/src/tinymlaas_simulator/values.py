@@ -85,7 +85,8 @@ class Charged:
 
 def check_layout(regions: Sequence[Region], devices: Sequence[Device], stub: Region) -> None:
     """Raise REGION_INVALID unless all lie inside 32 bits on pages of their own, those of `stub` included."""
-    spans = sorted((each.base, each.size, each.name) for each in (*regions, *devices, stub))
+    every: list[Region | Device] = [*regions, *devices, stub]
+    spans = sorted((each.base, each.size, each.name) for each in every)
     for base, size, name in spans:
         if base % PAGE or size <= 0 or base + size > 0x1_0000_0000:
             raise SimulatorError(
