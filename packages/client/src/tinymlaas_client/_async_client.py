@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -40,8 +40,11 @@ from tinymlaas.registry.v1 import (
     plugins_pb2_grpc,
 )
 from tinymlaas.type.v1 import target_pb2, tensor_pb2
+from tinymlaas_client._access_client import AccessCalls
+from tinymlaas_client._requests import all_pages, answer
 from tinymlaas_servicekit.channels import connect
 from tinymlaas_servicekit.errors import from_rpc_error
+from tinymlaas_servicekit.tls import TlsFiles
 
 T = TypeVar("T")
 CHUNK_BYTES = 512 * 1024
@@ -61,16 +64,20 @@ def model_format(path: Path) -> tensor_pb2.ModelFormat.ValueType:
         raise ValueError(f"{path.name}: unknown model format; expected one of {', '.join(_FORMATS)}") from None
 
 
-class AsyncClient:
+class AsyncClient(AccessCalls):
     """A connection to a gateway, for one project.
 
     Every method raises `tinymlaas_servicekit.errors.ServiceError` with code, reason, metadata and help when the service
-    refuses. Methods that create take a `request_id`, and are safe to repeat with the same one.
+    refuses. Methods that create take a `request_id`, and are safe to repeat with the same one. With `tls` the gateway must
+    prove its host name, to the authority in its `ca` or, where that is None, to one that this machine trusts.
     """
 
-    def __init__(self, address: str, *, token: str | None = None, project: str = "default") -> None:
+    def __init__(
+        self, address: str, *, token: str | None = None, project: str = "default", tls: TlsFiles | None = None
+    ) -> None:
         self.project = f"projects/{project}"
-        self._channel = connect(address, token=token)
+        self._channel = connect(address, token=token, tls=tls)
+        self._open_access(self._channel)
         self._models = models_pb2_grpc.ModelsStub(self._channel)
         self._artifacts = artifacts_pb2_grpc.ArtifactsStub(self._channel)
         self._modules = modules_pb2_grpc.ModulesStub(self._channel)
@@ -129,11 +136,11 @@ class AsyncClient:
                 chunk = models_pb2.ModelChunk(offset=offset, data=data[offset : offset + CHUNK_BYTES])
                 yield models_pb2.ImportModelRequest(chunk=chunk)
 
-        return await _call(self._models.ImportModel(requests()))
+        return await answer(self._models.ImportModel(requests()))
 
     async def get_model_version(self, name: str) -> models_pb2.ModelVersion:
         """A version by "MODEL", "MODEL/versions/VERSION" or its full resource name; a bare model means its latest."""
-        return await _call(
+        return await answer(
             self._models.GetModelVersion(models_pb2.GetModelVersionRequest(name=self.version_name(name)))
         )
 
@@ -145,11 +152,11 @@ class AsyncClient:
     async def get_model(self, name: str) -> models_pb2.Model:
         """A model by its id or full resource name."""
         full = name if name.startswith("projects/") else f"{self.project}/models/{name}"
-        return await _call(self._models.GetModel(models_pb2.GetModelRequest(name=full)))
+        return await answer(self._models.GetModel(models_pb2.GetModelRequest(name=full)))
 
     async def list_models(self, *, tag: str = "") -> list[models_pb2.Model]:
         """Every model of the project."""
-        return await _all_pages(
+        return await all_pages(
             lambda token: self._models.ListModels(
                 models_pb2.ListModelsRequest(parent=self.project, tag=tag, page_size=200, page_token=token)
             ),
@@ -159,7 +166,7 @@ class AsyncClient:
     async def list_model_versions(self, model: str) -> list[models_pb2.ModelVersion]:
         """Every version of a model, newest first."""
         parent = model if model.startswith("projects/") else f"{self.project}/models/{model}"
-        return await _all_pages(
+        return await all_pages(
             lambda token: self._models.ListModelVersions(
                 models_pb2.ListModelVersionsRequest(parent=parent, page_size=200, page_token=token)
             ),
@@ -169,7 +176,7 @@ class AsyncClient:
     async def delete_model(self, name: str) -> None:
         """Delete a model and its versions; modules made from it stay."""
         full = name if name.startswith("projects/") else f"{self.project}/models/{name}"
-        await _call(self._models.DeleteModel(models_pb2.DeleteModelRequest(name=full)))
+        await answer(self._models.DeleteModel(models_pb2.DeleteModelRequest(name=full)))
 
     # Artifacts and modules
 
@@ -195,12 +202,12 @@ class AsyncClient:
             for offset in range(CHUNK_BYTES, len(data), CHUNK_BYTES):
                 yield artifacts_pb2.WriteArtifactRequest(data=data[offset : offset + CHUNK_BYTES])
 
-        await _call(self._artifacts.WriteArtifact(requests()))
+        await answer(self._artifacts.WriteArtifact(requests()))
         return digest
 
     async def list_modules(self, *, model_version: str = "") -> list[modules_pb2.Module]:
         """Every sealed module of the project, newest first."""
-        return await _all_pages(
+        return await all_pages(
             lambda token: self._modules.ListModules(
                 modules_pb2.ListModulesRequest(
                     parent=self.project, model_version=model_version, page_size=200, page_token=token
@@ -214,7 +221,7 @@ class AsyncClient:
         short = name.rsplit("/", 1)[-1]
         if len(short) == 64:
             full = f"{self.project}/modules/{short}"
-            return await _call(self._modules.GetModule(modules_pb2.GetModuleRequest(name=full)))
+            return await answer(self._modules.GetModule(modules_pb2.GetModuleRequest(name=full)))
         matches = [module for module in await self.list_modules() if module.sha256.startswith(short)]
         if len(matches) != 1:
             raise LookupError(f"{len(matches)} modules begin with {short!r}; give more digits of the sha256")
@@ -224,7 +231,7 @@ class AsyncClient:
 
     async def list_devices(self) -> list[devices_pb2.Device]:
         """Every device of the project."""
-        return await _all_pages(
+        return await all_pages(
             lambda token: self._devices.ListDevices(
                 devices_pb2.ListDevicesRequest(parent=self.project, page_size=200, page_token=token)
             ),
@@ -233,7 +240,7 @@ class AsyncClient:
 
     async def get_device(self, name: str) -> devices_pb2.Device:
         """A device by its endpoint name or full resource name."""
-        return await _call(self._devices.GetDevice(devices_pb2.GetDeviceRequest(name=self.device_name(name))))
+        return await answer(self._devices.GetDevice(devices_pb2.GetDeviceRequest(name=self.device_name(name))))
 
     def device_name(self, name: str) -> str:
         """Full resource name of a device given by its endpoint name."""
@@ -247,11 +254,11 @@ class AsyncClient:
         With `bootstrap` for the bootstrap server: it stays when that hands out others.
         """
         request = security_pb2.CreateDeviceKeyRequest(parent=self.project, endpoint=endpoint, bootstrap=bootstrap)
-        return await _call(self._device_keys.CreateDeviceKey(request))
+        return await answer(self._device_keys.CreateDeviceKey(request))
 
     async def list_device_keys(self, endpoint: str = "") -> list[security_pb2.DeviceKey]:
         """Keys of one endpoint, or of all, without their secrets."""
-        return await _all_pages(
+        return await all_pages(
             lambda token: self._device_keys.ListDeviceKeys(
                 security_pb2.ListDeviceKeysRequest(
                     parent=self.project, endpoint=endpoint, page_size=1000, page_token=token
@@ -263,11 +270,11 @@ class AsyncClient:
     async def delete_device_key(self, identity: str) -> None:
         """Take a key back; its open sessions end. Repeatable."""
         request = security_pb2.DeleteDeviceKeyRequest(parent=self.project, identity=identity)
-        await _call(self._device_keys.DeleteDeviceKey(request))
+        await answer(self._device_keys.DeleteDeviceKey(request))
 
     async def list_plugins(self) -> list[plugins_pb2.Plugin]:
         """Every plugin that the gateway knows."""
-        return await _all_pages(
+        return await all_pages(
             lambda token: self._plugins.ListPlugins(plugins_pb2.ListPluginsRequest(page_size=200, page_token=token)),
             "plugins",
         )
@@ -291,7 +298,7 @@ class AsyncClient:
             destinations=destinations,
             routing_only=routing_only,
         )
-        return await _call(self._routing.Explain(request))
+        return await answer(self._routing.Explain(request))
 
     # Optimizations
 
@@ -342,7 +349,7 @@ class AsyncClient:
         request = builds_pb2.CreateBuildRequest(
             parent=self.project, build=build, request_id=request_id or uuid.uuid4().hex, validate_only=validate_only
         )
-        operation: operations_pb2.Operation = await _call(self._builds.CreateBuild(request))
+        operation: operations_pb2.Operation = await answer(self._builds.CreateBuild(request))
         started = builds_pb2.Build()
         operation.metadata.Unpack(started)
         return started
@@ -365,11 +372,11 @@ class AsyncClient:
 
     async def get_build(self, name: str) -> builds_pb2.Build:
         """A build by its id or full resource name."""
-        return await _call(self._builds.GetBuild(builds_pb2.GetBuildRequest(name=self._member("builds", name))))
+        return await answer(self._builds.GetBuild(builds_pb2.GetBuildRequest(name=self._member("builds", name))))
 
     async def list_builds(self) -> list[builds_pb2.Build]:
         """Every build of the project, newest first."""
-        return await _all_pages(
+        return await all_pages(
             lambda token: self._builds.ListBuilds(
                 builds_pb2.ListBuildsRequest(parent=self.project, page_size=200, page_token=token)
             ),
@@ -378,7 +385,7 @@ class AsyncClient:
 
     async def cancel_build(self, name: str) -> builds_pb2.Build:
         """Ask a build to stop."""
-        return await _call(self._builds.CancelBuild(builds_pb2.CancelBuildRequest(name=self._member("builds", name))))
+        return await answer(self._builds.CancelBuild(builds_pb2.CancelBuildRequest(name=self._member("builds", name))))
 
     # Deployments
 
@@ -417,7 +424,7 @@ class AsyncClient:
             request_id=request_id or uuid.uuid4().hex,
             validate_only=validate_only,
         )
-        operation: operations_pb2.Operation = await _call(self._deployments.CreateDeployment(request))
+        operation: operations_pb2.Operation = await answer(self._deployments.CreateDeployment(request))
         started = deployments_pb2.Deployment()
         operation.metadata.Unpack(started)
         return started
@@ -441,11 +448,11 @@ class AsyncClient:
     async def get_deployment(self, name: str) -> deployments_pb2.Deployment:
         """A deployment by its id or full resource name."""
         request = deployments_pb2.GetDeploymentRequest(name=self._member("deployments", name))
-        return await _call(self._deployments.GetDeployment(request))
+        return await answer(self._deployments.GetDeployment(request))
 
     async def list_deployments(self) -> list[deployments_pb2.Deployment]:
         """Every deployment of the project, newest first."""
-        return await _all_pages(
+        return await all_pages(
             lambda token: self._deployments.ListDeployments(
                 deployments_pb2.ListDeploymentsRequest(parent=self.project, page_size=200, page_token=token)
             ),
@@ -455,34 +462,34 @@ class AsyncClient:
     async def pause_deployment(self, name: str) -> deployments_pb2.Deployment:
         """Begin no device until `resume_deployment`; devices under way go on."""
         request = deployments_pb2.PauseDeploymentRequest(name=self._member("deployments", name))
-        return await _call(self._deployments.PauseDeployment(request))
+        return await answer(self._deployments.PauseDeployment(request))
 
     async def resume_deployment(self, name: str) -> deployments_pb2.Deployment:
         """Go on with a paused deployment, in spite of the failures so far."""
         request = deployments_pb2.ResumeDeploymentRequest(name=self._member("deployments", name))
-        return await _call(self._deployments.ResumeDeployment(request))
+        return await answer(self._deployments.ResumeDeployment(request))
 
     async def approve_deployment(self, name: str, wave: str = "") -> deployments_pb2.Deployment:
         """Let a wave begin: the one of this name, or without one the wave that waits."""
         request = deployments_pb2.ApproveDeploymentRequest(name=self._member("deployments", name), wave=wave)
-        return await _call(self._deployments.ApproveDeployment(request))
+        return await answer(self._deployments.ApproveDeployment(request))
 
     async def cancel_deployment(self, name: str) -> deployments_pb2.Deployment:
         """Ask a deployment to stop."""
         request = deployments_pb2.CancelDeploymentRequest(name=self._member("deployments", name))
-        return await _call(self._deployments.CancelDeployment(request))
+        return await answer(self._deployments.CancelDeployment(request))
 
     async def rollback_deployment(self, name: str) -> deployments_pb2.Deployment:
         """Bring every device of a deployment back to the module that was active before."""
         request = deployments_pb2.RollbackDeploymentRequest(name=self._member("deployments", name))
-        return await _call(self._deployments.RollbackDeployment(request))
+        return await answer(self._deployments.RollbackDeployment(request))
 
     async def infer(self, device: str, inputs: Sequence[bytes]) -> deployments_pb2.DeviceInferResponse:
         """Run one inference on a device with its active module; `inputs` are the tensors' bytes, C order, little-endian."""
         request = deployments_pb2.DeviceInferRequest(
             device=self.device_name(device), inputs=tensor_pb2.TensorValues(tensors=inputs)
         )
-        return await _call(self._deployments.Infer(request))
+        return await answer(self._deployments.Infer(request))
 
     def _member(self, collection: str, name: str) -> str:
         return name if name.startswith("projects/") else f"{self.project}/{collection}/{name}"
@@ -491,21 +498,3 @@ class AsyncClient:
 def options_struct(values: Mapping[str, Any]) -> struct_pb2.Struct:
     """Plain values as a protobuf Struct."""
     return ParseDict(dict(values), struct_pb2.Struct())
-
-
-async def _call(call: Awaitable[T]) -> T:
-    try:
-        return await call
-    except grpc.RpcError as error:
-        raise from_rpc_error(error) from error
-
-
-async def _all_pages(page: Callable[[str], Awaitable[Any]], field: str) -> list[Any]:
-    items: list[Any] = []
-    token = ""
-    while True:
-        response = await _call(page(token))
-        items.extend(getattr(response, field))
-        token = response.next_page_token
-        if not token:
-            return items

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from tinymlaas_client._async_client import AsyncClient
+from tinymlaas_servicekit.tls import TlsFiles
 
 T = TypeVar("T")
 
@@ -17,11 +18,13 @@ T = TypeVar("T")
 class Client:
     """Same methods as `AsyncClient`, blocking; streams become plain iterators. Close it, or use it in a `with` block."""
 
-    def __init__(self, address: str, *, token: str | None = None, project: str = "default") -> None:
+    def __init__(
+        self, address: str, *, token: str | None = None, project: str = "default", tls: TlsFiles | None = None
+    ) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="tinymlaas-client", daemon=True)
         self._thread.start()
-        self._client = self._run(_construct(address, token, project))
+        self._client = self._run(_construct(address, token, project, tls))
 
     def __enter__(self) -> Client:
         return self
@@ -60,8 +63,8 @@ class Client:
                 return
 
 
-async def _construct(address: str, token: str | None, project: str) -> AsyncClient:
-    return AsyncClient(address, token=token, project=project)
+async def _construct(address: str, token: str | None, project: str, tls: TlsFiles | None) -> AsyncClient:
+    return AsyncClient(address, token=token, project=project, tls=tls)
 
 
 async def _next(stream: AsyncIterator[T]) -> T:

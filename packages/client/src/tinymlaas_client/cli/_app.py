@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from tinymlaas_client.cli import (
+    access_commands,
     build_commands,
     compare_commands,
     demo,
@@ -25,6 +26,7 @@ from tinymlaas_client.cli import (
 from tinymlaas_client.cli._context import Session
 from tinymlaas_client.suite import SuiteError
 from tinymlaas_servicekit.errors import ServiceError
+from tinymlaas_servicekit.tls import TlsFiles
 
 EXIT_FAILED, EXIT_USAGE, EXIT_REFUSED, EXIT_UNREACHABLE = 1, 2, 3, 4
 _UNREACHABLE_CODES = {"UNAVAILABLE", "DEADLINE_EXCEEDED"}
@@ -40,6 +42,9 @@ app.add_typer(device_commands.app, name="devices")
 app.add_typer(device_commands.compilers, name="compilers")
 app.add_typer(module_commands.app, name="modules")
 app.add_typer(deploy_commands.app, name="deploy")
+app.add_typer(access_commands.keys, name="api-keys")
+app.add_typer(access_commands.projects, name="projects")
+app.add_typer(access_commands.audit, name="audit")
 suite_commands.register(app)
 build_commands.register(app)
 app.command()(optimize_commands.optimize)
@@ -56,6 +61,13 @@ def _global_options(
     token_file: Annotated[
         str, typer.Option(help="File with the token for --address.", envvar="TINYMLAAS_TOKEN_FILE")
     ] = "",
+    tls: Annotated[bool, typer.Option("--tls", help="Speak TLS with --address.", envvar="TINYMLAAS_TLS")] = False,
+    ca_file: Annotated[
+        str,
+        typer.Option(
+            help="Certificate (PEM) of a private authority of --address; means --tls.", envvar="TINYMLAAS_CA_FILE"
+        ),
+    ] = "",
     project: Annotated[str, typer.Option(help="Project to work in.", envvar="TINYMLAAS_PROJECT")] = "default",
     state: Annotated[str, typer.Option(help="Folder of the local suite's state.", envvar="TINYMLAAS_STATE_DIR")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
@@ -66,6 +78,7 @@ def _global_options(
         project=project,
         state=Path(state) if state else default_state(),
         as_json=as_json,
+        tls=TlsFiles(Path(ca_file) if ca_file else None) if tls or ca_file else None,
     )
 
 

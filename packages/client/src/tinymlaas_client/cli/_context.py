@@ -15,6 +15,7 @@ from rich.console import Console
 
 from tinymlaas_client._async_client import AsyncClient
 from tinymlaas_client.suite import Suite, load_manifest
+from tinymlaas_servicekit.tls import TlsFiles
 
 T = TypeVar("T")
 
@@ -28,6 +29,7 @@ class Session:
     project: str
     state: Path
     as_json: bool
+    tls: TlsFiles | None = None
 
     @property
     def console(self) -> Console:
@@ -42,7 +44,7 @@ class Session:
         """A client for the gateway that the options name, else for the local suite's."""
         if self.address:
             token = self.token_file.read_text(encoding="ascii").strip() if self.token_file else None
-            return AsyncClient(self.address, token=token, project=self.project)
+            return AsyncClient(self.address, token=token, project=self.project, tls=self.tls)
         suite = self.suite()
         return AsyncClient(suite.gateway_address, token=suite.token, project=self.project)
 
