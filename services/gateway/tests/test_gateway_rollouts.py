@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 import pytest_asyncio
 from gateway_fakes import PROJECT, toy_target
-from gateway_world import World, make_world, until
+from gateway_world import TOKEN, World, make_world, until
 from google.protobuf import json_format
 from google.rpc import error_details_pb2, status_pb2
 from test_gateway_deployments import (
@@ -24,9 +27,12 @@ from test_gateway_deployments import (
     started,
     wanted,
 )
+from typer.testing import CliRunner
 
 from tinymlaas.bridge.v1 import bridge_pb2
 from tinymlaas.gateway.v1 import deployments_pb2, rollouts_pb2
+from tinymlaas_client import rollout_policy
+from tinymlaas_client.cli._app import app
 from tinymlaas_servicekit import from_rpc_error
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -188,6 +194,53 @@ async def test_a_drop_against_the_baseline_stops_a_rollout_while_its_canary_soak
     assert reason(item.feedback.objection) == "ERRORS_ABOVE_LIMIT"
     assert item.timeline[-1].step == "feedback"
     assert item.state == Rollout.STATE_ACTIVE, "what to do about it is the policy's: it stops"
+
+
+async def test_a_rollout_is_planned_watched_paused_approved_and_told_from_the_command_line(
+    town: World, tmp_path: Path
+) -> None:
+    for index in range(3):
+        device_in(town, f"cli-{index}")
+    model = model_in(town, b"\x05command line").split("/models/")[1]
+    (tmp_path / "token").write_text(TOKEN)
+    address = town.processes["gateway"].address_file.read_text().strip()
+
+    async def said(*words: str) -> Any:
+        command = ["--address", address, "--token-file", str(tmp_path / "token"), *words]
+        return await asyncio.to_thread(CliRunner(env={"COLUMNS": "200"}).invoke, app, command)
+
+    create = [
+        "deploy",
+        "create",
+        model,
+        "--wave",
+        "canary=1",
+        "--approve",
+        "--where",
+        "name=cli-*",
+        "--where",
+        "ram=1k",
+    ]
+    plan = await said(*create, "--plan")
+    assert plan.exit_code == 0, plan.output
+    assert [word in plan.output for word in ("canary", "rest", "pending", "cli-2")] == [True] * 4
+    wrong = await said(*create, "--window", "at night")
+    assert wrong.exit_code == 2
+    assert "is no window" in wrong.output
+    rolling = rollout_policy(waves=["canary=1"], approve=True, where=["name=cli-*"])
+    name = (await begin(town, f"{PROJECT}/models/{model}", policy=rolling)).name
+    await seen(town, name, lambda now: waves_of(now) == ["PASSED", "AWAITING_APPROVAL"], "the second wave waits")
+    ident = name.rsplit("/", 1)[1]
+    assert "paused" in (await said("deploy", "pause", ident)).output
+    assert (await said("deploy", "approve", ident)).exit_code == 0
+    assert (await said("deploy", "resume", ident)).exit_code == 0
+    watched = await said("--json", "deploy", "watch", ident)
+    assert [wave["state"] for wave in json.loads(watched.output)["waves"]] == ["STATE_PASSED"] * 2
+    told = await said("deploy", "timeline", ident, "cli-1")
+    assert [step in told.output for step in ("planned", "begun", "install", "activate")] == [True] * 4
+    assert (await said("deploy", "timeline", ident, "nobody")).exit_code == 2
+    again = await said("deploy", "resume", ident)
+    assert getattr(again.exception, "reason", "") == "DEPLOYMENT_ENDED"
 
 
 async def test_a_policy_that_makes_no_sense_is_refused_before_anything_is_done(town: World) -> None:
