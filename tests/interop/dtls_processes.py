@@ -74,12 +74,14 @@ async def peer_of(folder: Path, front: str, identity: str, secret: bytes) -> Asy
 
 
 @asynccontextmanager
-async def front_of(folder: Path, scratch: Path, bridge: str, coap: str) -> AsyncIterator[str]:
+async def front_of(
+    folder: Path, scratch: Path, bridge: str, coap: str, *, listen: str = "127.0.0.1:0"
+) -> AsyncIterator[str]:
     """A front before a bridge (`bridge` its gRPC address, `coap` its CoAP socket); yields the address that it serves."""
-    file = scratch / "front-address"
+    file = scratch / f"front-of-{coap.rpartition(':')[2]}"
     file.unlink(missing_ok=True)
     settings = {
-        "TINYMLAAS_LISTEN": "127.0.0.1:0",
+        "TINYMLAAS_LISTEN": listen,
         "TINYMLAAS_BRIDGE_ADDRESS": bridge,
         "TINYMLAAS_COAP_ADDRESS": coap,
         "TINYMLAAS_ADDRESS_FILE": str(file),

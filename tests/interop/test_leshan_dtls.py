@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+from pathlib import Path
+
 from lwm2m_rig import digest_of, eventually, run_install, within
 
+from dtls_processes import front_of
 from leshan_peer import Peers
-from secured_bridge import IMAGE, Nat, Secured
-from tinymlaas_lwm2m_bridge import InstallRequest, Step, Transfer
+from secured_bridge import IMAGE, Nat, Secured, rig_of, serving
+from tinymlaas_lwm2m_bridge import Account, BootstrapSettings, CoapSettings, InstallRequest, Step, Transfer
 
 ENDPOINT = "leshan-1"
 
@@ -76,3 +80,39 @@ async def test_a_leshan_client_with_a_wrong_key_opens_no_session(secured: Secure
     await client.event("registration failed")
     assert secured.sessions.of_identity(key.identity) == []
     assert secured.bridge.directory.all() == []
+
+
+async def test_the_key_of_a_leshan_client_is_rotated_by_bootstrap(programs: Path, peers: Peers, tmp_path: Path) -> None:
+    """DO-SEC-012, DO-BOOT-003: the device keeps its bootstrap key; each bootstrap gives it a new one for the bridge."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        listen = f"127.0.0.1:{probe.getsockname()[1]}"
+    rig, keys = rig_of(tmp_path)
+    factory, secret = keys.create(ENDPOINT, bootstrap=True)
+    account = Account(f"coaps://{listen}", lifetime_s=60)
+    bootstrap = BootstrapSettings(CoapSettings(port=0))
+    async with serving(rig, keys, bootstrap=bootstrap, account=account, issue_key=keys.reissue) as served:
+        bridge, sessions, address = served
+        assert bridge.bootstrap is not None
+        at = bridge.endpoint.address.removeprefix("coap://")
+        commissioning = bridge.bootstrap.address.removeprefix("coap://")
+        async with (
+            front_of(programs, tmp_path, address, at, listen=listen),
+            front_of(programs, tmp_path, address, commissioning) as entrance,
+        ):
+            client = await peers.client(
+                ENDPOINT, bootstrap=f"coaps://{entrance}", identity=factory.identity, key=secret.hex()
+            )
+            await client.event("bootstrapped")
+            await client.event("registered")
+            (first,) = (key.identity for key in keys.of_endpoint(ENDPOINT) if not key.bootstrap)
+            assert len(sessions.of_identity(first)) == 1
+            rig.clock.now += 1
+            await within(bridge.trigger_bootstrap(ENDPOINT))
+            await client.event("bootstrapped")
+            await client.event("registered")
+            (second,) = (key.identity for key in keys.of_endpoint(ENDPOINT) if not key.bootstrap)
+            assert second != first
+            assert factory.identity in [key.identity for key in keys.of_endpoint(ENDPOINT)]
+            record = await within(bridge.read_capabilities(ENDPOINT))
+            assert record.capabilities.slots

@@ -40,7 +40,7 @@ import org.eclipse.leshan.transport.californium.client.endpoint.coaps.CoapsClien
 /**
  * An ordinary LwM2M 1.1 device on Eclipse Leshan: objects 3, 4, 5, 9 (two instances) and 3303.
  *
- * Options: --endpoint, --server URI or --bootstrap URI, --identity and --key (hexadecimal) of a pre-shared key for a coaps server, --patience ms for an answer, --lifetime s, --queue true, --firmware-only true (no object 9), --models folder of OMA definitions.
+ * Options: --endpoint, --server URI or --bootstrap URI, --identity and --key (hexadecimal) of a pre-shared key for a coaps one, --patience ms for an answer, --lifetime s, --queue true, --firmware-only true (no object 9), --models folder of OMA definitions.
  * Commands, one JSON object a line: {"do": "temperature", "value": 21.5}, "update", "sleep", "wake", "stop".
  */
 public final class Client {
@@ -82,8 +82,15 @@ public final class Client {
         if (!options.containsKey("identity")) {
             return Security.noSec(options.get("server"), SERVER_ID);
         }
-        byte[] key = HexFormat.of().parseHex(options.get("key"));
-        return Security.psk(options.get("server"), SERVER_ID, options.get("identity").getBytes(StandardCharsets.UTF_8), key);
+        return Security.psk(options.get("server"), SERVER_ID, identity(options), key(options));
+    }
+
+    private static byte[] identity(Map<String, String> options) {
+        return options.get("identity").getBytes(StandardCharsets.UTF_8);
+    }
+
+    private static byte[] key(Map<String, String> options) {
+        return HexFormat.of().parseHex(options.get("key"));
     }
 
     private static List<LwM2mObjectEnabler> objects(Map<String, String> options, Configuration configuration,
@@ -93,7 +100,9 @@ public final class Client {
         ObjectsInitializer initializer = new ObjectsInitializer(new StaticModel(models));
         String bootstrap = options.get("bootstrap");
         if (bootstrap != null) {
-            initializer.setInstancesForObject(LwM2mId.SECURITY, Security.noSecBootstrap(bootstrap));
+            initializer.setInstancesForObject(LwM2mId.SECURITY,
+                    options.containsKey("identity") ? Security.pskBootstrap(bootstrap, identity(options), key(options))
+                            : Security.noSecBootstrap(bootstrap));
             initializer.setClassForObject(LwM2mId.SERVER, Server.class);
         } else {
             long lifetime = Long.parseLong(options.getOrDefault("lifetime", "60"));
