@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tinymlaas.gateway.v1 import deployments_pb2, rollouts_pb2
 from tinymlaas.registry.v1 import devices_pb2
 from tinymlaas.type.v1 import target_pb2
-from tinymlaas_gateway.core import cohort, rollout_view
+from tinymlaas_gateway.core import cohort, rollout_view, waves
 from tinymlaas_gateway.core.policy import policy_of
 from tinymlaas_gateway.core.waves import Dependency
 from tinymlaas_servicekit import InvalidArgument
@@ -196,3 +196,16 @@ def test_a_dependency_is_met_where_it_made_the_device_active_or_succeeded_withou
     assert rollout_view.dependency(before, "d") is met
     assert rollout_view.together([Dependency.MET, met]) is met
     assert rollout_view.together([]) is Dependency.MET
+
+
+def test_the_time_in_which_no_gateway_looked_makes_no_device_stuck() -> None:
+    """DO-ROLL-009, 012: bridges go on with installs while the gateway is away."""
+    body = Deployment(state=Deployment.STATE_RUNNING)
+    body.waves.add(name="all", state=rollouts_pb2.Wave.STATE_RUNNING)
+    item = body.rollouts.add(device="d", state=Rollout.STATE_INSTALLING, start_time=rollout_view.stamp(100.0))
+    rollout_view.noted(item, 100.0, "install")
+    made = policy(stuckAfter="600s")
+    for since, stuck in ((0.0, ("d",)), (9_900.0, ())):
+        devices = rollout_view.devices_now(body, {}, since)
+        now = rollout_view.facts(body, 10_000.0, cancelled=False)
+        assert waves.decide(made, rollout_view.waves_now(body), devices, now).stuck == stuck

@@ -164,20 +164,27 @@ class BridgeDirectory:
                 self._owners[device] = entry
 
     async def install(self, request: bridge_pb2.InstallRequest) -> AsyncIterator[bridge_pb2.InstallResponse]:
-        """Follow an install to its terminal step; asked again, with the same id, whenever the bridge went away."""
+        """Follow an install to its terminal step; asked again, with the same id, whenever the bridge went away.
+
+        One that sleeping devices keep waiting says nothing for hours: only the time counts in which the bridge is away.
+        """
         loop = asyncio.get_running_loop()
-        last_sign = loop.time()
+        away: float | None = None
         while True:
+            began = loop.time()
             try:
                 async for event in self._stub(request.device).Install(request):
-                    last_sign = loop.time()
+                    away = None
                     yield event
                 return
             except (grpc.RpcError, ServiceError) as error:
                 adapted = adapt(error)
                 if isinstance(error, grpc.RpcError):
                     self._learn(request.device, error)
-                if not isinstance(adapted, Unavailable) or loop.time() - last_sign > self._patience:
+                now = loop.time()
+                if away is None or now - began > self._patience:  # a call that lasted so long was a connection
+                    away = now
+                if not isinstance(adapted, Unavailable) or now - away > self._patience:
                     raise (adapted or error) from error
             await asyncio.sleep(RECONNECT_SECONDS)
 

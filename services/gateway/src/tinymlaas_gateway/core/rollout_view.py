@@ -61,15 +61,17 @@ def make_waves(
     count(body)
 
 
-def devices_now(body: deployments_pb2.Deployment, dependencies: Mapping[str, Dependency]) -> tuple[DeviceNow, ...]:
-    """The admitted devices of a deployment."""
+def devices_now(
+    body: deployments_pb2.Deployment, dependencies: Mapping[str, Dependency], since: float = 0.0
+) -> tuple[DeviceNow, ...]:
+    """The admitted devices of a deployment. What moved before `since`, when nobody could see it, counts as moved then."""
     return tuple(
         DeviceNow(
             name=item.device,
             wave=min(item.wave, max(len(body.waves) - 1, 0)),
             state=item.state,
             start=seconds_of(item.start_time) if item.HasField("start_time") else None,
-            moved=seconds_of(item.progress_time),
+            moved=max(since, seconds_of(item.progress_time)),
             draw=cohort.draw(body.name, item.device, "jitter"),
             stuck=item.stuck,
             degraded=item.feedback.HasField("objection"),

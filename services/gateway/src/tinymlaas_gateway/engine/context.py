@@ -67,11 +67,14 @@ class Context:
     clock: Callable[[], float] = time.time
     # Id of the signing key, hex.
     key_id: str = field(init=False)
+    # When this process began to see what happens.
+    started: float = field(init=False)
     compile_slots: asyncio.Semaphore = field(init=False)
     # CheckModel calls under way, by event loop and digest.
     checks: dict[tuple[int, str], asyncio.Task[compiler_pb2.CheckModelResult]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.started = self.clock()
         self.key_id = tim.key_id(tim.raw_public_key(self.key)).hex()
         self.compile_slots = asyncio.Semaphore(self.limits.compiles_at_once)
 

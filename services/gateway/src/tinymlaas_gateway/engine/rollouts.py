@@ -71,7 +71,7 @@ async def decide(context: Context, name: str, policy: Policy) -> tuple[Decision,
         now = context.clock()
         facts = rollout_view.facts(body, now, cancelled=record.cancel_requested)
         decision = waves.decide(
-            policy, rollout_view.waves_now(body), rollout_view.devices_now(body, dependencies), facts
+            policy, rollout_view.waves_now(body), rollout_view.devices_now(body, dependencies, context.started), facts
         )
         rollout_view.apply(body, decision, now)
         decisions.append(decision)
