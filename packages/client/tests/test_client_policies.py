@@ -45,7 +45,7 @@ def test_waves_are_counts_or_percentages_with_a_name_before_them(text: str, mess
         ("22:00+4h Europe/Berlin", {"start": "22:00", "duration": "14400s", "timeZone": "Europe/Berlin"}),
         (
             "08:30+30m sat,sunday UTC",
-            {"start": "08:30", "duration": "1800s", "days": ["SATURDAY", "SUNDAY"], "timeZone": "UTC"},
+            {"start": "08:30", "duration": "1800s", "days": ["DAY_SATURDAY", "DAY_SUNDAY"], "timeZone": "UTC"},
         ),
     ],
 )

@@ -50,7 +50,7 @@ def test_a_window_that_is_open_counts_else_the_next_one(now: str, begin: str, en
 
 
 def test_days_are_those_of_the_time_zone() -> None:
-    saturdays = window_of(window("00:30", 2, "Europe/Berlin", (Day.SATURDAY,)))
+    saturdays = window_of(window("00:30", 2, "Europe/Berlin", (Day.DAY_SATURDAY,)))
     found = opening([saturdays], at("2026-03-06T12:00"))
     assert found is not None
     assert found.begin == at("2026-03-07T00:30", BERLIN) == at("2026-03-06T23:30")

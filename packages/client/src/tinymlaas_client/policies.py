@@ -14,7 +14,7 @@ from tinymlaas.type.v1 import target_pb2
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20}
 _Day = rollouts_pb2.MaintenanceWindow.Day
-_DAYS = {name[:3].lower(): _Day.Value(name) for name in _Day.keys() if name != "DAY_UNSPECIFIED"}  # noqa: SIM118
+_DAYS = {name[4:7].lower(): _Day.Value(name) for name in _Day.keys() if name != "DAY_UNSPECIFIED"}  # noqa: SIM118
 _LISTS = {
     "name": "names",
     "manufacturer": "manufacturers",

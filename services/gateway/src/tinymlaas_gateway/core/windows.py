@@ -47,7 +47,7 @@ def window_of(message: rollouts_pb2.MaintenanceWindow) -> Window:
     if not MIN_SECONDS <= seconds <= MAX_SECONDS:
         raise _invalid("duration", f"{seconds:g}s", "one minute to seven days")
     if any(not 1 <= day <= 7 for day in message.days):
-        raise _invalid("days", ", ".join(str(int(day)) for day in message.days), "MONDAY to SUNDAY")
+        raise _invalid("days", ", ".join(str(int(day)) for day in message.days), "DAY_MONDAY to DAY_SUNDAY")
     days = frozenset(int(day) - 1 for day in message.days) or frozenset(range(7))
     return Window(time(int(clock[1]), int(clock[2])), seconds, days, _zone(message.time_zone))
 

@@ -48,6 +48,12 @@ async def _plain(function: Callable[..., Awaitable[Result]], *args: Any) -> Resu
     return await function(_current(), *args)
 
 
+def _unless_stopped(error: Exception) -> None:
+    """Raise what breaks off because this gateway stops: it is no outcome, the next launch does the step again."""
+    if _context is None:
+        raise error
+
+
 def workflow_id(kind: str, *names: str) -> str:
     """Id of the workflow of a resource."""
     return ":".join((kind, *names))
@@ -84,6 +90,7 @@ async def candidate_workflow(build: str, plugin: str) -> str | None:
         module: str | None = await _step("seal", seal.seal, build, plugin, compiled, profiled, referenced, verified)
         return module
     except Exception as error:
+        _unless_stopped(error)
         log.error("a candidate broke", build=build, plugin=plugin, exc_info=error)
         await _step("broken", _candidate_broken, build, plugin, type(error).__name__)
         return None
@@ -115,6 +122,7 @@ async def device_workflow(deployment: str, device: str) -> str:
     try:
         return await _device_steps(deployment, device)
     except Exception as error:
+        _unless_stopped(error)
         log.error("a device's workflow broke", deployment=deployment, device=device, exc_info=error)
         await _step("broken", _device_broken, deployment, device, type(error).__name__)
         return deployments_pb2.DeviceRollout.State.Name(deployments_pb2.DeviceRollout.STATE_FAILED)
@@ -164,6 +172,7 @@ async def _act(context: Context, action: str, deployment: str, device: str, buil
             return await devices.activate(context, deployment, device)
         return await devices.roll_back(context, deployment, device)
     except Exception as error:
+        _unless_stopped(error)
         log.error("a step on a device broke", deployment=deployment, device=device, action=action, exc_info=error)
         fault = devices.error_status(error)
         await devices.edit(context, deployment, device, lambda item: item.error.CopyFrom(fault))
@@ -199,6 +208,7 @@ async def rollout_workflow(deployment: str) -> str:
         await _step("stop builds", _stop_builds, deployment)
         await _roll_back_each(deployment, await _step("to roll back", rollouts.to_roll_back, deployment))
     except Exception as error:
+        _unless_stopped(error)
         log.error("a deployment broke", deployment=deployment, exc_info=error)
         await _step("broken", _deployment_broken, deployment, type(error).__name__)
     return await _step("finish", deployments.finish, deployment)

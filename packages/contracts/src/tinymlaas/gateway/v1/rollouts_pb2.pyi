@@ -230,23 +230,23 @@ class MaintenanceWindow(_message.Message):
     class _DayEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[MaintenanceWindow._Day.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         DAY_UNSPECIFIED: MaintenanceWindow._Day.ValueType  # 0
-        MONDAY: MaintenanceWindow._Day.ValueType  # 1
-        TUESDAY: MaintenanceWindow._Day.ValueType  # 2
-        WEDNESDAY: MaintenanceWindow._Day.ValueType  # 3
-        THURSDAY: MaintenanceWindow._Day.ValueType  # 4
-        FRIDAY: MaintenanceWindow._Day.ValueType  # 5
-        SATURDAY: MaintenanceWindow._Day.ValueType  # 6
-        SUNDAY: MaintenanceWindow._Day.ValueType  # 7
+        DAY_MONDAY: MaintenanceWindow._Day.ValueType  # 1
+        DAY_TUESDAY: MaintenanceWindow._Day.ValueType  # 2
+        DAY_WEDNESDAY: MaintenanceWindow._Day.ValueType  # 3
+        DAY_THURSDAY: MaintenanceWindow._Day.ValueType  # 4
+        DAY_FRIDAY: MaintenanceWindow._Day.ValueType  # 5
+        DAY_SATURDAY: MaintenanceWindow._Day.ValueType  # 6
+        DAY_SUNDAY: MaintenanceWindow._Day.ValueType  # 7
 
     class Day(_Day, metaclass=_DayEnumTypeWrapper): ...
     DAY_UNSPECIFIED: MaintenanceWindow.Day.ValueType  # 0
-    MONDAY: MaintenanceWindow.Day.ValueType  # 1
-    TUESDAY: MaintenanceWindow.Day.ValueType  # 2
-    WEDNESDAY: MaintenanceWindow.Day.ValueType  # 3
-    THURSDAY: MaintenanceWindow.Day.ValueType  # 4
-    FRIDAY: MaintenanceWindow.Day.ValueType  # 5
-    SATURDAY: MaintenanceWindow.Day.ValueType  # 6
-    SUNDAY: MaintenanceWindow.Day.ValueType  # 7
+    DAY_MONDAY: MaintenanceWindow.Day.ValueType  # 1
+    DAY_TUESDAY: MaintenanceWindow.Day.ValueType  # 2
+    DAY_WEDNESDAY: MaintenanceWindow.Day.ValueType  # 3
+    DAY_THURSDAY: MaintenanceWindow.Day.ValueType  # 4
+    DAY_FRIDAY: MaintenanceWindow.Day.ValueType  # 5
+    DAY_SATURDAY: MaintenanceWindow.Day.ValueType  # 6
+    DAY_SUNDAY: MaintenanceWindow.Day.ValueType  # 7
 
     START_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
