@@ -36,7 +36,11 @@ class TimelineEvent(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     step: _builtins.str
+    """planned, rejected, joined, begun, build, install, downloading, downloaded, delivered, installed, self_testing, ready, activate,
+    active, stuck, feedback, failed, cancelled, rolled back, ...: for people, not for programs.
+    """
     detail: _builtins.str
+    """What the device or bridge answered, or what it is about."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
