@@ -61,9 +61,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", nargs="*", default=names, help=f"which of {', '.join(names)}; default: all")
     parser.add_argument("--all-targets", action="store_true", help="every model on every CPU")
-    parser.add_argument(
-        "--native", action="store_true", help="only compiler-tvm: payloads of the others are the same everywhere"
-    )
+    parser.add_argument("--native", action="store_true", help=f"only {compilers.NATIVE}")
+    parser.add_argument("--compiler", action="append", default=[], help="only this plugin; may be repeated")
     parser.add_argument("--models", nargs="*", default=list(compilers.MODELS), help="only these")
     parser.add_argument("--targets", nargs="*", default=list(compilers.TARGETS), help="only these")
     arguments = parser.parse_args()
@@ -72,5 +71,6 @@ if __name__ == "__main__":
         parser.error(f"unknown part {unknown[0]!r}; known: {', '.join(names)}")
     every = compilers.ALL_PAIRS if arguments.all_targets else compilers.PAIRS
     pairs = [pair for pair in every if pair[0] in arguments.models and pair[1] in arguments.targets]
+    plugins = [*arguments.compiler, *([compilers.NATIVE] if arguments.native else [])]
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        asyncio.run(main(arguments.part, pairs, [compilers.NATIVE] if arguments.native else [], Path(folder)))
+        asyncio.run(main(arguments.part, pairs, plugins, Path(folder)))
