@@ -93,8 +93,12 @@ def module_for(
     key: Ed25519PrivateKey = KEY,
     isa: Isa | None = None,
     padding: int = 0,
+    scores: bool = False,
 ) -> bytes:
-    """Make a signed module whose golden vector expects inputs plus `golden_add` (default: what it computes)."""
+    """Make a signed module whose golden vector expects inputs plus `golden_add` (default: what it computes).
+
+    With `scores` its output is quantized as softmax is: from 0 to 1.
+    """
     cpu = cpu_named(cpu_name)
     inputs = bytes(range(WIDTH))
     expected = bytes((value + (add if golden_add is None else golden_add)) & 0xFF for value in inputs)
@@ -105,7 +109,14 @@ def module_for(
         payload=payload_for(cpu_name, add, spoil, returns) + bytes(padding),
         tensors=(
             Tensor(TensorKind.INPUT, DType.INT8, (1, WIDTH), scale=0.5, arena_offset=0),
-            Tensor(TensorKind.OUTPUT, DType.INT8, (1, WIDTH), scale=0.5, arena_offset=WIDTH),
+            Tensor(
+                TensorKind.OUTPUT,
+                DType.INT8,
+                (1, WIDTH),
+                scale=1 / 256 if scores else 0.5,
+                zero_point=-128 if scores else 0,
+                arena_offset=WIDTH,
+            ),
         ),
         arena_bytes=arena_bytes,
         stack_bytes=stack_bytes,

@@ -94,6 +94,16 @@ def test_a_module_is_installed_tested_activated_and_run_on_every_board(name: str
     board.close()
 
 
+def test_a_run_has_a_confidence_where_the_module_tells_scores(board: VirtualBoard) -> None:
+    """DO-OBS-003."""
+    install(board, 0, module_for("cortex-m4"))
+    assert board.invoke(INPUT).confidence is None
+    install(board, 1, module_for("cortex-m4", scores=True))
+    signed = [value - 256 if value > 127 else value for value in plus(INPUT, 1)]
+    assert board.invoke(INPUT).confidence == (max(signed) + 128) / 256
+    board.close()
+
+
 def test_the_firmwares_own_ram_counts_against_the_board(board: VirtualBoard) -> None:
     free = board.ram_free()
     assert 0 < free < board.spec.ram_total - 4096
