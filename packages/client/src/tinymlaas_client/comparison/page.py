@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from importlib import resources
 
-from tinymlaas_client.comparison.charts import STYLE, Point, mark, scatter
+from tinymlaas_client.comparison.charts import COLOURS, STYLE, Point, mark, scatter
 from tinymlaas_client.comparison.peers import peer_method, peer_name, peer_of
 from tinymlaas_client.comparison.race import Comparison, Entry, Figure
 from tinymlaas_client.figures import METHOD_NAMES
@@ -72,7 +72,7 @@ def _points(comparison: Comparison, metric: str, colours: dict[str, int], shapes
 
 
 def _labels(comparison: Comparison, metric: str) -> dict[int, str]:
-    """Name each target once, at its fastest module; targets that coincide in the plot share one label."""
+    """Name each target once, at its fastest module; targets whose names would run into each other share one label."""
     spots: list[tuple[int, float, float, list[str]]] = []
     for target in comparison.targets():
         own = [
@@ -85,7 +85,7 @@ def _labels(comparison: Comparison, metric: str) -> dict[int, str]:
         if not own:
             continue
         y, x, index = min(own)
-        near = next((spot for spot in spots if abs(x / spot[1] - 1) < 0.05 and abs(y / spot[2] - 1) < 0.05), None)
+        near = next((spot for spot in spots if abs(x / spot[1] - 1) < 0.15 and abs(y / spot[2] - 1) < 0.05), None)
         if near is None:
             spots.append((index, x, y, [target]))
         else:
@@ -134,7 +134,7 @@ def _plain_mark(shape: str, *, hollow: bool = False) -> str:
 
 
 def _target_rows(comparison: Comparison, target: str, colour: int) -> str:
-    swatch = f'<span class="swatch" style="background: var(--c{colour})"></span>'
+    swatch = f'<span class="swatch" style="background: var(--c{colour % COLOURS})"></span>'
     rows = [f'<tbody><tr><td colspan="8">{swatch}<b>{escape(target)}</b></td></tr>']
     for entry in (each for each in comparison.entries if each.target == target):
         name = escape(entry.label) + (" ◆" if entry.pareto else "")
