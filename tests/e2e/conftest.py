@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+import otlp_sink
 from suite_rig import RunningSuite, start_suite, suite_below
 from tinymlaas_client import AsyncClient
 
@@ -14,10 +15,11 @@ from tinymlaas_client import AsyncClient
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSuite]:
     """One suite for all tests that leave it as they found it."""
     state = tmp_path_factory.mktemp("suite")
-    try:
-        yield start_suite(state)
-    finally:
-        suite_below(state).stop()
+    with otlp_sink.running() as sink:
+        try:
+            yield start_suite(state, sink)
+        finally:
+            suite_below(state).stop()
 
 
 @pytest.fixture

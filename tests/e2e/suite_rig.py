@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from otlp_sink import Sink
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
 from tinymlaas_client import AsyncClient
 from tinymlaas_client.cli._context import Session
@@ -27,6 +28,7 @@ class RunningSuite:
 
     suite: Suite
     session: Session
+    sink: Sink
 
     def client(self) -> AsyncClient:
         """A new connection to its gateway."""
@@ -69,14 +71,18 @@ async def finished_deployment(client: AsyncClient, name: str) -> deployments_pb2
         return await client.wait_deployment(name)
 
 
-def suite_below(state: Path) -> Suite:
-    """The embedded suite with its state in this folder, started or not."""
-    return Suite(load_manifest(ROOT / "deploy" / "local" / "suite.toml"), state)
+def suite_below(state: Path, **settings: str) -> Suite:
+    """The embedded suite with its state in this folder, started or not; `settings` are for each of its processes."""
+    manifest = load_manifest(ROOT / "deploy" / "local" / "suite.toml")
+    processes = tuple(replace(spec, settings={**spec.settings, **settings}) for spec in manifest.processes)
+    return Suite(replace(manifest, processes=processes), state)
 
 
-def start_suite(state: Path) -> RunningSuite:
-    """Start every process of the embedded suite below `state`."""
+def start_suite(state: Path, sink: Sink | None = None) -> RunningSuite:
+    """Start every process of the embedded suite below `state`; what they tell of themselves goes to `sink`."""
     session = Session(address="", token_file=None, project="default", state=state, as_json=True)
-    running = RunningSuite(suite_below(state), session)
+    often = {"OTEL_METRIC_EXPORT_INTERVAL": "2000", "OTEL_BSP_SCHEDULE_DELAY": "1000"}
+    settings = {} if sink is None else {"TINYMLAAS_OTLP_ENDPOINT": sink.address, **often}
+    running = RunningSuite(suite_below(state, **settings), session, sink or Sink())
     asyncio.run(running.start_missing())
     return running

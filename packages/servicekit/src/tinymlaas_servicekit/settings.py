@@ -42,6 +42,7 @@ class ServiceSettings(BaseSettings):
     otlp_endpoint: str | None = Field(
         default=None, description="host:port or URL of an OTLP/gRPC collector; none: no export"
     )
+    metrics_listen: str = Field(default="", description="host:port that serves /metrics to Prometheus; empty: none")
     grace_seconds: float = Field(default=10.0, ge=0, description="time for running calls to end after SIGTERM")
     max_message_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
     max_concurrent_streams: int = Field(default=256, ge=1)

@@ -1,26 +1,31 @@
-"""Logs and traces: structlog lines that carry trace ids, OpenTelemetry spans, W3C context through every hop."""
+"""Logs, traces, metrics: structlog lines that carry trace ids, OpenTelemetry spans, W3C context through every hop."""
 
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import sys
-from collections.abc import AsyncIterator, MutableMapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Iterator, MutableMapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any
 
 import grpc
 import structlog
 from opentelemetry import context as otel_context
-from opentelemetry import propagate, trace
+from opentelemetry import metrics, propagate, trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from ._calls import OPEN_SERVICES, Call, CallInterceptor
+from .metrics import measure
 from .settings import ServiceSettings
 
 _TRACER = "tinymlaas.servicekit"
+_CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 def add_trace_ids(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -67,17 +72,40 @@ def configure_logging(settings: ServiceSettings) -> None:
 
 
 def configure_tracing(settings: ServiceSettings, service: str) -> None:
-    """Makes spans real; exports them by OTLP when an endpoint is set. Called once per process."""
-    provider = TracerProvider(resource=Resource.create({"service.name": service}))
+    """Makes spans real; exports them and metrics by OTLP, and serves metrics to scrapers, where set. Once per process."""
+    resource = Resource.create({"service.name": service, "service.instance.id": _instance(settings)})
+    provider = TracerProvider(resource=resource)
+    readers: list[Any] = []
+    # Imported late: the exporters are heavy, and most processes (tests, laptops) export nothing.
     if settings.otlp_endpoint:
-        # Imported late: the exporter is heavy, and most processes (tests, laptops) export nothing.
+        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
-        insecure = not settings.otlp_endpoint.startswith("https://")
-        provider.add_span_processor(
-            BatchSpanProcessor(OTLPSpanExporter(endpoint=settings.otlp_endpoint, insecure=insecure))
-        )
+        target: dict[str, Any] = {
+            "endpoint": settings.otlp_endpoint,
+            "insecure": not settings.otlp_endpoint.startswith("https://"),
+        }
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(**target)))
+        # How often: OTEL_METRIC_EXPORT_INTERVAL and OTEL_BSP_SCHEDULE_DELAY, in milliseconds, as for every OpenTelemetry SDK.
+        readers.append(PeriodicExportingMetricReader(OTLPMetricExporter(**target)))
+    if settings.metrics_listen:
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+        from . import prometheus
+
+        readers.append(InMemoryMetricReader())
+        prometheus.serve(settings.metrics_listen, readers[-1])
+    if readers:
+        from opentelemetry.sdk.metrics import MeterProvider
+
+        metrics.set_meter_provider(MeterProvider(readers, resource))
     trace.set_tracer_provider(provider)
+
+
+def _instance(settings: ServiceSettings) -> str:
+    """What tells this process from others of its service: the name that it is configured with, else host and process id."""
+    return str(getattr(settings, "instance", "")) or f"{socket.gethostname()}:{os.getpid()}"
 
 
 class TelemetryInterceptor(CallInterceptor):
@@ -99,12 +127,20 @@ async def _spanned(call: Call) -> AsyncIterator[None]:
         {"rpc.system": "grpc", "rpc.service": call.service, "rpc.method": call.method.rsplit("/", 1)[-1]}
     )
     token = otel_context.attach(trace.set_span_in_context(span, parent))
+    began = time.perf_counter()
     try:
         yield
     finally:
         code = call.context.code()
         number = code.value[0] if isinstance(code, grpc.StatusCode) else int(code or 0)
         span.set_attribute("rpc.grpc.status_code", number)
+        measure(
+            "tinymlaas.rpc.duration",
+            time.perf_counter() - began,
+            service=call.service,
+            method=call.method.rsplit("/", 1)[-1],
+            code=_CODES.get(number, "UNKNOWN"),
+        )
         if number:
             span.set_status(Status(StatusCode.ERROR, call.context.details() or ""))
         otel_context.detach(token)
@@ -116,3 +152,29 @@ def context_headers() -> list[tuple[str, str]]:
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
     return list(carrier.items())
+
+
+def traceparent() -> str:
+    """The current trace context as one line (W3C traceparent), to be kept with work that goes on later; "" without one."""
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return carrier.get("traceparent", "")
+
+
+@contextmanager
+def traced(name: str, parent: str = "", kind: SpanKind = SpanKind.INTERNAL, **attributes: str | int) -> Iterator[None]:
+    """Runs a block inside a span: a child of `parent` (a traceparent that was kept), else of the current span.
+
+    An error that leaves the block marks the span with its reason or type and passes on; its text stays out of the trace.
+    """
+    context = propagate.extract({"traceparent": parent}) if parent else None
+    span = trace.get_tracer(_TRACER).start_span(name, context=context, kind=kind, attributes=attributes)
+    token = otel_context.attach(trace.set_span_in_context(span, context))
+    try:
+        yield
+    except BaseException as error:
+        span.set_status(Status(StatusCode.ERROR, str(getattr(error, "reason", "")) or type(error).__name__))
+        raise
+    finally:
+        otel_context.detach(token)
+        span.end()

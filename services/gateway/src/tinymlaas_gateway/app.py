@@ -37,6 +37,7 @@ from .core import projection
 from .engine import deployments, durable
 from .engine.changes import Changes
 from .engine.context import Context, Limits
+from .engine.observed import observe
 from .engine.peers import Peers
 from .services.builds import BuildsServicer
 from .services.deployments import DeploymentsServicer
@@ -120,6 +121,7 @@ class Gateway:
             ),
         )
         peers = Peers(Leases(engine, instances, settings.instance, settings.lease_seconds), self.context)
+        stop_observing = observe(self.context)
         tasks = [asyncio.create_task(plugins.watch()), asyncio.create_task(bridges.watch())]
         try:
             try:
@@ -139,6 +141,7 @@ class Gateway:
                 credentials=settings.public_credentials(),
             )
         finally:
+            stop_observing()
             await durable.stop()
             await peers.stop()
             for task in tasks:

@@ -28,10 +28,12 @@ from tinymlaas_lwm2m import (
 )
 from tinymlaas_lwm2m.objects import SERVER
 from tinymlaas_module import TENTHS
+from tinymlaas_servicekit.metrics import watch
 
 from .coap.bootstrap import BootstrapServer, BootstrapSettings
 from .coap.endpoint import CoapEndpoint, CoapSettings
 from .coap.link import LinkSettings
+from .coap.traced import TracedLink
 from .core.bootstrap import Account, BootstrapRecord
 from .core.catalogue import Catalogue
 from .core.directory import Admission, Clock, Directory, admit_anyone
@@ -133,6 +135,7 @@ class Bridge:
         self._shapes = TensorShapes(artifacts)
         self.bootstrap: BootstrapServer | None = None
         self._expiry: asyncio.Task[None] | None = None
+        self._watches: list[Callable[[], None]] = []
         self._writer = RegistrationWriter(store)
         self.fleet = Fleet(
             FleetStore(store, self._settings.lease_s),
@@ -148,9 +151,9 @@ class Bridge:
         self.endpoint = await CoapEndpoint.start(
             self.directory, self._settings.coap, self._settings.link, self._library.kind_of, self._writer.written
         )
-        self._link = self.endpoint.link
+        self._link = TracedLink(self.endpoint.link)
         self._sleepers = Sleepers(self.directory, self._clock, awake_s=self._settings.awake_s)
-        self._link.heard = self._sleepers.heard
+        self.endpoint.link.heard = self._sleepers.heard
         self._surveyor = Surveyor(self._link, self._catalogue, self._library)
         self._records = Records(self.directory, self._surveyor)
         self._installer = Installer(
@@ -174,10 +177,16 @@ class Bridge:
         self.endpoint.serve()
         self._expiry = asyncio.create_task(self._expire(), name="expiry of registrations")
         self.fleet.start(self.directory, self._installer)
+        self._watches = [
+            watch("tinymlaas.devices.registered", lambda: [(len(self.directory), {})]),
+            watch("tinymlaas.installs.open", lambda: [(self._installer.running(), {})]),
+        ]
         log.info("bridge started", devices=len(self.directory), installs_resumed=resumed)
 
     async def close(self) -> None:
         """Stop; open installs stay open in the store, registrations stay registered."""
+        for stop in self._watches:
+            stop()
         if self._expiry is not None:
             self._expiry.cancel()
             with suppress(asyncio.CancelledError):

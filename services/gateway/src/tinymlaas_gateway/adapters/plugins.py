@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from tinymlaas.type.v1 import tensor_pb2
 from tinymlaas_pluginkit import ClientLimits, LogEvent, PluginCall, PluginClient, PluginUnavailable, ProgressEvent
 from tinymlaas_pluginkit.client import outputs_of
 from tinymlaas_servicekit import ServiceError, TlsFiles
+from tinymlaas_servicekit.metrics import measure
 
 from ..engine.ports import KnownPlugin, Listener, Sign
 from .catalogue import Catalogue
@@ -265,7 +267,9 @@ class PluginDirectory:
     ) -> tuple[compiler_pb2.CompileResult, bytes]:
         """Compile; digest and size of the payload hold."""
         seat, client = self._seat(plugin)
+        began = time.perf_counter()
         outcome = await self._run(seat, client.compile(header, model), listener)
+        measure("tinymlaas.compile.duration", time.perf_counter() - began, plugin=plugin)
         return outcome.result, outcome.blobs["payload"]
 
     async def import_model(

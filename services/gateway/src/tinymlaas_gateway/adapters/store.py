@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
 from tinymlaas_servicekit import sql
+from tinymlaas_servicekit.metrics import count
 from tinymlaas_servicekit.sql import WRITE, insert_if_absent, patient
 
 from .memory import ByteCache
@@ -54,10 +55,15 @@ class Resources(Generic[Body]):
         self._ended = ended
         self._lock = threading.Lock()
         self._listeners: list[Callable[[str], None]] = []
+        self._enders: list[Callable[[Body], None]] = []
 
     def on_change(self, listener: Callable[[str], None]) -> None:
         """Call `listener` with the name after each change, from whichever thread made it."""
         self._listeners.append(listener)
+
+    def on_end(self, listener: Callable[[Body], None]) -> None:
+        """Call `listener` with each resource that ends by a change of this process, from whichever thread made it."""
+        self._enders.append(listener)
 
     @patient
     def create(self, project: str, body: Body, fingerprint: str) -> tuple[Record[Body], bool]:
@@ -78,6 +84,8 @@ class Resources(Generic[Body]):
                 # The very same one is that of an earlier try, whose answer got lost on the way.
                 return record, record.revision == 1 and record.body == body
         self._tell(body.name)
+        if self._ended(body):
+            self._tell_end(body)
         return Record(body, 1, self._ended(body), False, fingerprint), True
 
     @patient
@@ -110,6 +118,8 @@ class Resources(Generic[Body]):
                 .values(body=data, revision=after.revision, ended=after.ended)
             )
         self._tell(name)
+        if after.ended and not before.ended:
+            self._tell_end(body)
         return after
 
     @patient
@@ -167,6 +177,10 @@ class Resources(Generic[Body]):
         body.ParseFromString(row.body)
         return Record(body, row.revision, row.ended, row.cancel_requested, row.fingerprint)
 
+    def _tell_end(self, body: Body) -> None:
+        for listener in self._enders:
+            listener(body)
+
     def _tell(self, name: str) -> None:
         for listener in self._listeners:
             listener(name)
@@ -183,7 +197,10 @@ class Results:
     async def known(self, kind: str, digest: str) -> bytes | None:
         """As `get`, for coroutines: without a thread where the result is in memory."""
         found = self._memory.get(f"{kind}/{digest}")
-        return found if found is not None else await asyncio.to_thread(self.get, kind, digest)
+        if found is None:
+            found = await asyncio.to_thread(self.get, kind, digest)
+        count("tinymlaas.cache.lookups", kind=kind, result="miss" if found is None else "hit")
+        return found
 
     @patient
     def get(self, kind: str, digest: str) -> bytes | None:

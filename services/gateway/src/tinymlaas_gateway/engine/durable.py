@@ -7,16 +7,18 @@ derived from resource names, so starting one twice runs it once. DBOS is one per
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import structlog
 from dbos import DBOS, DBOSConfig, SetWorkflowID
 from google.rpc import code_pb2
 
 from tinymlaas.gateway.v1 import deployments_pb2
+from tinymlaas_servicekit.telemetry import traced, traceparent
 
 from ..core import projection, rollout
 from ..core.objections import status
@@ -26,6 +28,7 @@ from .context import Context
 
 log = structlog.get_logger("tinymlaas.gateway")
 
+P = ParamSpec("P")
 Result = TypeVar("Result")
 # One version for good: workflows of an older gateway are recovered by a newer one. A change of a workflow's order of
 # steps has to keep old ids working (DBOS.patch) or be released as another workflow name.
@@ -41,11 +44,27 @@ def _current() -> Context:
 
 
 async def _step(name: str, function: Callable[..., Awaitable[Result]], *args: Any) -> Result:
-    return await DBOS.run_step_async({"name": name}, _plain, function, *args)
+    return await DBOS.run_step_async({"name": name}, _plain, name, traceparent(), function, *args)
 
 
-async def _plain(function: Callable[..., Awaitable[Result]], *args: Any) -> Result:
-    return await function(_current(), *args)
+async def _plain(name: str, parent: str, function: Callable[..., Awaitable[Result]], *args: Any) -> Result:
+    with traced(f"step {name}", parent):
+        return await function(_current(), *args)
+
+
+def in_trace(function: Callable[P, Awaitable[Result]]) -> Callable[P, Awaitable[Result]]:
+    """Makes a workflow go on in the trace of whoever asked for it, also after a restart: its input has the context.
+
+    Workflows that an older gateway began have none, and begin a trace of their own.
+    """
+
+    @functools.wraps(function)
+    async def run(*names: P.args, **kwargs: P.kwargs) -> Result:
+        parent = str(kwargs.pop("trace", ""))
+        with traced(function.__name__.replace("_", " "), parent, resource=str(names[0])):
+            return await function(*names, **kwargs)
+
+    return run
 
 
 def _unless_stopped(error: Exception) -> None:
@@ -62,10 +81,11 @@ def workflow_id(kind: str, *names: str) -> str:
 async def start(kind: str, function: Callable[..., Any], *names: str) -> Any:
     """Start a workflow, or return the handle of the one that has this id already."""
     with SetWorkflowID(workflow_id(kind, *names)):
-        return await DBOS.start_workflow_async(function, *names)
+        return await DBOS.start_workflow_async(function, *names, trace=traceparent())
 
 
 @DBOS.workflow(name="candidate")
+@in_trace
 async def candidate_workflow(build: str, plugin: str) -> str | None:
     """One compiler's run; returns its module, None when it gave none."""
     try:
@@ -104,6 +124,7 @@ async def _candidate_broken(context: Context, build: str, plugin: str, kind: str
 
 
 @DBOS.workflow(name="build")
+@in_trace
 async def build_workflow(build: str) -> str:
     """A race from its begin to its decision; returns the build's state."""
     plugins = await _step("begin", builds.begin, build)
@@ -117,6 +138,7 @@ async def build_workflow(build: str) -> str:
 
 
 @DBOS.workflow(name="rollout-device")
+@in_trace
 async def device_workflow(deployment: str, device: str) -> str:
     """What happens on one device, decided step by step by `rollout.next_action`; returns its end state."""
     try:
@@ -184,6 +206,7 @@ async def _stopped(context: Context, deployment: str, device: str) -> bool:
 
 
 @DBOS.workflow(name="rollout")
+@in_trace
 async def rollout_workflow(deployment: str) -> str:
     """Plan, a build for each distinct target, then device by device as `rollouts.advance` says; returns the state."""
     try:
@@ -215,11 +238,13 @@ async def rollout_workflow(deployment: str) -> str:
 
 
 @DBOS.workflow(name="deployment")
+@in_trace
 async def older_deployment_workflow(deployment: str) -> None:
     """A deployment of a gateway before rollouts had policies: `launch` goes on with it as a rollout."""
 
 
 @DBOS.workflow(name="device")
+@in_trace
 async def older_device_workflow(deployment: str, device: str, build: str) -> None:
     """A device of such a deployment."""
 
@@ -249,6 +274,7 @@ async def _deployment_broken(context: Context, deployment: str, kind: str) -> No
 
 
 @DBOS.workflow(name="rollback")
+@in_trace
 async def rollback_workflow(deployment: str, attempt: str) -> None:
     """Every device of an ended deployment back to the module before."""
     await _step("begin", _begin_rollback, deployment)

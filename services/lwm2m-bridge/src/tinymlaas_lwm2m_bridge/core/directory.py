@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from tinymlaas_lwm2m import ObjectLink
+from tinymlaas_servicekit.metrics import count
 
 from .errors import BridgeError, Reason
 from .registration import DeviceChange, RegisterQuery, Registration, UpdateQuery
@@ -241,6 +242,7 @@ class Directory:
         self._tell(DeviceChange.LOST, registration)
 
     def _tell(self, change: DeviceChange, registration: Registration) -> None:
+        count("tinymlaas.registrations", change=change.value)
         for queue in list(self._watchers):
             try:
                 queue.put_nowait(DeviceEvent(change, registration))

@@ -68,7 +68,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class InstallRecord:
-    """An install as stored. `attempts` counts transfers that were started; times are seconds since the epoch."""
+    """An install as stored. `attempts` counts transfers that were started; times are seconds since the epoch.
+
+    `trace` is the context (W3C traceparent) of the call that began it, so that what is done after a restart is in its trace.
+    """
 
     request: InstallRequest
     step: Step = Step.ACCEPTED
@@ -82,6 +85,7 @@ class InstallRecord:
     failure: Failure | None = None
     created_at: float = 0.0
     updated_at: float = 0.0
+    trace: str = ""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ import structlog
 
 from tinymlaas_lwm2m import MlRes, UpdateResult, UpdateState, ml
 from tinymlaas_module import Requirement
+from tinymlaas_servicekit.metrics import count
+from tinymlaas_servicekit.telemetry import traced, traceparent
 
 from .directory import Clock, Directory
 from .errors import BridgeError, Reason
@@ -102,6 +104,10 @@ class Installer:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def running(self) -> int:
+        """How many installs are worked on, waiting ones among them."""
+        return len(self._tasks)
+
     def device_lock(self, endpoint: str) -> asyncio.Lock:
         """The lock that whoever changes a device's modules holds."""
         return self._device_locks.setdefault(endpoint, asyncio.Lock())
@@ -128,7 +134,7 @@ class Installer:
         if record is None:
             self._directory.get(request.endpoint)
             now = self._clock()
-            record = InstallRecord(request, created_at=now, updated_at=now)
+            record = InstallRecord(request, created_at=now, updated_at=now, trace=traceparent())
             self._store.put_install(record)
         elif record.request != request:
             raise BridgeError(
@@ -190,6 +196,11 @@ class Installer:
             changed.set()
 
     async def _guard(self, record: InstallRecord) -> None:
+        request = record.request
+        with traced("install", record.trace, device=request.endpoint, install_id=request.install_id):
+            await self._drive(record)
+
+    async def _drive(self, record: InstallRecord) -> None:
         async with self.device_lock(record.request.endpoint):
             run = _Run(self, record)
             try:
@@ -494,6 +505,10 @@ class _Run:
             detail=detail,
             failure=failure,
         )
+        if step is not self._record.step:
+            count("tinymlaas.installs.steps", step=step.value)
+        if failure is not None:
+            count("tinymlaas.installs.failed", reason=failure.reason)
         self._save(step=step, failure=failure, cancelled=self._cancel.is_set())
         self._in._store.add_event(event)
         changed = self._in._changed.get(self._request.install_id)
