@@ -40,7 +40,7 @@ from tinymlaas_lwm2m import (
 from tinymlaas_lwm2m.execute import parse_arguments
 from tinymlaas_lwm2m.text import decode as decode_text
 from tinymlaas_lwm2m_bridge import BridgeError
-from tinymlaas_lwm2m_bridge.coap.packets import parse_request
+from tinymlaas_lwm2m_bridge.coap.packets import parse_request, plausible
 from tinymlaas_lwm2m_bridge.core.registration import parse_register, parse_update
 
 MAX_INPUT = 20_000
@@ -79,12 +79,16 @@ class Target:
 
 @dataclass
 class Report:
-    """What came of fuzzing one target; `failures` are (input, what was raised instead of an allowed error)."""
+    """What came of fuzzing one target; `failures` are (input, what was raised instead of an allowed error).
+
+    `slowest_s` is processor time, so that other work on the machine does not count.
+    """
 
     name: str
     inputs: int = 0
     accepted: int = 0
     slowest_s: float = 0.0
+    slowest: bytes = b""
     failures: list[tuple[bytes, str]] = field(default_factory=list)
 
 
@@ -92,7 +96,7 @@ def targets() -> list[Target]:
     """All decoders that read what a device or anybody else on the network sent."""
     found = [
         Target("CoAP, short way", parse_request, _packets(), ()),
-        Target("CoAP, aiocoap", aiocoap.Message.decode, _packets(), (UnparsableMessage, UnicodeDecodeError)),
+        Target("CoAP, aiocoap", _long_way, _packets(), (UnparsableMessage, UnicodeDecodeError)),
         Target("link format, registration", parse_registration, LINKS),
         Target("link format, discovery", parse_discovery, LINKS),
         Target("execute arguments", parse_arguments, (format_arguments({0: "7", 1: "a b"}), b"0='x',1,2='y'")),
@@ -120,7 +124,7 @@ def fuzz(target: Target, count: int, seed: int) -> Report:
         for data in _inputs(target.seeds, source, count):
             report.inputs += 1
             signal.setitimer(signal.ITIMER_VIRTUAL, HANG_S)
-            began = time.perf_counter()
+            began = time.process_time()
             try:
                 target.run(data)
                 report.accepted += 1
@@ -130,7 +134,9 @@ def fuzz(target: Target, count: int, seed: int) -> Report:
                 report.failures.append((data, f"{type(error).__name__}: {error}"))
                 if len(report.failures) >= 20:
                     break
-            report.slowest_s = max(report.slowest_s, time.perf_counter() - began)
+            spent = time.process_time() - began
+            if spent > report.slowest_s:
+                report.slowest_s, report.slowest = spent, data
     return report
 
 
@@ -236,6 +242,13 @@ def _seeds(content_format: Format) -> tuple[bytes, ...]:
         for index, base in enumerate(BASES)
         if any(base.covers(at) for at in VALUES)
     )
+
+
+def _long_way(data: bytes) -> object:
+    """As the bridge's intake hands datagrams on."""
+    if not plausible(data):
+        raise UnparsableMessage
+    return aiocoap.Message.decode(data)
 
 
 def _reader(content_format: Format) -> Callable[[bytes], object]:

@@ -184,6 +184,7 @@ async def test_a_datagram_that_aiocoap_can_not_read_is_dropped_and_the_next_one_
         asking.wire.send(Packet(kind, POST, 1, b"\x01", bad, LINKS), asking.server)
         asking.wire.transport.sendto(b"\x40", asking.server)
         asking.wire.transport.sendto(bytes(5000), asking.server)
+        asking.wire.transport.sendto(b"\x40\x02\x00\x01" + bytes(4000), asking.server)
     assert (await asking.ask(CON, POST, GOOD, LINKS)).code == code("2.01")
 
 
@@ -268,6 +269,35 @@ def test_what_an_independent_writer_wrote_is_read(token: bytes, mid: int, names:
     assert found is not None
     assert (found.mid, found.token, found.payload) == (mid, token, payload)
     assert (found.path, found.content_format) == ([name.decode() for name in names], 40)
+
+
+@pytest.mark.parametrize(
+    ("data", "plausible"),
+    [
+        (Packet(CON, POST, 1, b"12345678", GOOD, LINKS).bytes(), True),
+        (Packet(ACK, 0, 1).bytes(), True),
+        (Packet(ACK, 0, 1, b"t").bytes(), False),
+        (Packet(CON, GET, 1, b"", ((URI_PATH, bytes(300)), (URI_QUERY, bytes(13)))).bytes(), True),
+        (Packet(CON, GET, 1, b"", ((URI_PATH, b""),) * 64).bytes(), True),
+        (Packet(CON, GET, 1, b"", ((URI_PATH, b""),) * 65).bytes(), False),
+        (b"\x40\x01\x00\x01\xff", False),
+        (b"\x40\x01\x00\x01\xb2r", False),
+        (b"\x49\x01\x00\x01" + bytes(9), False),
+        (b"\x80\x01\x00\x01", False),
+        (b"\x40\x01\x00\x01\xe0\x00", False),
+        (b"\x40\x01\x00\x01\xf0", False),
+        (b"", False),
+    ],
+)
+def test_what_is_no_message_goes_no_further(data: bytes, plausible: bool) -> None:
+    """DO-SEC-002: RFC 7252, clause 3; a datagram full of options would cost aiocoap a hundred milliseconds."""
+    assert packets.plausible(data) is plausible
+
+
+@given(st.binary(max_size=80))
+def test_what_is_read_here_is_plausible(data: bytes) -> None:
+    if packets.parse_request(data) is not None:
+        assert packets.plausible(data)
 
 
 def test_an_acknowledgement_is_read_by_an_independent_reader() -> None:

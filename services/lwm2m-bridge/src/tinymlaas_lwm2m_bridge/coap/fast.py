@@ -71,7 +71,7 @@ class FastPath:
 
     def take(self, data: bytes, ancillary: Any, flags: int, address: Any) -> None:
         """Answer a datagram, or leave it to aiocoap."""
-        request = parse_request(data) if self._serving() and not flags & socket.MSG_TRUNC else None
+        request = parse_request(data) if self._serving() else None
         pktinfo = _pktinfo(ancillary)
         if request is None or pktinfo is None or not self._answer(request, address, pktinfo):
             self._slow(data, ancillary, flags, address)

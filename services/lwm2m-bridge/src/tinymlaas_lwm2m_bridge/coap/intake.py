@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 
+from .packets import plausible
 from .sources import Sources
 
 log = structlog.get_logger("tinymlaas.bridge.coap")
@@ -48,6 +49,9 @@ class Intake:
 
     def _take(self, data: bytes, ancillary: Any, flags: int, address: Any) -> None:
         if not self._sources.allow(address[0]):
+            return
+        if flags & socket.MSG_TRUNC or not plausible(data):
+            self.unreadable += 1
             return
         try:
             self._handler(data, ancillary, flags, address)

@@ -62,6 +62,36 @@ def parse_request(data: bytes) -> Request | None:
     return found
 
 
+def plausible(data: bytes) -> bool:
+    """Whether a datagram is a message of clause 3 with at most 64 options: all else is dropped unread.
+
+    Each option costs a decoder far more than the byte that it may be on the wire, and no message of LwM2M has more than a few.
+    """
+    if len(data) < 4 or data[0] >> 6 != 1 or data[0] & 15 > 8:
+        return False
+    if data[1] == 0:
+        return len(data) == 4 and data[0] & 15 == 0
+    offset, count = 4 + (data[0] & 15), 0
+    while offset < len(data):
+        first = data[offset]
+        offset += 1
+        if first == _PAYLOAD:
+            return offset < len(data)
+        try:
+            if first >= 0xD0:
+                _, offset = _extended(first >> 4, data, offset)
+            length = first & 15
+            if length >= 13:
+                length, offset = _extended(length, data, offset)
+        except (IndexError, ValueError):
+            return False
+        offset += length
+        count += 1
+        if count > _MAX_OPTIONS:
+            return False
+    return offset == len(data)
+
+
 def _extended(nibble: int, data: bytes, offset: int) -> tuple[int, int]:
     if nibble == 13:
         return data[offset] + 13, offset + 1
