@@ -105,7 +105,9 @@ class AccessInterceptor(CallInterceptor):
         attempt = Attempt(call, principal)
         attempts = _attempt.set(attempt)
         try:
-            _admit(attempt)
+            # A single request is looked at before its handler runs; of a stream a handler may do much before it reads any.
+            if call.streams_in or attempt.access is None or attempt.access.scope != access_pb2.SCOPE_UNSPECIFIED:
+                _admit(attempt)
             yield
         except BaseException as error:
             attempt.error = error
@@ -177,6 +179,8 @@ def _admit_message(message: Any) -> None:
         attempt.message = message
     if decided:
         return
+    if not attempt.principal.may_somewhere(access):
+        raise _denied(attempt, access, "")
     projects = {project_of(name) for name in named_in(message)}
     if first and not projects:
         raise InvalidArgument(

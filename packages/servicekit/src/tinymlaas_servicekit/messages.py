@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from typing import Any, Protocol, runtime_checkable
 
 from google.protobuf import json_format
@@ -48,6 +48,14 @@ def redacted(message: Message, limit: int = MAX_TEXT) -> str:
     document = json_format.MessageToDict(copy, preserving_proto_field_name=True)
     text = json.dumps({**document, **sizes}, ensure_ascii=False, separators=(",", ":"))
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def redact_messages(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """structlog processor: messages among the values of an event become their redacted text."""
+    for key, value in event.items():
+        if isinstance(value, Message):
+            event[key] = redacted(value)
+    return event
 
 
 def _redact(message: Any, prefix: str, left_out: dict[str, str]) -> None:

@@ -21,6 +21,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from ._calls import OPEN_SERVICES, Call, CallInterceptor
+from .messages import redact_messages
 from .metrics import measure
 from .settings import ServiceSettings
 
@@ -45,6 +46,7 @@ def configure_logging(settings: ServiceSettings) -> None:
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         add_trace_ids,
+        redact_messages,
     ]
     as_json = settings.log_format == "json"
     # Plain tracebacks: the richer ones print local variables, and with them requests and tokens.

@@ -5,6 +5,7 @@ Who is called validates and answers; its status travels back unchanged. Authenti
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from tinymlaas.bridge.v1 import security_pb2
 from tinymlaas.registry.v1 import access_pb2, artifacts_pb2, devices_pb2, models_pb2, modules_pb2, plugins_pb2
-from tinymlaas_servicekit import Unavailable, current_principal
+from tinymlaas_servicekit import ServiceError, Unavailable, current_principal
 from tinymlaas_servicekit.identity import SUBJECT_HEADER
 
 from .types import RpcMethodHandler, ServicerContext
@@ -43,6 +44,10 @@ class Opaque:
     data: bytes
     kind: type[Message] = empty_pb2.Empty
     DESCRIPTOR: ClassVar[Any] = empty_pb2.Empty.DESCRIPTOR
+
+    def ByteSize(self) -> int:
+        """Its length; what is left of a refused upload is read on within bounds."""
+        return len(self.data)
 
     def parsed(self) -> Message:
         """See servicekit.messages.Forwarded."""
@@ -125,10 +130,15 @@ class Proxy(grpc.GenericRpcHandler):
 
     def _stream_unary(self, method: str) -> Callable[[AsyncIterator[Opaque], ServicerContext], Any]:
         async def forward(requests: AsyncIterator[Opaque], context: ServicerContext) -> Opaque:
-            call = self._call("stream_unary", method)(requests, timeout=_remaining(context))
+            admitted = _Admitted(requests)
+            call = self._call("stream_unary", method)(admitted.messages(), timeout=_remaining(context))
             try:
                 answer: Opaque = await call
                 return answer
+            except asyncio.CancelledError:
+                if admitted.error is not None:
+                    raise admitted.error from None
+                raise
             except grpc.aio.AioRpcError as error:
                 await self._pass_on(context, error)
                 raise
@@ -137,10 +147,15 @@ class Proxy(grpc.GenericRpcHandler):
 
     def _stream_stream(self, method: str) -> Callable[[AsyncIterator[Opaque], ServicerContext], AsyncIterator[Opaque]]:
         async def forward(requests: AsyncIterator[Opaque], context: ServicerContext) -> AsyncIterator[Opaque]:
-            call = self._call("stream_stream", method)(requests, timeout=_remaining(context))
+            admitted = _Admitted(requests)
+            call = self._call("stream_stream", method)(admitted.messages(), timeout=_remaining(context))
             try:
                 async for answer in call:
                     yield answer
+            except asyncio.CancelledError:
+                if admitted.error is not None:
+                    raise admitted.error from None
+                raise
             except grpc.aio.AioRpcError as error:
                 await self._pass_on(context, error)
             finally:
@@ -160,6 +175,26 @@ class Proxy(grpc.GenericRpcHandler):
             ) from error
         kept = tuple(pair for pair in trailers if pair[0] == "grpc-status-details-bin")
         await context.abort(error.code(), error.details() or "", kept)
+
+
+class _Admitted:
+    """A caller's messages on their way; `error` is why one of them was refused.
+
+    The client that sends them on shows an error of its source as a cancelled call only.
+    """
+
+    def __init__(self, requests: AsyncIterator[Opaque]) -> None:
+        self._requests = requests
+        self.error: ServiceError | None = None
+
+    async def messages(self) -> AsyncIterator[Opaque]:
+        """Every message, until one is refused."""
+        try:
+            async for request in self._requests:
+                yield request
+        except ServiceError as error:
+            self.error = error
+            raise
 
 
 def _remaining(context: ServicerContext) -> float | None:

@@ -1,0 +1,93 @@
+"""What is told from any message: which resources it names, and its text without secrets (spec/access.md)."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+
+import pytest
+import structlog
+from google.longrunning import operations_pb2
+
+from tinymlaas.bridge.v1 import security_pb2
+from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2, routing_pb2
+from tinymlaas.registry.v1 import access_pb2, models_pb2
+from tinymlaas_servicekit import ServiceSettings, configure_logging, redacted
+from tinymlaas_servicekit.messages import MAX_TEXT, named_in, project_of
+
+
+@pytest.mark.parametrize(
+    ("message", "names"),
+    [
+        (models_pb2.GetModelRequest(name="projects/p/models/m"), ["projects/p/models/m"]),
+        (operations_pb2.ListOperationsRequest(name="//projects/p"), ["projects/p"]),
+        (
+            builds_pb2.CreateBuildRequest(
+                parent="projects/p", build=builds_pb2.Build(model_version="projects/q/models/m/versions/1")
+            ),
+            ["projects/p", "projects/q/models/m/versions/1"],
+        ),
+        (
+            deployments_pb2.Deployment(devices=["projects/p/devices/a", "elsewhere", "projects/q/devices/b"]),
+            ["projects/p/devices/a", "projects/q/devices/b"],
+        ),
+        (
+            routing_pb2.ExplainRequest(destinations=[routing_pb2.Destination(device="projects/r/devices/d")]),
+            ["projects/r/devices/d"],
+        ),
+        (models_pb2.ImportModelRequest(chunk=models_pb2.ModelChunk(data=b"projects/p/models/m")), []),
+        (models_pb2.GetModelRequest(), []),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_name_of_a_project_is_found_in_whichever_field(message, names: list[str]) -> None:
+    assert list(named_in(message)) == names
+
+
+def test_names_in_the_keys_and_values_of_maps_are_found() -> None:
+    build = builds_pb2.Build()
+    build.options["projects/p/things/1"].update({"text": "projects/not-a-name"})
+    objection = routing_pb2.Objection(metadata={"projects/k/things/1": "projects/v/things/1"})
+    assert list(named_in(build)) == ["projects/p/things/1"]
+    assert list(named_in(objection)) == ["projects/k/things/1", "projects/v/things/1"]
+
+
+def test_the_project_of_a_name_is_its_second_segment() -> None:
+    assert [project_of(name) for name in ("projects/p", "projects/p/models/m", "projects/")] == ["p", "p", ""]
+
+
+def test_secrets_and_bytes_are_left_out_of_texts() -> None:
+    made = security_pb2.CreateDeviceKeyResponse(key=security_pb2.DeviceKey(endpoint="d"), secret=b"sixteen bytes...")
+    chunk = models_pb2.ImportModelRequest(chunk=models_pb2.ModelChunk(offset=3, data=b"\0" * 1000))
+    key = access_pb2.CreateApiKeyResponse(secret="tml_secret", api_key=access_pb2.ApiKey(display_name="ci"))
+    assert json.loads(redacted(made)) == {"key": {"endpoint": "d"}, "secret": "[redacted]"}
+    assert json.loads(redacted(chunk)) == {"chunk": {"offset": "3"}, "chunk.data": "1000 bytes"}
+    assert json.loads(redacted(key)) == {"api_key": {"display_name": "ci"}, "secret": "[redacted]"}
+    assert key.secret == "tml_secret"  # the message itself is as it was
+
+
+def test_long_texts_are_cut() -> None:
+    text = redacted(models_pb2.Model(display_name="x" * 10_000))
+    assert len(text) == MAX_TEXT
+    assert text.endswith("…")
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_message_in_a_log_event_is_written_without_its_secrets(
+    log_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr("sys.stderr", out)
+    before, level = logging.getLogger().handlers[:], logging.getLogger().level
+    try:
+        configure_logging(ServiceSettings(_env_file=None, log_format=log_format))  # type: ignore[call-arg, arg-type]
+        message = security_pb2.CreateDeviceKeyRequest(endpoint="board-7", secret=b"0123456789abcdef")
+        structlog.get_logger("test").info("asked", request=message)
+    finally:
+        logging.getLogger().handlers[:] = before
+        logging.getLogger().setLevel(level)
+        structlog.reset_defaults()
+    assert "board-7" in out.getvalue()
+    assert "[redacted]" in out.getvalue()
+    assert "0123456789abcdef" not in out.getvalue()
