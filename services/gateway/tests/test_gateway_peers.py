@@ -95,6 +95,8 @@ async def test_a_peer_ends_what_a_gateway_left(shared: World, sink: otlp_sink.Si
     await until(
         lambda: [span for span in sink.spans(TRACE) if span.name == "build workflow"], "what was resumed is in it"
     )
+    if way == "stopped":
+        return
     # The first one comes back: it finds nothing to do, and serves what the other did.
     await shared.start_gateway("gateway-0")
     again = await shared.builds.GetBuild(builds_pb2.GetBuildRequest(name=build))

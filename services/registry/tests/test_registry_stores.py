@@ -5,18 +5,25 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import ipaddress
 import os
 import secrets
 import shutil
 import socket
+import ssl
 import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
 from registry_rig import onnx_model, running
 
 from tinymlaas_registry.adapters import FolderStore, S3Settings, S3Store
@@ -41,25 +48,28 @@ class MinioServer:
         return S3Settings(self.endpoint, f"t-{secrets.token_hex(6)}", "tests", self.secret)
 
 
-@pytest.fixture(scope="session")
-def minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MinioServer]:
-    """A MinIO server on loopback; a skip where there is no `minio` program."""
+@contextlib.contextmanager
+def minio_running(folder: Path, scheme: str = "http") -> Iterator[MinioServer]:
+    """A MinIO server on loopback, with TLS where `folder`/certs has a certificate; a skip where there is no `minio` program."""
     program = shutil.which("minio") or shutil.which("minio", path=str(ROOT / "build" / "tools" / "bin"))
     if program is None:
         pytest.skip("no `minio` program: `make minio` builds it (needs Go)")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    server = MinioServer(f"http://{address}", secrets.token_hex(16))
-    folder = tmp_path_factory.mktemp("minio")
+    server = MinioServer(f"{scheme}://{address}", secrets.token_hex(16))
     environment = {**os.environ, "MINIO_ROOT_USER": "tests", "MINIO_ROOT_PASSWORD": server.secret}
     with (folder / "log").open("wb") as log:
-        command = [program, "server", "--quiet", "--address", address, str(folder / "data")]
+        certificates = ["--certs-dir", str(folder / "certs")]
+        command = [program, "server", "--quiet", *certificates, "--address", address, str(folder / "data")]
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         end = time.monotonic() + PATIENCE_S
         while True:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{server.endpoint}/minio/health/live"):
+            # Whether it answers is asked without looking at its certificate; the tests look.
+            blind = ssl._create_unverified_context() if scheme == "https" else None
+            live = f"{server.endpoint}/minio/health/live"
+            with contextlib.suppress(OSError), urllib.request.urlopen(live, context=blind):
                 break
             assert process.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < end, "MinIO does not answer"
@@ -68,6 +78,33 @@ def minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MinioServer]:
     finally:
         process.terminate()
         process.wait(PATIENCE_S)
+
+
+@pytest.fixture(scope="session")
+def minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MinioServer]:
+    """A MinIO server."""
+    with minio_running(tmp_path_factory.mktemp("minio")) as server:
+        yield server
+
+
+def private_authority(folder: Path) -> Path:
+    """A certificate for 127.0.0.1 of an authority that nobody else knows, where MinIO looks for it; the authority's own."""
+    folder.mkdir()
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    names = [x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]) for name in ("Private CA", "minio")]
+    made = []
+    for index, (key, name) in enumerate(zip(keys, names, strict=True)):
+        builder = x509.CertificateBuilder(names[0], name, key.public_key(), x509.random_serial_number())
+        builder = builder.not_valid_before(datetime(2020, 1, 1)).not_valid_after(datetime(2120, 1, 1))
+        builder = builder.add_extension(x509.BasicConstraints(ca=index == 0, path_length=None), critical=True)
+        host = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+        made.append((builder if index == 0 else builder.add_extension(host, critical=False)).sign(keys[0], SHA256()))
+    pem = serialization.Encoding.PEM
+    private = keys[1].private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "private.key").write_bytes(private)
+    (folder / "public.crt").write_bytes(made[1].public_bytes(pem))
+    (folder.parent / "ca.pem").write_bytes(made[0].public_bytes(pem))
+    return folder.parent / "ca.pem"
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -178,6 +215,18 @@ def test_a_wrong_key_is_told_with_what_to_look_at(minio: MinioServer) -> None:
         S3Store(S3Settings(minio.endpoint, "bucket", "tests", "wrong"))
     assert error.value.reason == "BUCKET_UNAVAILABLE"
     assert "TINYMLAAS_S3_" in error.value.help
+
+
+def test_a_bucket_behind_a_private_authority_is_trusted_by_its_certificate_only(tmp_path: Path) -> None:
+    authority = private_authority(tmp_path / "certs")
+    with minio_running(tmp_path, "https") as server:
+        with pytest.raises(Unavailable) as refused:
+            S3Store(server.bucket())
+        assert refused.value.reason == "BUCKET_UNAVAILABLE"
+        store = S3Store(replace(server.bucket(), ca_file=authority))
+        assert put(store, DATA) == DIGEST
+        with store.open(DIGEST) as file:
+            assert file.read() == DATA
 
 
 async def test_a_registry_on_a_bucket_takes_and_gives_models_and_leaves_shared_bytes(
