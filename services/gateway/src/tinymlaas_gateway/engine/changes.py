@@ -16,7 +16,7 @@ Body = TypeVar("Body", bound="builds_pb2.Build | deployments_pb2.Deployment")
 Result = TypeVar("Result")
 
 LOOK_ANEW_SECONDS = 1.0
-SWARM_SECONDS = 0.1
+SWARM_SECONDS = 0.5
 
 
 class Changes(Generic[Body]):

@@ -218,16 +218,15 @@ async def rollout_workflow(deployment: str) -> str:
             build, to_run = await _step("start build", planning.start_build, deployment, group)
             if to_run:
                 await start("build", build_workflow, build)
-        handles = {}
-        while True:
+        begun: set[str] = set()
+        ended = False
+        while not ended:  # until every device that began has written its end state
             order = await _step("advance", rollouts.advance, deployment)
             for device in order["begin"]:
-                if device not in handles:
-                    handles[device] = await start("rollout-device", device_workflow, deployment, device)
-            if order["ended"]:
-                break
-        for handle in handles.values():
-            await handle.get_result()
+                if device not in begun:
+                    begun.add(device)
+                    await start("rollout-device", device_workflow, deployment, device)
+            ended = order["ended"]
         await _step("stop builds", _stop_builds, deployment)
         await _roll_back_each(deployment, await _step("to roll back", rollouts.to_roll_back, deployment))
     except Exception as error:
