@@ -47,7 +47,7 @@ test-cluster: setup ## install the chart on a cluster (KUBECONFIG, or the kit th
 	@TINYMLAAS_CLUSTER=1 $(BIN)/python -m pytest tests/cluster -rs --timeout 3600
 
 bench-cluster: setup ## the same with 50 builds and a 100-device rollout; writes bench/results/cluster.json
-	@$(BIN)/python -m bench.cluster
+	@TINYMLAAS_CLUSTER=1 $(BIN)/python -m bench.cluster
 
 bench: setup ## measure and print the tables of docs/benchmarks.md
 	@$(BIN)/python -m bench

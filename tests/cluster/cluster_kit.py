@@ -16,6 +16,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("CLUSTER_CACHE", "/var/cache/cluster"))
+ASKED = bool(
+    os.environ.get("TINYMLAAS_CLUSTER")
+)  # set by `make test-cluster`; plain `make test` builds and starts nothing
 IMAGES = (
     "registry",
     "gateway",
@@ -34,8 +37,8 @@ MINIO_AS = "quay.io/minio/minio:RELEASE.2025-09-07T16-13-09Z"  # what the chart 
 
 
 def tool(name: str) -> str | None:
-    """Path of helm, kubectl or kubeconform: on PATH, or in a kit's cache."""
-    return shutil.which(name) or shutil.which(name, path=str(CACHE / "bin"))
+    """Path of a tool: on PATH, or for `make test-cluster` and the bench also in a kit's cache."""
+    return shutil.which(name) or (shutil.which(name, path=str(CACHE / "bin")) if ASKED else None)
 
 
 def kit_folder() -> Path | None:
