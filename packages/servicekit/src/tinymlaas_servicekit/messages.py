@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, MutableMapping
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from google.protobuf import json_format
@@ -27,7 +28,8 @@ class Forwarded(Protocol):
 
 def named_in(message: Any) -> Iterator[str]:
     """Every resource name of a project in a message, however deep, in field order: all strings that begin with "projects/"."""
-    for name in _strings(message):
+    plan = _plan(message.DESCRIPTOR)
+    for name in () if plan is None else plan.strings(message):
         # Some handlers are lenient about slashes around a name, so this must be too.
         bare = name.lstrip("/")
         if bare.startswith(_PROJECTS):
@@ -86,36 +88,70 @@ def _inner(field: FieldDescriptor, value: Any) -> Iterator[tuple[str, Any]]:
         yield "", value
 
 
-_holds: dict[str, bool] = {}
+@dataclass(frozen=True)
+class _Step:
+    """A field with strings: repeated or one, a map or not; `plan` is that of the messages in it, None for strings."""
+
+    name: str
+    repeated: bool
+    mapped: bool
+    plan: _Plan | None
 
 
-def _strings(message: Any) -> Iterator[str]:
-    for field, value in message.ListFields():
+class _Plan:
+    """The fields of a message type that hold strings or lead to some; worked out once per type."""
+
+    def __init__(self) -> None:
+        self.steps: list[_Step] = []
+
+    def strings(self, message: Any) -> Iterator[str]:
+        for step in self.steps:
+            plan = step.plan
+            if not step.repeated:
+                if plan is None:
+                    yield getattr(message, step.name)
+                elif message.HasField(step.name):
+                    yield from plan.strings(getattr(message, step.name))
+                continue
+            values = getattr(message, step.name)
+            if step.mapped:
+                for key in sorted(values, key=str):
+                    yield str(key)
+                    if plan is not None:
+                        yield from plan.strings(values[key])
+                    elif isinstance(values[key], str):
+                        yield values[key]
+            elif plan is None:
+                yield from values
+            else:
+                for value in values:
+                    yield from plan.strings(value)
+
+
+_plans: dict[str, _Plan | None] = {}
+
+
+def _plan(descriptor: Descriptor) -> _Plan | None:
+    """The plan of a message type; None where no strings are in it or below: chunks of uploads cost nothing."""
+    name = descriptor.full_name
+    if name not in _plans:
+        _plans[name] = _build(descriptor) if _reaches_strings(descriptor, set()) else None
+    return _plans[name]
+
+
+def _build(descriptor: Descriptor) -> _Plan:
+    plan = _plans[descriptor.full_name] = _Plan()  # first, because message types may be recursive
+    for field in descriptor.fields:
         if field.type == FieldDescriptor.TYPE_STRING:
-            yield from value if field.is_repeated else (value,)
-        elif field.type == FieldDescriptor.TYPE_MESSAGE and _may_hold_names(field.message_type):
-            for place, inner in _inner(field, value):
-                if place.startswith("["):
-                    yield place[1:-1]
-                yield from _strings(inner)
-            yield from _map_strings(field, value)
-
-
-def _map_strings(field: FieldDescriptor, value: Any) -> Iterator[str]:
-    """Keys and values of a map from or to strings, which are no messages."""
-    entry: Any = field.message_type
-    if entry.GetOptions().map_entry and entry.fields_by_name["value"].type == FieldDescriptor.TYPE_STRING:
-        for key in value:
-            yield str(key)
-            yield value[key]
-
-
-def _may_hold_names(descriptor: Descriptor) -> bool:
-    """Whether there are strings in a message type or below it; chunks of uploads are thereby skipped."""
-    known = _holds.get(descriptor.full_name)
-    if known is None:
-        known = _holds[descriptor.full_name] = _reaches_strings(descriptor, set())
-    return known
+            plan.steps.append(_Step(field.name, field.is_repeated, False, None))
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
+            entry: Any = field.message_type
+            mapped = entry.GetOptions().map_entry
+            value = entry.fields_by_name["value"].message_type if mapped else entry
+            inner = None if value is None else _plan(value)
+            if inner is not None or mapped:
+                plan.steps.append(_Step(field.name, field.is_repeated, mapped, inner))
+    return plan
 
 
 def _reaches_strings(descriptor: Descriptor, seen: set[str]) -> bool:
