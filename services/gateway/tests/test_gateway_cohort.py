@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tinymlaas.type.v1 import target_pb2
 from tinymlaas_gateway.core import cohort, rollout_view, waves
 from tinymlaas_gateway.core.policy import policy_of
 from tinymlaas_gateway.core.waves import Dependency
+from tinymlaas_gateway.engine import planning
 from tinymlaas_servicekit import InvalidArgument
 
 Deployment = deployments_pb2.Deployment
@@ -70,6 +72,22 @@ def meter(name: str = "meter-7", **fields: Any) -> devices_pb2.Device:
 def test_a_query_asks_for_what_devices_say_of_themselves(query: rollouts_pb2.DeviceQuery, holds: bool) -> None:
     """DO-ROLL-010."""
     assert cohort.matches(query, meter()) is holds
+
+
+async def test_a_device_joins_once_it_is_registered_and_was_read() -> None:
+    """DO-ROLL-010: one that was not read yet is not judged by what it could not say."""
+    here = devices_pb2.Device.STATE_REGISTERED
+    known = [meter("ready", state=here), meter("lost", state=devices_pb2.Device.STATE_LOST)]
+    known.append(devices_pb2.Device(name=f"{PROJECT}/devices/unread", state=here))
+
+    class Catalogue:
+        async def devices(self, project: str) -> list[devices_pb2.Device]:
+            return known
+
+    context: Any = SimpleNamespace(catalogue=Catalogue())
+    found = await planning.matching(context, "default", policy(query={}))
+    assert [item.name.rsplit("/", 1)[1] for item in found] == ["ready"]
+    assert await planning.matching(context, "default", policy()) == known, "without a query, all that the project has"
 
 
 def test_what_a_device_does_not_state_is_not_enough() -> None:

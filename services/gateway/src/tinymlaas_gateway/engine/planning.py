@@ -31,11 +31,16 @@ class Group(TypedDict):
 
 
 async def matching(context: Context, project: str, policy: Policy) -> list[devices_pb2.Device]:
-    """Devices of a project that a policy asks for: all, or with a query those that are registered and match."""
+    """Devices of a project that a policy asks for: all, or with a query those that are registered, were read, and match.
+
+    One that its bridge has not read yet says nothing of itself: it joins once it does.
+    """
     found = await context.catalogue.devices(project)
     if policy.query is None:
         return found
-    here = (item for item in found if item.state == devices_pb2.Device.STATE_REGISTERED)
+    here = (
+        item for item in found if item.state == devices_pb2.Device.STATE_REGISTERED and item.HasField("capabilities")
+    )
     return [item for item in here if cohort.matches(policy.query, item)]
 
 
