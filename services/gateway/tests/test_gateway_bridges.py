@@ -1,47 +1,68 @@
-"""How the gateway follows an install whose device sleeps while its bridge is restarted."""
+"""Of several bridges the gateway calls the one that has the device: it is told by a watch, or by the bridge that has not."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
-import pytest
+import gateway_fakes as fakes
+from gateway_world import TOKEN, until
 
-from tinymlaas.bridge.v1 import bridge_pb2
+from tinymlaas.bridge.v1 import bridge_pb2, bridge_pb2_grpc
+from tinymlaas.registry.v1 import devices_pb2
 from tinymlaas_gateway.adapters.bridges import BridgeDirectory
-from tinymlaas_servicekit import Unavailable
+from tinymlaas_gateway.adapters.endpoints import Location
+from tinymlaas_gateway.adapters.manifest import Entry, Manifest
+from tinymlaas_servicekit import ServiceSettings, Unavailable
 
-Step = bridge_pb2.InstallResponse
-REQUEST = bridge_pb2.InstallRequest(install_id="i", device="projects/p/devices/d")
-
-
-class Directory(BridgeDirectory):
-    """Calls of a bridge that last as long as `calls` say and then break off; the one after them ends the install."""
-
-    def __init__(self, calls: list[float], patience: float) -> None:
-        super().__init__(None, None, [], patience=patience)  # type: ignore[arg-type]
-        self.calls = calls
-
-    def _stub(self, device: str) -> Any:
-        return self
-
-    async def Install(self, request: Any) -> AsyncIterator[bridge_pb2.InstallResponse]:
-        """As the bridge's RPC."""
-        if self.calls:
-            await asyncio.sleep(self.calls.pop(0))
-            raise Unavailable("the bridge restarts")
-        yield Step(step=Step.STEP_READY)
+DEVICE = "projects/default/devices/node-1"
 
 
-async def test_a_bridge_that_restarts_after_hours_of_silence_is_waited_for() -> None:
-    """DO-QUEUE-002: nothing runs out of time because its device sleeps."""
-    directory = Directory([0.3, 0.3], patience=0.2)
-    assert [event.step async for event in directory.install(REQUEST)] == [Step.STEP_READY]
+class OneBridge(bridge_pb2_grpc.BridgeServicer):
+    """A bridge that has the device, or knows the address of the one that has."""
+
+    def __init__(self, elsewhere: str = "") -> None:
+        self.elsewhere = elsewhere
+        self.asked = 0
+
+    async def Activate(self, request: bridge_pb2.ActivateRequest, context: Any) -> devices_pb2.Device:
+        self._here()
+        return devices_pb2.Device(name=request.device)
+
+    async def Install(self, request: bridge_pb2.InstallRequest, context: Any) -> Any:
+        self._here()
+        yield bridge_pb2.InstallResponse(step=bridge_pb2.InstallResponse.STEP_READY)
+
+    def _here(self) -> None:
+        self.asked += 1
+        if self.elsewhere:
+            metadata = {"device": "node-1", "instance": "other", "bridge": self.elsewhere}
+            raise Unavailable("registered at another instance", "DEVICE_ELSEWHERE", metadata)
 
 
-async def test_a_bridge_that_stays_away_is_given_up() -> None:
-    directory = Directory([0.0] * 99, patience=0.2)
-    with pytest.raises(Unavailable):
-        async for _ in directory.install(REQUEST):
-            pass
+async def test_a_bridge_that_says_where_the_device_is_is_asked_once() -> None:
+    """DO-BRIDGE-012."""
+    settings = ServiceSettings(listen="127.0.0.1:0", token=TOKEN, grace_seconds=0.1)  # type: ignore[arg-type]
+    right, wrong = OneBridge(), OneBridge()
+    async with (
+        fakes.bridge_server(cast(Any, right), settings) as here,
+        fakes.bridge_server(cast(Any, wrong), settings) as there,
+    ):
+        wrong.elsewhere = here.address
+        entries = [Entry(Location(address=there.address)), Entry(Location(address=here.address))]
+        directory = BridgeDirectory(Manifest(entries, None), cast(Any, None), [], TOKEN)
+        watching = asyncio.create_task(directory.watch())
+        try:
+            await until(lambda: len(directory._endpoints) == 2, "both bridges are known")
+            directory._owners[DEVICE] = entries[0]
+            assert (await directory.activate(DEVICE, 0)).name == DEVICE
+            assert (wrong.asked, right.asked) == (1, 1)
+            # The device moves on: an install finds it again in the same way.
+            right.elsewhere, wrong.elsewhere = there.address, ""
+            request = bridge_pb2.InstallRequest(install_id="i-1", device=DEVICE, module_sha256="ab" * 32)
+            steps = [event.step async for event in directory.install(request)]
+            assert steps == [bridge_pb2.InstallResponse.STEP_READY]
+            assert (wrong.asked, right.asked) == (2, 2)
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
