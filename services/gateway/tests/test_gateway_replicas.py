@@ -1,0 +1,99 @@
+"""Replicas of one plugin behind the name of a service: known once, called in turn, left only when idle."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinymlaas.registry.v1 import plugins_pb2
+from tinymlaas_gateway.adapters.manifest import Manifest
+from tinymlaas_gateway.adapters.plugins import PluginDirectory
+from tinymlaas_pluginkit import Compiler, Plugin, PluginUnavailable
+from tinymlaas_servicekit import ServiceSettings
+
+NAME = "plugins/io.example.fast"
+
+
+class Recorder:
+    """A catalogue that notes what is written of plugins."""
+
+    def __init__(self) -> None:
+        self.written: list[plugins_pb2.Plugin] = []
+
+    async def upsert_plugin(self, plugin: plugins_pb2.Plugin, patience: float) -> None:
+        """Note a plugin as it is now."""
+        kept = plugins_pb2.Plugin()
+        kept.CopyFrom(plugin)
+        self.written.append(kept)
+
+
+class NoneRefuted:
+    """No claim was ever refuted."""
+
+    def count(self, plugin: str, version: str) -> int:
+        """Always 0."""
+        return 0
+
+
+@pytest.fixture
+async def port() -> AsyncIterator[int]:
+    """The port of two real replicas, at 127.0.0.1 and 127.0.0.2."""
+    plugin = Plugin("io.example.fast", "1.0", compiler=Compiler("json:loads", "json:loads", [], []))
+    async with plugin.server(ServiceSettings(listen="127.0.0.1:0")) as first:
+        chosen = first.address.rsplit(":", 1)[-1]
+        async with plugin.server(ServiceSettings(listen=f"127.0.0.2:{chosen}")):
+            yield int(chosen)
+
+
+async def test_replicas_are_one_plugin_whose_calls_are_shared_and_none_is_cut(
+    port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.json").write_text(json.dumps([{"service": f"fast.test:{port}"}]), encoding="ascii")
+    there = ["127.0.0.1", "127.0.0.2"]
+    loop = asyncio.get_running_loop()
+    resolve = loop.getaddrinfo
+
+    async def getaddrinfo(host: Any, port: Any, **options: Any) -> Any:
+        if host != "fast.test":
+            return await resolve(host, port, **options)
+        if not there:
+            raise socket.gaierror(socket.EAI_NONAME, "no address")
+        return [(None, None, None, "", (address, port)) for address in there]
+
+    monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
+    catalogue: Any = Recorder()
+    refutations: Any = NoneRefuted()
+    directory = PluginDirectory(Manifest([], tmp_path), catalogue, refutations)
+    async with asyncio.timeout(60):
+        while [seat.known.plugin.state for seat in directory._named(NAME) if seat.known] != [
+            plugins_pb2.Plugin.STATE_READY
+        ] * 2:
+            await directory.look()
+    assert [known.plugin.name for known in directory.known()] == [NAME]
+    assert {plugin.address for plugin in catalogue.written} == {f"fast.test:{port}"}
+
+    first, client = directory._seat(NAME)
+    first.busy += 1
+    second, _ = directory._seat(NAME)
+    assert {first.address, second.address} == {f"127.0.0.1:{port}", f"127.0.0.2:{port}"}
+
+    there.remove(str(first.address).rsplit(":", 1)[0])
+    await directory.look()
+    assert directory._seat(NAME)[0] is second
+    assert await client.info()  # a call under way on the one that left goes on
+    first.busy -= 1
+    await directory.look()
+    assert first not in directory._leaving
+    assert [known.plugin.name for known in directory.known()] == [NAME]
+
+    (tmp_path / "own.json").write_text("[]", encoding="ascii")
+    await directory.look()
+    assert catalogue.written[-1].state == plugins_pb2.Plugin.STATE_UNREACHABLE
+    with pytest.raises(PluginUnavailable):
+        directory._seat(NAME)
