@@ -19,7 +19,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"tinymlaas/dtls-front/internal/bridge"
 	"tinymlaas/dtls-front/internal/front"
@@ -61,7 +60,16 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	connection, err := grpc.NewClient(*address, grpc.WithTransportCredentials(insecure.NewCredentials()),
+	files := bridge.Certificates{CA: setting("TLS_CA_FILE", ""), Certificate: setting("TLS_CERTIFICATE_FILE", ""),
+		Key: setting("TLS_KEY_FILE", ""), Domain: setting("TLS_DOMAIN", "tinymlaas.internal")}
+	proof, err := files.Credentials()
+	if err != nil {
+		return err
+	}
+	if files.CA != "" {
+		token = "" // the certificate stands in its place
+	}
+	connection, err := grpc.NewClient(*address, grpc.WithTransportCredentials(proof),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: patience, MinConnectTimeout: 2 * time.Second}))
 	if err != nil {
 		return err
