@@ -16,7 +16,7 @@ from .validation import contract_modules
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 # Methods that change nothing, or the same thing however often they are called; see the comments in the protos.
-REPEATABLE_PREFIXES = ("Get", "List", "Probe", "Upsert", "Read", "Explain")
+REPEATABLE_PREFIXES = ("Get", "List", "Probe", "Upsert", "Read", "Resolve", "Explain")
 
 
 @lru_cache(maxsize=1)
