@@ -111,6 +111,8 @@ async def _roll_out(
             # A deployment of many devices is a large message: ask for it once in a while.
             ended = await _ended(client, started.name) if rounds % 5 == 0 else None
             if ended is not None:
+                for why, number in Counter(_why(rollout) for rollout in ended.rollouts).most_common():
+                    console.print(f"{number} devices: {why}")
                 return _outcome(ended, devices, link, time.monotonic() - began, killed)
             if time.monotonic() - began > LIMIT_S:
                 raise RuntimeError(f"not at its end after {LIMIT_S:.0f} s: {done} of {len(devices)} active")
@@ -143,6 +145,12 @@ async def _ended(client: AsyncClient, name: str) -> deployments_pb2.Deployment |
     except ServiceError:
         return None
     return deployment if deployment.HasField("end_time") else None
+
+
+def _why(rollout: deployments_pb2.DeviceRollout) -> str:
+    """How a device ended, in words."""
+    error = rollout.error.message.replace(rollout.device.rsplit("/", 1)[1], "…")
+    return f"{_Rollout.State.Name(rollout.state).removeprefix('STATE_')} {error}".strip()
 
 
 def _outcome(

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any, cast
 
 import gateway_fakes as fakes
+import grpc
 from gateway_world import TOKEN, until
 
 from tinymlaas.bridge.v1 import bridge_pb2, bridge_pb2_grpc
@@ -38,6 +39,34 @@ class OneBridge(bridge_pb2_grpc.BridgeServicer):
         if self.elsewhere:
             metadata = {"device": "node-1", "instance": "other", "bridge": self.elsewhere}
             raise Unavailable("registered at another instance", "DEVICE_ELSEWHERE", metadata)
+
+
+class DyingBridge(OneBridge):
+    """A bridge whose first stream ends as that of a killed one may."""
+
+    async def Install(self, request: bridge_pb2.InstallRequest, context: Any) -> Any:
+        self._here()
+        if self.asked == 1:
+            await context.abort(grpc.StatusCode.CANCELLED)
+        yield bridge_pb2.InstallResponse(step=bridge_pb2.InstallResponse.STEP_READY)
+
+
+async def test_an_install_whose_stream_is_cancelled_under_it_is_asked_for_again() -> None:
+    """DO-BRIDGE-005: only an event says that an install was cancelled, never the end of a call."""
+    settings = ServiceSettings(listen="127.0.0.1:0", token=TOKEN, grace_seconds=0.1)  # type: ignore[arg-type]
+    bridge = DyingBridge()
+    async with fakes.bridge_server(cast(Any, bridge), settings) as here:
+        directory = BridgeDirectory(Manifest([Entry(Location(address=here.address))], None), cast(Any, None), [], TOKEN)
+        watching = asyncio.create_task(directory.watch())
+        try:
+            await until(lambda: len(directory._endpoints) == 1, "the bridge is known")
+            request = bridge_pb2.InstallRequest(install_id="i-1", device=DEVICE, module_sha256="ab" * 32)
+            steps = [event.step async for event in directory.install(request)]
+            assert steps == [bridge_pb2.InstallResponse.STEP_READY]
+            assert bridge.asked == 2
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
 
 
 async def test_a_bridge_that_says_where_the_device_is_is_asked_once() -> None:

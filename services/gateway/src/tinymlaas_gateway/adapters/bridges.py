@@ -14,7 +14,7 @@ import structlog
 from tinymlaas.bridge.v1 import bridge_pb2, bridge_pb2_grpc
 from tinymlaas.registry.v1 import devices_pb2
 from tinymlaas.type.v1 import tensor_pb2
-from tinymlaas_servicekit import FailedPrecondition, NotFound, ServiceError, TlsFiles, Unavailable, adapt
+from tinymlaas_servicekit import Cancelled, FailedPrecondition, NotFound, ServiceError, TlsFiles, Unavailable, adapt
 
 from .catalogue import Catalogue, patiently
 from .endpoints import Endpoint
@@ -184,7 +184,8 @@ class BridgeDirectory:
                 now = loop.time()
                 if away is None or now - began > self._patience:  # a call that lasted so long was a connection
                     away = now
-                if not isinstance(adapted, Unavailable) or now - away > self._patience:
+                # CANCELLED is how a stream of a bridge that dies can end; an install that was cancelled ends with an event.
+                if not isinstance(adapted, Unavailable | Cancelled) or now - away > self._patience:
                     raise (adapted or error) from error
             await asyncio.sleep(RECONNECT_SECONDS)
 
