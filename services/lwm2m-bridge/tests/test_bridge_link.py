@@ -35,7 +35,8 @@ from tinymlaas_lwm2m import (
 )
 from tinymlaas_lwm2m_bridge import BridgeError, LinkSettings, Reason, Registration
 from tinymlaas_lwm2m_bridge.coap.link import CoapLink
-from tinymlaas_lwm2m_bridge.coap.server import PackageResource
+from tinymlaas_lwm2m_bridge.coap.server import PackageResource, Packages
+from tinymlaas_lwm2m_bridge.coap.sources import Sources
 
 SETTINGS = LinkSettings(ack_timeout_s=0.05, max_retransmit=1, answer_s=2.0, execute_s=10.0, max_answer_bytes=8192)
 Handler = Callable[[Message], Awaitable[Message]]
@@ -270,11 +271,11 @@ async def test_something_that_can_not_be_observed_says_so() -> None:
 
 
 @asynccontextmanager
-async def served() -> AsyncIterator[tuple[PackageResource, Callable[..., Awaitable[Message]]]]:
+async def served() -> AsyncIterator[tuple[Packages, Callable[..., Awaitable[Message]]]]:
     """A package server and a way to ask it."""
-    packages = PackageResource()
+    packages = Packages(Sources(asyncio.get_running_loop().time))
     site = resource.Site()
-    site.add_resource(["p"], packages)
+    site.add_resource(["p"], PackageResource(packages))
     server = await aiocoap.Context.create_server_context(site, bind=("127.0.0.1", 0), transports=["udp6"])
     client = await aiocoap.Context.create_client_context(transports=["udp6"])
     transport = server.request_interfaces[0].token_interface.message_interface.transport
