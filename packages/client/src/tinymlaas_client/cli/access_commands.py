@@ -170,7 +170,9 @@ def list_audit(
             if session.as_json:
                 session.print_json(found)
                 return
-            table = Table("time", "who", "method", "what", "outcome")
+            table = Table()
+            for column in ("time", "who", "method", "what", "outcome"):
+                table.add_column(column, overflow="fold")
             for entry in found:
                 outcome = entry.code if entry.code == "OK" else f"{entry.code} {entry.reason}"
                 table.add_row(
