@@ -23,7 +23,8 @@ from tinymlaas_client.suite import Suite, SuiteManifest, load_manifest
 from tinymlaas_lwm2m import UpdateState
 from tinymlaas_servicekit import ServiceError
 
-DEVICES = 1_000
+DEVICES = 200
+"""What two cores do in some minutes; `--rollout 1000` runs the full size."""
 LOSS = 0.05
 REBOOTING = 0.3
 BROKEN = 0.01
