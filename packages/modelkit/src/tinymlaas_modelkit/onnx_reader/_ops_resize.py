@@ -72,6 +72,8 @@ def resize(context: Context, node: Node) -> None:
         flags = _nearest_flags(node, mode, sizes_in, size, scales)
         op = OpKind.RESIZE_NEAREST_NEIGHBOR
     elif kind == "linear":
+        if node.attributes.get("antialias", 0) and min(scales) < 1:
+            raise NotExpressible("linear sampling with a filter against aliasing")
         flags = _linear_flags(mode, sizes_in, size, scales)
         op = OpKind.RESIZE_BILINEAR
     else:
@@ -112,10 +114,11 @@ def _linear_flags(
     mode: str, sizes_in: tuple[int, int], size: tuple[int, int], scales: tuple[float, float]
 ) -> tuple[bool, bool]:
     """(align_corners, half_pixel_centers) with which TFLite interpolates at the same points."""
-    if mode == "align_corners":
-        return True, False
+    # With aligned corners too: ONNX's distance between samples is that of the size before it is rounded down.
     if any(abs(s * i - o) > 1e-4 for i, o, s in zip(sizes_in, size, scales, strict=True)):
         raise NotExpressible("linear sampling with a scale that is not output size over input size")
+    if mode == "align_corners":
+        return True, False
     if mode == "asymmetric":
         return False, False
     if mode == "half_pixel" or (mode == "pytorch_half_pixel" and min(size) > 1):
