@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from pathlib import Path
 
 import numpy as np
 import pytest
 from compiler_tvm_bench import TARGETS, Samples, run_parts, zoo_model
 from tflite_reference import Case
 
-from tinymlaas_compiler_tvm import compile_model
+from tinymlaas.type.v1 import target_pb2, tensor_pb2
+from tinymlaas_compiler_tvm import DoesNotFit, compile_model
 from tinymlaas_compiler_tvm.compile import compile_graph, tuned
 from tinymlaas_compiler_tvm.int8.variants import shipped, signature
 from tinymlaas_compiler_tvm.options import Options
+from tinymlaas_compiler_tvm.plugin import compile_to_fit
 from tinymlaas_compiler_tvm.target import machine_for
 from tinymlaas_compiler_tvm.tune import Figures
 from tinymlaas_modelkit.graph import OpKind
 from tinymlaas_modelkit.onnx_reader import read_onnx
+from tinymlaas_pluginkit import CompileJob
 
 CPU = "cortex-m4"
 OBJECTIVES = ("latency", "balanced", "flash", "ram")
@@ -88,3 +93,28 @@ def test_the_log_states_the_arena_beside_its_lower_bound() -> None:
     parts = compile_model(zoo_model("ad", "int8_qdq"), TARGETS[CPU])
     (line,) = [line for line in parts.log if line.startswith("arena ")]
     assert f"lower bound {parts.certificate.arena_lower_bound} B (no plan is smaller)" in line
+
+
+def test_balanced_turns_to_flash_where_flash_is_short(tmp_path: Path) -> None:
+    target = target_pb2.Target(cpu="cortex-m0plus", isa="armv6-m", features=["thumb2"])
+    regions = ((target_pb2.MemoryRegion.KIND_RAM, 32 << 10), (target_pb2.MemoryRegion.KIND_FLASH, 43_520))
+    for kind, size in regions:
+        target.memory_regions.add(kind=kind, total_bytes=size)
+    job = CompileJob(
+        zoo_model("kws", "int8_qdq"),
+        tensor_pb2.MODEL_FORMAT_ONNX,
+        target,
+        {"objective": "balanced"},
+        target_pb2.PAYLOAD_KIND_NATIVE,
+        tmp_path,
+    )
+    parts = compile_to_fit(job)
+    assert "objective flash" in parts.log[0]
+    x, expected = Samples("kws").int8[0]
+    outputs, _ = run_parts(parts, "cortex-m0plus", [x], strict=False)
+    np.testing.assert_array_equal(outputs[0].reshape(-1), expected.reshape(-1))
+    with pytest.raises(DoesNotFit):  # what was asked for is not overruled
+        compile_to_fit(dataclasses.replace(job, options={"objective": "latency"}))
+    target.memory_regions[1].total_bytes = 20_000
+    with pytest.raises(DoesNotFit):
+        compile_to_fit(job)

@@ -114,6 +114,7 @@ def settings_for(options: Options, machine: Machine, variants: Mapping[str, int]
     return Settings(
         unroll=_UNROLL[options.objective],
         scratch_free_dense=options.objective == "ram",
+        compact=options.objective == "flash",
         rounding=options.rounding,
         variants=shipped(machine, options.objective) if variants is None else variants,
     )

@@ -26,7 +26,10 @@ OPTION_SCHEMA: Mapping[str, object] = {
             "type": "string",
             "enum": ["balanced", "latency", "flash", "ram"],
             "default": "balanced",
-            "description": "What to prefer where kernels trade speed for flash or RAM.",
+            "description": (
+                "What to prefer where kernels trade speed for flash or RAM; `balanced` turns to `flash` where a target has "
+                "too little of it."
+            ),
         },
         "tune": {
             "type": "integer",

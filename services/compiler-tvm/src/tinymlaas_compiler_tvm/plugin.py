@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from importlib.metadata import version
 
 from tinymlaas.module.v1 import certificate_pb2
 from tinymlaas.plugin.v1 import compiler_pb2
 from tinymlaas.type.v1 import measurement_pb2, target_pb2, tensor_pb2
-from tinymlaas_compiler_tvm import OPTION_SCHEMA, TargetSpec, check_model, compile_model
+from tinymlaas_compiler_tvm import OPTION_SCHEMA, DoesNotFit, TargetSpec, check_model, compile_model
 from tinymlaas_compiler_tvm.parts import (
     CompiledParts,
     MemoryCertificate,
@@ -16,11 +17,14 @@ from tinymlaas_compiler_tvm.parts import (
     Range,
     TensorDescription,
 )
+from tinymlaas_compiler_tvm.tune import Progress
 from tinymlaas_pluginkit import CompileJob, CompileOutput, Compiler, Limits, Plugin, Reporter
 
 NAME = "io.tinymlaas.compiler-tvm"
 LOADER_ABI = 1
 MAX_NODE_NAMES = 16
+# Of an inference module beside payload, certificate and golden vector: header, section table, tensors, signature, padding.
+MODULE_BYTES = 640
 ISAS = ("armv6-m", "armv7-m", "armv7e-m", "armv8-m.main", "armv8.1-m.main", "rv32imc")
 _CLASSES = {
     Numerics.BIT_EXACT: tensor_pb2.Numerics.CLASS_BIT_EXACT,
@@ -33,11 +37,38 @@ _REFERENCES = {"tflite": tensor_pb2.REFERENCE_TFLITE, "onnx": tensor_pb2.REFEREN
 def compile(job: CompileJob, report: Reporter) -> CompileOutput:
     """Compile a model for a target."""
     report.progress("compiling", 0.0)
-    parts = compile_model(job.model, target_spec(job.target), job.options, progress=report.progress)
+    parts = compile_to_fit(job, report.progress)
     for line in parts.log:
         report.log(line)
     report.progress("done", 1.0)
     return CompileOutput(_result(parts, job.target), parts.payload)
+
+
+def compile_to_fit(job: CompileJob, progress: Progress | None = None) -> CompiledParts:
+    """The module by the objective of the options; where that is `balanced` and flash is short, by the objective `flash`."""
+    target = target_spec(job.target)
+    balanced = job.options.get("objective", "balanced") == "balanced"
+    try:
+        parts = compile_model(job.model, target, job.options, progress=progress)
+    except DoesNotFit as error:
+        if not balanced or error.metadata.get("region") != "flash":
+            raise
+        need = error.metadata["need"]
+    else:
+        need = str(_image_bytes(parts))
+        # For a float model the objective changes nothing.
+        fits = not target.flash_bytes or int(need) <= target.flash_bytes
+        if fits or not balanced or parts.numerics.kind is Numerics.WITHIN_TOLERANCE:
+            return parts
+    smaller = compile_model(job.model, target, {**job.options, "objective": "flash"}, progress=progress)
+    line = f"objective flash, since {need} B by objective balanced are too many for {target.flash_bytes} B of flash"
+    return dataclasses.replace(smaller, log=(line, *smaller.log))
+
+
+def _image_bytes(parts: CompiledParts) -> int:
+    """About what a module of these parts takes on a device: payload, certificate, a golden vector, and the format's tables."""
+    golden = sum(tensor.bytes for tensor in (*parts.inputs, *parts.outputs))
+    return len(parts.payload) + certificate_message(parts).ByteSize() + golden + MODULE_BYTES
 
 
 def check(job: CompileJob, report: Reporter) -> compiler_pb2.CheckModelResult:
@@ -50,7 +81,7 @@ def check(job: CompileJob, report: Reporter) -> compiler_pb2.CheckModelResult:
     verdict = check_model(job.model, spec)
     result = compiler_pb2.CheckModelResult(supported=verdict.supported, operators=_operators(verdict))
     if verdict.supported and any(node.dtype == "int8" for node in verdict.nodes):
-        result.estimates.extend(_figures(compile_model(job.model, spec, job.options)))
+        result.estimates.extend(_figures(compile_to_fit(job)))
     elif verdict.estimates is not None:
         estimated = measurement_pb2.METHOD_ESTIMATED
         figures = verdict.estimates

@@ -35,12 +35,14 @@ ELEMENTWISE = frozenset(
 @dataclass(frozen=True)
 class Settings:
     """What the options mean for lowering: how far loops unroll, whether operators may work in place,
-    whether fully connected layers do without a widened copy of their input, whose rounding the kernels follow,
-    and how far the loops of a layer unroll that has a variant of its own (by `variants.signature`)."""
+    whether fully connected layers do without a widened copy of their input, whether convolutions do without parameters that
+    only save time, whose rounding the kernels follow, and how far the loops of a layer unroll that has a variant of its own
+    (by `variants.signature`)."""
 
     unroll: int = 8
     in_place: bool = True
     scratch_free_dense: bool = False
+    compact: bool = False
     rounding: str = "tflite"
     variants: Mapping[str, int] = field(default_factory=dict)
 

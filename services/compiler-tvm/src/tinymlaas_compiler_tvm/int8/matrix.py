@@ -62,13 +62,13 @@ class Family(StrEnum):
     PORTABLE = "portable"
 
 
-def family_of(state: Lowering, layer: Layer) -> Family:
-    """The fastest family that computes the layer exactly."""
+def family_of(state: Lowering, layer: Layer, *, compact: bool = False) -> Family:
+    """The fastest family that computes the layer exactly; with `compact` none whose weights and parameters take more flash."""
     if state.machine.dsp and layer.packable:
         return Family.DSP
     if state.machine.mainline and long_streams.fits_fields(layer):
         return Family.LONG
-    if layer.packable and layer.narrow is not None:
+    if layer.packable and layer.narrow is not None and not compact:
         return Family.SMALL
     return Family.PORTABLE
 
@@ -110,7 +110,7 @@ def _unroll(eights: int, limit: int) -> int:
 
 def make_matrix(state: Lowering, layer: Layer, pixel_stride: int, channel_stride: int) -> Matrix:
     """Kernels, streams and arguments of a layer whose outputs lie at these strides."""
-    family = family_of(state, layer)
+    family = family_of(state, layer, compact=state.settings.compact)
     if family is Family.SMALL:
         return _small_matrix(state, layer, pixel_stride, channel_stride)
     channels, k = layer.weights.shape
