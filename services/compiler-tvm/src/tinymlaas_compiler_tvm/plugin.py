@@ -68,7 +68,8 @@ def compile_to_fit(job: CompileJob, progress: Progress | None = None) -> Compile
 def _image_bytes(parts: CompiledParts) -> int:
     """About what a module of these parts takes on a device: payload, certificate, a golden vector, and the format's tables."""
     golden = sum(tensor.bytes for tensor in (*parts.inputs, *parts.outputs))
-    return len(parts.payload) + certificate_message(parts).ByteSize() + golden + MODULE_BYTES
+    certificate: int = certificate_message(parts).ByteSize()
+    return len(parts.payload) + certificate + golden + MODULE_BYTES
 
 
 def check(job: CompileJob, report: Reporter) -> compiler_pb2.CheckModelResult:
