@@ -122,7 +122,7 @@ def test_quantizing_without_samples_is_refused_before_anything_is_asked(
 ) -> None:
     done = tinymlaas(tmp_path, *command, "kws", "--quantize")
     assert done.returncode == 2
-    assert "--quantize needs --samples" in done.stderr
+    assert "--quantize and --optimize need --samples" in done.stderr
 
 
 def test_compilers_are_compared_as_table_json_and_page(running: RunningSuite, tmp_path: Path) -> None:

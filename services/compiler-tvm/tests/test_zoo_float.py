@@ -13,7 +13,7 @@ from tinymlaas_compiler_tvm import compile_model
 def test_float_outputs_are_within_the_declared_tolerance_on_cortex_m4(name: str) -> None:
     parts = compile_model(zoo_model(name, "float"), TARGETS["cortex-m4"])
     assert parts.numerics.reference == "onnx"
-    for x, expected in Samples(name).float[:3]:
+    for x, expected in Samples(name).float:  # near zero, sums that cancel differ most
         outputs, _ = run_parts(parts, "cortex-m4", [x], strict=False)
         np.testing.assert_allclose(
             outputs[0].reshape(-1), expected.reshape(-1), rtol=parts.numerics.relative, atol=parts.numerics.absolute

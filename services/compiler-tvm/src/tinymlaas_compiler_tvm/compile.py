@@ -73,7 +73,8 @@ def compile_float(
     from tinymlaas_compiler_tvm.relax.lowering import lower_model
 
     program, inputs, outputs = lower_model(onnx_bytes)
-    numerics = NumericsClass(Numerics.WITHIN_TOLERANCE, "onnx", relative=1e-4, absolute=1e-5)
+    # Sums whose terms of some tens cancel keep their terms' rounding: 6e-5 at outputs near zero of the zoo's autoencoder.
+    numerics = NumericsClass(Numerics.WITHIN_TOLERANCE, "onnx", relative=1e-4, absolute=1e-4)
     return assemble(program, machine, target, inputs, outputs, numerics, "-O2")
 
 
