@@ -1,8 +1,8 @@
-# compiler-tflm: TFLite and ONNX to TFLite payloads. The context is the root of the tree: scripts/build_images.py --only compiler-tflm
+# compiler-tflm: TFLite and ONNX to TFLite payloads; with TensorFlow, as importer of Keras and SavedModel. The context is the root of the tree: scripts/build_images.py --only compiler-tflm
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 FROM ${BASE} AS build
-COPY deploy/images/install.sh deploy/images/sbom.py requirements-build.txt deploy/images/locks/compiler-tflm.lock /build/
-RUN sh /build/install.sh lock /build/compiler-tflm.lock
+COPY deploy/images/install.sh deploy/images/sbom.py requirements-build.txt deploy/images/locks/compiler-tflm.lock services/compiler-tflm/requirements-tensorflow.lock /build/
+RUN sh /build/install.sh lock /build/compiler-tflm.lock /build/requirements-tensorflow.lock
 COPY packages/contracts /build/packages/contracts
 COPY packages/servicekit /build/packages/servicekit
 COPY packages/pluginkit /build/packages/pluginkit

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Steps of the build stage of the Python images; the runtime stage copies /opt/tinymlaas and nothing else.
-#   install.sh lock FILE       packages of a lock file, each checked by its hash, into a virtual environment
+#   install.sh lock FILE...    packages of lock files, each checked by its hash, into a virtual environment
 #   install.sh parts FOLDER... parts of this tree, built as wheels and installed without their dependencies
 #   install.sh sbom NAME       what is in the image, as /opt/tinymlaas/sbom.cdx.json (CycloneDX 1.6)
 # pip takes its index from the surroundings of the build (pip.conf, PIP_INDEX_URL); nothing of it gets into the image.
@@ -12,7 +12,9 @@ python=/opt/tinymlaas/bin/python
 case $action in
 lock)
     python3 -m venv --without-pip /opt/tinymlaas
-    python3 -m pip --python $python install --quiet --no-cache-dir --no-deps --require-hashes -r "$1"
+    for lock in "$@"; do
+        python3 -m pip --python $python install --quiet --no-cache-dir --no-deps --require-hashes -r "$lock"
+    done
     ;;
 parts)
     python3 -m pip install --quiet --no-cache-dir --target /build/tools -r /build/requirements-build.txt
