@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import Literal
+from typing import Literal, get_args
 
 from google.protobuf import timestamp_pb2
 from google.rpc import code_pb2
@@ -37,18 +37,7 @@ _Output = Literal[
     "cached",
     "optimized_model_version",
 ]
-OUTPUT_FIELDS: tuple[_Output, ...] = (
-    "name",
-    "state",
-    "candidates",
-    "module",
-    "error",
-    "create_time",
-    "end_time",
-    "request_sha256",
-    "cached",
-    "optimized_model_version",
-)
+OUTPUT_FIELDS: tuple[_Output, ...] = get_args(_Output)
 
 
 def now() -> timestamp_pb2.Timestamp:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Literal
+from typing import Literal, get_args
 
 from google.rpc import code_pb2
 
@@ -40,19 +40,7 @@ _Output = Literal[
     "next_time",
     "stopping",
 ]
-OUTPUT_FIELDS: tuple[_Output, ...] = (
-    "name",
-    "state",
-    "rollouts",
-    "error",
-    "create_time",
-    "end_time",
-    "optimized_model_version",
-    "waves",
-    "waits_for",
-    "next_time",
-    "stopping",
-)
+OUTPUT_FIELDS: tuple[_Output, ...] = get_args(_Output)
 ENDED = (
     Deployment.STATE_SUCCEEDED,
     Deployment.STATE_FAILED,
