@@ -211,7 +211,7 @@ def test_a_dependency_is_met_where_it_made_the_device_active_or_succeeded_withou
     before = None if state is None else Deployment(state=state)
     if before is not None and mine is not None:
         before.rollouts.add(device="d", state=mine)
-    assert rollout_view.dependency(before, "d") is met
+    assert rollout_view.Before(before).reached("d") is met
     assert rollout_view.together([Dependency.MET, met]) is met
     assert rollout_view.together([]) is Dependency.MET
 

@@ -13,7 +13,6 @@ from google.longrunning import operations_pb2_grpc
 from tinymlaas.gateway.v1 import (
     builds_pb2,
     builds_pb2_grpc,
-    deployments_pb2,
     deployments_pb2_grpc,
     optimizations_pb2_grpc,
     routing_pb2_grpc,
@@ -27,6 +26,7 @@ from .adapters.bridges import BridgeDirectory
 from .adapters.build_quota import BuildQuota
 from .adapters.callers import Callers
 from .adapters.catalogue import Catalogue
+from .adapters.deployments import Deployments
 from .adapters.endpoints import Endpoint, Location
 from .adapters.keys import load_or_create
 from .adapters.manifest import Entry, Manifest
@@ -101,7 +101,7 @@ class Gateway:
         self._build_quota = BuildQuota(self._registry, engine)
         self._device_keys = Proxy(bridges.any_channel, DEVICE_KEYS, "bridge")
         build_store = Resources(engine, "build", builds_pb2.Build, projection.ended)
-        deployment_store = Resources(engine, "deployment", deployments_pb2.Deployment, deployments.ended)
+        deployment_store = Deployments(engine, deployments.ended)
         self.context = Context(
             catalogue=catalogue,
             plugins=plugins,

@@ -27,6 +27,19 @@ resources = sa.Table(
     sa.Index("gateway_resources_unfinished", "ended", "kind"),
 )
 
+# What a deployment says of its devices; the rest of it is in `resources`. `revision` is the deployment's at the last change.
+device_rollouts = sa.Table(
+    "gateway_device_rollouts",
+    metadata,
+    sa.Column("deployment", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=False),
+    sa.Column("position", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("device", sa.String(400), nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Index("gateway_device_rollouts_by_device", "deployment", "device"),
+    sa.Index("gateway_device_rollouts_by_revision", "deployment", "revision"),
+)
+
 results = sa.Table(
     "gateway_results",
     metadata,

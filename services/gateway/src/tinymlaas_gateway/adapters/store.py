@@ -76,13 +76,14 @@ class Resources(Generic[Body]):
             "revision": 1,
             "ended": self._ended(body),
             "cancel_requested": False,
-            "body": body.SerializeToString(deterministic=True),
+            "body": self._packed(body),
         }
         with self._lock, self._writer.begin() as connection:
             if not insert_if_absent(connection, resources, row, "name"):
-                record = self._record(connection.execute(self._select(body.name)).one())
+                record = self._record(connection, connection.execute(self._select(body.name)).one())
                 # The very same one is that of an earlier try, whose answer got lost on the way.
                 return record, record.revision == 1 and record.body == body
+            self._created(connection, body)
         self._tell(body.name)
         if self._ended(body):
             self._tell_end(body)
@@ -93,7 +94,7 @@ class Resources(Generic[Body]):
         """Return a resource, None when there is none of this name."""
         with self._engine.connect() as connection:
             row = connection.execute(self._select(name)).first()
-        return None if row is None else self._record(row)
+            return None if row is None else self._record(connection, row)
 
     @patient
     def change(self, name: str, edit: Callable[[Body], None]) -> Record[Body]:
@@ -105,20 +106,19 @@ class Resources(Generic[Body]):
             row = connection.execute(self._select(name).with_for_update()).first()
             if row is None:
                 raise KeyError(name)
-            before = self._record(row)
-            body = self._record(row).body
+            body = self._read(connection, row)
             edit(body)
-            data = body.SerializeToString(deterministic=True)
-            if data == row.body:
-                return before
-            after = Record(body, before.revision + 1, self._ended(body), before.cancel_requested, before.fingerprint)
+            data = self._write(connection, row, body)
+            if data is None:
+                return Record(body, row.revision, row.ended, row.cancel_requested, row.fingerprint)
+            after = Record(body, row.revision + 1, self._ended(body), row.cancel_requested, row.fingerprint)
             connection.execute(
                 resources.update()
                 .where(resources.c.name == name)
                 .values(body=data, revision=after.revision, ended=after.ended)
             )
         self._tell(name)
-        if after.ended and not before.ended:
+        if after.ended and not row.ended:
             self._tell_end(body)
         return after
 
@@ -130,8 +130,8 @@ class Resources(Generic[Body]):
             if row is None:
                 raise KeyError(name)
             connection.execute(resources.update().where(resources.c.name == name).values(cancel_requested=True))
+            record = self._record(connection, row)
         self._tell(name)
-        record = self._record(row)
         return Record(record.body, record.revision, record.ended, True, record.fingerprint)
 
     def page(self, project: str, size: int, before: int | None) -> tuple[list[Body], int | None]:
@@ -156,7 +156,7 @@ class Resources(Generic[Body]):
             query = query.where(resources.c.sequence < before)
         with self._engine.connect() as connection:
             rows = connection.execute(query).all()
-        return [(row.sequence, self._record(row)) for row in rows]
+            return [(row.sequence, self._record(connection, row)) for row in rows]
 
     @patient
     def unfinished(self) -> list[str]:
@@ -172,10 +172,29 @@ class Resources(Generic[Body]):
     def _select(self, name: str) -> sa.Select[Any]:
         return resources.select().where(resources.c.kind == self._kind, resources.c.name == name)
 
-    def _record(self, row: Any) -> Record[Body]:
+    def _record(self, connection: sa.Connection, row: Any) -> Record[Body]:
+        body = self._read(connection, row)
+        return Record(body, row.revision, row.ended, row.cancel_requested, row.fingerprint)
+
+    # Where the body of a resource is: here in its row.
+
+    def _packed(self, body: Body) -> bytes:
+        """What the row of a resource keeps of its body."""
+        return body.SerializeToString(deterministic=True)
+
+    def _created(self, connection: sa.Connection, body: Body) -> None:
+        """Store what the row of a new resource does not keep."""
+
+    def _read(self, connection: sa.Connection, row: Any) -> Body:
+        """The body of a row, nobody else's."""
         body = self._type()
         body.ParseFromString(row.body)
-        return Record(body, row.revision, row.ended, row.cancel_requested, row.fingerprint)
+        return body
+
+    def _write(self, connection: sa.Connection, row: Any, body: Body) -> bytes | None:
+        """What to put into the row of a resource whose body may have changed, the rest stored; None: nothing has changed."""
+        data = self._packed(body)
+        return None if data == row.body else data
 
     def _tell_end(self, body: Body) -> None:
         for listener in self._enders:

@@ -179,22 +179,26 @@ def approve(body: deployments_pb2.Deployment, name: str) -> bool:
     return bool(found)
 
 
-def dependency(before: deployments_pb2.Deployment | None, device: str) -> Dependency:
-    """Tell whether a deployment that has to come first has reached a device.
+class Before:
+    """A deployment that has to come first; None is one that is gone."""
 
-    It has when it made the device active (and did not take that back), or succeeded without it. None is one that is gone.
-    """
-    if before is None:
-        return Dependency.FAILED
-    mine = next((item for item in before.rollouts if item.device == device), None)
-    ended = before.state not in (Deployment.STATE_PLANNING, Deployment.STATE_RUNNING, Deployment.STATE_PAUSED)
-    if mine is not None and mine.state == State.STATE_ACTIVE:
-        return Dependency.MET
-    if mine is not None and (ended or mine.state in (State.STATE_FAILED, State.STATE_ROLLED_BACK)):
-        return Dependency.FAILED
-    if not ended:
-        return Dependency.WAITING
-    return Dependency.MET if before.state == Deployment.STATE_SUCCEEDED else Dependency.FAILED
+    def __init__(self, body: deployments_pb2.Deployment | None) -> None:
+        self._state = body.state if body is not None else None
+        self._devices = {item.device: item.state for item in body.rollouts} if body is not None else {}
+
+    def reached(self, device: str) -> Dependency:
+        """Tell whether it has reached a device: made it active, and did not take that back, or succeeded without it."""
+        if self._state is None:
+            return Dependency.FAILED
+        mine = self._devices.get(device)
+        ended = self._state not in (Deployment.STATE_PLANNING, Deployment.STATE_RUNNING, Deployment.STATE_PAUSED)
+        if mine == State.STATE_ACTIVE:
+            return Dependency.MET
+        if mine is not None and (ended or mine in (State.STATE_FAILED, State.STATE_ROLLED_BACK)):
+            return Dependency.FAILED
+        if not ended:
+            return Dependency.WAITING
+        return Dependency.MET if self._state == Deployment.STATE_SUCCEEDED else Dependency.FAILED
 
 
 def together(found: Sequence[Dependency]) -> Dependency:

@@ -28,7 +28,7 @@ class Changes(Generic[Body]):
         self._events: dict[str, set[asyncio.Event]] = {}
         # How often each resource that somebody waits for has changed, and the look at it that is under way.
         self._told: dict[str, int] = {}
-        self._looks: dict[str, tuple[int, asyncio.Task[Record[Body] | None]]] = {}
+        self._looks: dict[str, tuple[int, float, asyncio.Task[Record[Body] | None]]] = {}
         resources.on_change(self._tell)
 
     def _tell(self, name: str) -> None:
@@ -55,14 +55,17 @@ class Changes(Generic[Body]):
                 self._told.pop(name, None)
                 self._looks.pop(name, None)
 
-    async def _look(self, name: str) -> Record[Body] | None:
-        """The record as it is; who waits for the same resource shares one look. Its body must not be changed."""
-        told = self._told.get(name, 0)
+    async def _look(self, name: str, age: float = 0.0) -> Record[Body] | None:
+        """The record as it is, or was so many seconds ago; who waits for the same resource shares one look.
+
+        Its body must not be changed.
+        """
+        told, now = self._told.get(name, 0), self._loop.time()
         look = self._looks.get(name)
-        if look is None or look[0] != told or look[1].done():
-            look = told, asyncio.ensure_future(asyncio.to_thread(self._resources.get, name))
+        if look is None or (now - look[1] >= age and (look[0] != told or look[2].done())):
+            look = told, now, asyncio.ensure_future(asyncio.to_thread(self._resources.get, name))
             self._looks[name] = look
-        return await asyncio.shield(look[1])
+        return await asyncio.shield(look[2])
 
     async def watch(self, name: str) -> AsyncIterator[Record[Body]]:
         """Yield the record now and after each change, the last one when it has ended; NotFound for an unknown name."""
@@ -123,7 +126,7 @@ class Changes(Generic[Body]):
             with self._subscribed(name) as event:
                 while not task.done():
                     event.clear()
-                    record = await self._look(name)
+                    record = await self._look(name, SWARM_SECONDS)
                     if record is None or stopped(record):
                         raise Cancelled(f"{name} was cancelled")
                     waiting = asyncio.ensure_future(event.wait())

@@ -15,6 +15,7 @@ from tinymlaas.plugin.v1 import compiler_pb2
 
 from .. import __version__
 from ..adapters.catalogue import Catalogue
+from ..adapters.deployments import Deployments
 from ..adapters.store import Record, Refutations, Resources, Results
 from .changes import Changes
 from .ports import Bridges, Plugins
@@ -56,7 +57,7 @@ class Context:
     plugins: Plugins
     bridges: Bridges
     builds: Resources[builds_pb2.Build]
-    deployments: Resources[deployments_pb2.Deployment]
+    deployments: Deployments
     results: Results
     refutations: Refutations
     build_changes: Changes[builds_pb2.Build]
@@ -97,6 +98,13 @@ class Context:
     async def deployment(self, name: str) -> Record[deployments_pb2.Deployment]:
         """The record of a deployment that exists."""
         record = await asyncio.to_thread(self.deployments.get, name)
+        if record is None:
+            raise KeyError(name)
+        return record
+
+    async def deployment_of(self, name: str, device: str) -> Record[deployments_pb2.Deployment]:
+        """The record of a deployment that exists, with the rollout of this device only."""
+        record = await asyncio.to_thread(self.deployments.get_device, name, device)
         if record is None:
             raise KeyError(name)
         return record

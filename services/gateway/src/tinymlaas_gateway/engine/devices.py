@@ -29,6 +29,9 @@ log = structlog.get_logger("tinymlaas.gateway")
 Rollout = deployments_pb2.DeviceRollout
 Step = bridge_pb2.InstallResponse
 CANCEL_SECONDS = 30.0
+PLACES = 4096
+# Where devices stood when they were looked for: deployments are looked at often by all who work on their devices.
+_places: dict[tuple[str, str], int] = {}
 
 _STATES = {
     Step.STEP_DOWNLOADING: Rollout.STATE_INSTALLING,
@@ -42,8 +45,14 @@ _STATES = {
 
 def find(deployment: deployments_pb2.Deployment, device: str) -> deployments_pb2.DeviceRollout:
     """The rollout of a device; raises KeyError when it takes no part."""
-    for item in deployment.rollouts:
+    place = _places.get((deployment.name, device), 0)
+    if place < len(deployment.rollouts) and deployment.rollouts[place].device == device:
+        return deployment.rollouts[place]
+    for place, item in enumerate(deployment.rollouts):
         if item.device == device:
+            if len(_places) >= PLACES:
+                _places.clear()
+            _places[(deployment.name, device)] = place
             return item
     raise KeyError(device)
 
@@ -52,8 +61,7 @@ async def edit(
     context: Context, deployment: str, device: str, change: Callable[[deployments_pb2.DeviceRollout], None]
 ) -> deployments_pb2.DeviceRollout:
     """Apply a change to one device's rollout; return it."""
-    record = await context.edit_deployment(deployment, lambda body: change(find(body, device)))
-    return find(record.body, device)
+    return await asyncio.to_thread(context.deployments.change_device, deployment, device, change)
 
 
 def stopped(record: Record[deployments_pb2.Deployment], device: str) -> bool:
@@ -103,7 +111,7 @@ async def take_build(context: Context, deployment: str, device: str, build: str)
 
 async def install(context: Context, deployment: str, device: str) -> str:
     """Install the module and have it self-tested; return the outcome's name. Cancelling stops at a safe point."""
-    item = find((await context.deployment(deployment)).body, device)
+    item = find((await context.deployment_of(deployment, device)).body, device)
     module = await context.catalogue.module(item.module)
     request = bridge_pb2.InstallRequest(
         install_id=item.install_id, device=device, module_sha256=module.device_image_sha256
@@ -149,7 +157,7 @@ async def _follow(
             if end is not None:
                 return end
             await _cancel(context, device, request.install_id)
-            if _stuck(await context.deployment(deployment), device):
+            if _stuck(await context.deployment_of(deployment, device), device):
                 break
         fault = status(code_pb2.DEADLINE_EXCEEDED, "DEVICE_STUCK", "it made no progress for too long", device=device)
         return bridge_pb2.InstallResponse(step=Step.STEP_FAILED, error=fault)
@@ -243,7 +251,7 @@ async def activate(context: Context, deployment: str, device: str) -> str:
 
 async def runs_ours(context: Context, deployment: str, device: str) -> bool:
     """Ask the device whether it runs the deployment's module; what cannot be asked counts as running it."""
-    item = find((await context.deployment(deployment)).body, device)
+    item = find((await context.deployment_of(deployment, device)).body, device)
     try:
         module = await context.catalogue.module(item.module)
         now_there = await context.bridges.read_capabilities(device)
@@ -258,7 +266,7 @@ async def roll_back(context: Context, deployment: str, device: str) -> str:
     A device that does not run our module is left as it is: repeating a rollback must not bring ours back. A device that
     had no module before gets ours deactivated.
     """
-    item = find((await context.deployment(deployment)).body, device)
+    item = find((await context.deployment_of(deployment, device)).body, device)
     if not item.module:
         return Outcome.FAILED.name
     try:

@@ -202,7 +202,7 @@ async def _act(context: Context, action: str, deployment: str, device: str, buil
 
 
 async def _stopped(context: Context, deployment: str, device: str) -> bool:
-    return devices.stopped(await context.deployment(deployment), device)
+    return devices.stopped(await context.deployment_of(deployment, device), device)
 
 
 @DBOS.workflow(name="rollout")

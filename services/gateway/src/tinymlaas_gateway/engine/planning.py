@@ -159,7 +159,7 @@ async def start_build(context: Context, name: str, group: Group) -> tuple[str, b
 
 async def device_build(context: Context, name: str, device: str) -> tuple[str, bool]:
     """The build for a device as the plan made it; for one that joined later it is made now, as `start_build` does."""
-    item = devices.find((await context.deployment(name)).body, device)
+    item = devices.find((await context.deployment_of(name, device)).body, device)
     if item.build or item.HasField("error"):
         return item.build, False
     target = (await context.catalogue.device(device)).capabilities.target

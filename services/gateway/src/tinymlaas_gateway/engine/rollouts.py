@@ -84,11 +84,8 @@ async def _dependencies(context: Context, policy: Policy, body: deployments_pb2.
     if not policy.after:
         return {}
     found = [await asyncio.to_thread(context.deployments.get, name) for name in policy.after]
-    before = [record.body if record is not None else None for record in found]
-    return {
-        item.device: rollout_view.together([rollout_view.dependency(one, item.device) for one in before])
-        for item in body.rollouts
-    }
+    before = [rollout_view.Before(record.body if record is not None else None) for record in found]
+    return {item.device: rollout_view.together([one.reached(item.device) for one in before]) for item in body.rollouts}
 
 
 def _order(decision: Decision, body: deployments_pb2.Deployment, handed: set[str]) -> Order:
