@@ -1,7 +1,8 @@
 """`python -m bench.cluster`: what the release on a cluster survives and how long it takes; rows in bench/results/cluster.json.
 
-Needs what `make test-cluster` needs (tests/cluster/cluster_kit.py). Every figure is counted on the cluster itself: pods are
-killed without grace, one of each kind after another, while builds and a rollout go on.
+Needs what `make test-cluster` needs (tests/cluster/cluster_kit.py). Every figure is counted on the cluster itself. The chart of the
+version before is installed, upgraded while a rollout runs, and then done harm: pods are killed without grace at random, servers
+restarted, the node drained, while builds, rollouts and callers go on.
 """
 
 from __future__ import annotations
@@ -22,17 +23,37 @@ sys.path[:0] = [str(ROOT / "tests" / "cluster"), str(ROOT / "scripts")]
 
 import build_images  # noqa: E402
 import cluster_kit  # noqa: E402
-from suite_on_cluster import DeployedSuite, ended, kws, rolled_out  # noqa: E402
+from suite_on_cluster import (  # noqa: E402
+    CHART,
+    HELLO,
+    DeployedSuite,
+    Load,
+    begin_builds,
+    ended,
+    executors,
+    glutton,
+    known,
+    kws,
+    latest_install,
+    owners,
+    previous_chart,
+    rolled_out,
+    twice_installed,
+)
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2  # noqa: E402
+from tinymlaas.registry.v1 import plugins_pb2  # noqa: E402
 from tinymlaas_client import AsyncClient  # noqa: E402
 from tinymlaas_client.targets import named_target  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results" / "cluster.json"
 BUILDS = int(os.environ.get("TINYMLAAS_CLUSTER_BUILDS", "50"))
 DEVICES = int(os.environ.get("TINYMLAAS_CLUSTER_DEVICES", "100"))
+IN_A_POD = 10  # a kubelet takes 110 pods, and the suite has some itself
 KINDS = ("gateway", "registry", "bridge", "compiler-tvm", "compiler-tflm", "profiler", "postgresql", "minio")
+MAX_KILLS = 24
 SEED = 7
 Row = dict[str, str | float]
+Done = deployments_pb2.Deployment
 
 
 def row(case: str, value: float, unit: str) -> Row:
@@ -47,37 +68,141 @@ async def timed(work: Awaitable[object]) -> float:
     return time.monotonic() - began
 
 
-async def survive(suite: DeployedSuite, client: AsyncClient, rows: list[Row]) -> None:
-    """Builds and a rollout while one pod of each kind is killed; counts what was lost or done twice."""
-    chance = random.Random(SEED)  # noqa: S311  # which pod dies is no secret
-    model, digest = await kws(client)
-    names = []
-    for number in range(BUILDS):
-        target = named_target(chance.choice(["cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33"]))
-        target.memory_regions[1].total_bytes -= 256 * number
-        names.append((await client.create_build(model, target, samples_sha256=digest)).name)
-    devices = sorted(device.name.rsplit("/", 1)[-1] for device in await client.list_devices())
-    deployment = await client.create_deployment(model, devices=devices, samples_sha256=digest)
-    kinds = list(KINDS)
-    chance.shuffle(kinds)
-    began = time.monotonic()
-    for kind in kinds:
-        for pod in suite.pods(kind)[:1]:
-            suite.kill(pod)
-        rows.append(row(f"killed {kind}: whole again after", await timed(suite.rolled_out()), "s"))
-    done = await rolled_out(client, deployment.name, 3600)
+def counted(what: str, done: Done) -> list[Row]:
+    """Devices of a rollout by the state that they ended in."""
     states = Counter(deployments_pb2.DeviceRollout.State.Name(item.state) for item in done.rollouts)
-    rows += [row(f"devices {name.removeprefix('STATE_').lower()}", count, "devices") for name, count in states.items()]
-    builds = [await ended(client, name, 3600) for name in names]
-    good = sum(build.state == builds_pb2.Build.STATE_SUCCEEDED for build in builds)
-    modules = [module.name for module in await client.list_modules()]
-    rows += [
-        row("builds asked for while pods were killed", BUILDS, "builds"),
-        row("builds that succeeded", good, "builds"),
-        row("builds lost", BUILDS - good, "builds"),
-        row("modules sealed twice", len(modules) - len(set(modules)), "modules"),
-        row("builds and rollout with all those deaths", time.monotonic() - began, "s"),
+    rows = [row(f"{what}: {name.removeprefix('STATE_').lower()}", states[name], "devices") for name in sorted(states)]
+    return [*rows, row(f"{what}: time", done.end_time.seconds - done.create_time.seconds, "s")]
+
+
+def loaded(what: str, load: Load) -> list[Row]:
+    """What callers saw meanwhile."""
+    for line in load.failed[:5]:
+        print(f"{what}: {line}", file=sys.stderr)
+    return [
+        row(f"{what}: calls answered", load.calls, "calls"),
+        row(f"{what}: calls failed", len(load.failed), "calls"),
+        row(f"{what}: slowest answer", load.slowest, "s"),
     ]
+
+
+async def upgrade(suite: DeployedSuite, client: AsyncClient, devices: list[str]) -> list[Row]:
+    """From the chart of the version before to this one, while every device gets its first module."""
+    model, digest = await kws(client)
+    async with Load(suite) as load:
+        begun = await client.create_deployment(model, devices=devices, samples_sha256=digest)
+        took = await timed(asyncio.to_thread(suite.upgrade))
+        await suite.rolled_out()
+        done = await rolled_out(client, begun.name, 1800)
+    return [row("upgrade under a rollout", took, "s"), *loaded("upgrade", load), *counted("rollout over upgrade", done)]
+
+
+async def deaths(suite: DeployedSuite, client: AsyncClient, devices: list[str]) -> list[Row]:
+    """Builds and a rollout of another module while pods die at random, each kind at least once; what was lost or doubled."""
+    chance = random.Random(SEED)  # noqa: S311  # which pod dies is no secret
+    before = await client.list_builds()
+    sealed = len(await client.list_modules())
+    compiled = suite.calls("compiler-tflm", "Compile")
+    marked = latest_install(suite)
+    first, second = suite.pods("gateway")[:2]
+    began = time.monotonic()
+    async with suite.client(first) as one, suite.client(second) as other:
+        names = await begin_builds(one, BUILDS // 2, 1000) + await begin_builds(other, BUILDS - BUILDS // 2, 2000)
+    model, digest = await kws(client)
+    begun = await client.create_deployment(
+        model, devices=devices, samples_sha256=digest, objective=builds_pb2.OBJECTIVE_FLASH
+    )
+    shared = executors(suite, names)
+    kills = [*chance.sample(KINDS, len(KINDS)), *chance.choices(KINDS, k=MAX_KILLS - len(KINDS))]
+    whole: list[float] = []
+    while kills and (len(whole) < len(KINDS) or await busy(client, names, begun.name)):
+        kind = kills.pop(0)
+        suite.kill(chance.choice(suite.pods(kind)))
+        whole.append(await timed(suite.rolled_out()))
+    done = await rolled_out(client, begun.name, 1800)
+    builds = [await ended(client, name, 1800) for name in names]
+    took = time.monotonic() - began
+    good = sum(build.state == builds_pb2.Build.STATE_SUCCEEDED for build in builds)
+    for build in builds:
+        if build.state != builds_pb2.Build.STATE_SUCCEEDED:
+            print(build, file=sys.stderr)
+    modules = [module.name for module in await client.list_modules()]
+    own = {build.name for build in await client.list_builds()} - {build.name for build in before} - set(names)
+    of_rollout = {item.build for item in done.rollouts if item.build}
+    return [
+        row("pods killed", len(whole), "pods"),
+        row("whole again after a death, median", sorted(whole)[len(whole) // 2], "s"),
+        row("whole again after a death, slowest", max(whole), "s"),
+        row("builds asked for while pods were killed", len(names), "builds"),
+        row("builds that succeeded", good, "builds"),
+        row("builds lost", len(names) - good, "builds"),
+        row("builds nobody asked for", len(own - of_rollout), "builds"),
+        row("modules sealed", len(modules) - sealed, "modules"),
+        row("modules listed twice", len(modules) - len(set(modules)), "modules"),
+        row("installs done twice", twice_installed(suite, marked), "installs"),
+        *counted("rollout under deaths", done),
+        row("builds and rollout with all those deaths", took, "s"),
+        *(row(f"builds that gateway {executor[-1]} was given", count, "builds") for executor, count in shared.items()),
+        *(row("compilations of a replica before the deaths", count, "calls") for count in compiled.values()),
+    ]
+
+
+async def busy(client: AsyncClient, names: list[str], deployment: str) -> bool:
+    """Whether a build or the rollout still goes on."""
+    mine = [build for build in await client.list_builds() if build.name in set(names)]
+    over = (builds_pb2.Build.STATE_SUCCEEDED, builds_pb2.Build.STATE_FAILED)
+    return any(build.state not in over for build in mine) or not (await client.get_deployment(deployment)).HasField(
+        "end_time"
+    )
+
+
+async def restarts(suite: DeployedSuite, client: AsyncClient) -> list[Row]:
+    """Both servers restarted in order while callers and builds go on."""
+    rows = []
+    for number, kind in enumerate(("postgresql", "minio")):
+        async with Load(suite) as load:
+            names = await begin_builds(client, 4, 3000 + 10 * number)
+            (pod,) = suite.pods(kind)
+            await asyncio.to_thread(suite.kubectl, "delete", "pod", pod)
+            took = await timed(suite.rolled_out())
+            builds = [await ended(client, name) for name in names]
+        lost = sum(build.state != builds_pb2.Build.STATE_SUCCEEDED for build in builds)
+        rows += [row(f"{kind} restarted: whole again after", took, "s"), *loaded(f"{kind} restarted", load)]
+        rows.append(row(f"{kind} restarted: builds lost", lost, "builds"))
+    return rows
+
+
+async def drained(suite: DeployedSuite, client: AsyncClient) -> list[Row]:
+    """The node drained by evictions that heed the budgets, while callers and builds go on."""
+    async with Load(suite) as load:
+        names = await begin_builds(client, 4, 3100)
+        began = time.monotonic()
+        refused = await suite.drain()
+        took = time.monotonic() - began
+        builds = [await ended(client, name) for name in names]
+    lost = sum(build.state != builds_pb2.Build.STATE_SUCCEEDED for build in builds)
+    rows = [
+        row("drain: whole again after", took, "s"),
+        row("drain: evictions put off by budgets", refused, "evictions"),
+    ]
+    return [*rows, *loaded("drain", load), row("drain: builds lost", lost, "builds")]
+
+
+async def eaten(suite: DeployedSuite, client: AsyncClient) -> list[Row]:
+    """A vendor's plugin comes, eats memory while it compiles, is killed and named, and goes."""
+    began = time.monotonic()
+    suite.apply(glutton())
+    await known(client, HELLO, plugins_pb2.Plugin.STATE_READY)
+    rows = [row("vendor plugin: applied until the gateway may call it", time.monotonic() - began, "s")]
+    model, digest = await kws(client)
+    started = await client.create_build(model, named_target("cortex-m4"), samples_sha256=digest)
+    build = await ended(client, started.name)
+    (failed,) = [each for each in build.candidates if each.plugin == f"plugins/{HELLO}"]
+    rows.append(row("plugin that ate memory: named in the answer", float(HELLO in str(failed.error)), "builds"))
+    others = build.state == builds_pb2.Build.STATE_SUCCEEDED
+    rows.append(row("plugin that ate memory: builds that others won", float(others), "builds"))
+    took = await timed(asyncio.to_thread(suite.kubectl, "delete", "compilerplugin", "glutton", "--timeout", "5m"))
+    return [*rows, row("vendor plugin: deleted and drained after", took, "s")]
 
 
 async def rate(call: Callable[[], Awaitable[object]], calls: int, at_once: int) -> tuple[float, float]:
@@ -93,26 +218,39 @@ async def rate(call: Callable[[], Awaitable[object]], calls: int, at_once: int) 
     return len(took) / whole, 1000 * took[int(0.99 * (len(took) - 1))]
 
 
-async def measure(suite: DeployedSuite) -> list[Row]:
-    """All figures of an installed release."""
-    rows: list[Row] = []
+async def rates(client: AsyncClient) -> list[Row]:
+    """How many calls one connection gets answered, with everything on the same processors."""
+    model, digest = await kws(client)
+    target = named_target("cortex-m4")
+    await ended(client, (await client.create_build(model, target, samples_sha256=digest)).name)
+    rows = []
+    for what, call in (
+        ("explain", lambda: client.explain(model, targets=[target])),
+        ("cached build", lambda: client.create_build(model, target, samples_sha256=digest)),
+    ):
+        each, p99 = await rate(call, 400, 8)
+        rows += [row(f"{what}, one connection", each, "calls/s"), row(f"{what}, p99", p99, "ms")]
+    return rows
+
+
+async def measure(suite: DeployedSuite, rows: list[Row]) -> None:
+    """All figures of an installed release, added as they come."""
     for name in build_images.images():
         size = build_images.size_bytes(f"tinymlaas/{name}:{build_images.VERSION}")
         if size is not None:
             rows.append(row(f"image {name}", size / 1e6, "MB"))
     async with suite.client() as client:
-        endpoints = [f"board-{number}" for number in range(DEVICES)]
-        for endpoint in endpoints:
-            suite.apply(suite.board_pod("tflm-m4f", endpoint))
-        rows.append(row(f"{DEVICES} boards registered", await timed(suite.registered(client, set(endpoints))), "s"))
-        await survive(suite, client, rows)
-        model, digest = await kws(client)
-        target = named_target("cortex-m4")
-        await ended(client, (await client.create_build(model, target, samples_sha256=digest)).name)
-        explained, p99 = await rate(lambda: client.explain(model, targets=[target]), 400, 8)
-        rows += [row("explain, two gateways", explained, "calls/s"), row("explain, p99", p99, "ms")]
-        rows.append(row("upgrade of the release", await timed(asyncio.to_thread(suite.upgrade, "logLevel=debug")), "s"))
-    return rows
+        devices = [f"board-{number}" for number in range(DEVICES)]
+        for start in range(0, DEVICES, IN_A_POD):
+            suite.apply(suite.board_pod("tflm-m4f", *devices[start : start + IN_A_POD]))
+        rows.append(row(f"{DEVICES} boards registered", await timed(suite.registered(client, set(devices))), "s"))
+        rows += await upgrade(suite, client, devices)
+        rows += [row(f"devices of {bridge[-8:]}", count, "devices") for bridge, count in owners(suite).items()]
+        rows += await deaths(suite, client, devices)
+        rows += await restarts(suite, client)
+        rows += await drained(suite, client)
+        rows += await eaten(suite, client)
+        rows += await rates(client)
 
 
 def main() -> None:
@@ -124,13 +262,17 @@ def main() -> None:
         cluster_kit.provide_images(cluster)
         with tempfile.TemporaryDirectory() as folder:
             suite = DeployedSuite(cluster, "tinymlaas-bench", Path(folder) / "values.yaml")
+            cluster.run("kubectl", "delete", "namespace", suite.namespace, "--ignore-not-found", "--timeout=5m")
             began = time.monotonic()
-            suite.install()
+            suite.install(previous_chart(Path(folder)) or CHART)
             rows = [row("install until every pod is ready", time.monotonic() - began, "s")]
-            rows += asyncio.run(measure(suite))
+            try:
+                asyncio.run(measure(suite, rows))
+            finally:
+                for each in rows:
+                    print(f"{each['case']}: {each['value']} {each['unit']}")
         RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        for each in rows:
-            print(f"{each['case']}: {each['value']} {each['unit']}")
+        cluster.run("kubectl", "delete", "namespace", suite.namespace, "--wait=false")
     finally:
         cluster.close()
 

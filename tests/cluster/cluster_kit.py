@@ -32,6 +32,8 @@ IMAGES = (
     "board",
 )
 POSTGRES = "docker.io/library/postgres:15-bookworm"
+BASES = ("debian", "python", "postgres", "minio", "system")
+KIT_SECONDS = 3600.0  # the kit compiles Kubernetes in a quarter of an hour on two idle processors
 MINIO = "quay.io/minio/minio:latest"
 MINIO_AS = "quay.io/minio/minio:RELEASE.2025-09-07T16-13-09Z"  # what the chart names; a kit's image has no release
 
@@ -71,7 +73,7 @@ class Cluster:
     def close(self) -> None:
         """Stop a cluster that was started here."""
         if self.kit is not None:
-            subprocess.run([str(self.kit / "down")], check=False, stdout=sys.stderr)
+            _step(self.kit / "down")
 
 
 def start() -> Cluster | str:
@@ -85,26 +87,41 @@ def start() -> Cluster | str:
     kit = kit_folder()
     if kit is None:
         return "no KUBECONFIG and no CLUSTER_KIT: name a cluster, or a kit that starts one"
-    if not (CACHE / "images" / "minio.tar").exists():
+    if os.geteuid() != 0 or not os.access("/sys/fs/cgroup", os.W_OK):
+        return f"{kit} starts a cluster as root, where cgroups can be written"
+    if not all((CACHE / "images" / f"{name}.tar").exists() for name in BASES):
         for step in ("build", "base-images"):
-            if subprocess.run([str(kit / step)], check=False, stdout=sys.stderr).returncode != 0:
+            if _step(kit / step) is None:
                 return f"{kit / step} failed; its message is above"
-    done = subprocess.run([str(kit / "up")], stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode != 0:
+    told = _step(kit / "up")
+    if told is None:
+        _step(kit / "down")
         return f"{kit / 'up'} failed; its message is above"
-    words = shlex.split(done.stdout.strip().splitlines()[-1])
-    told = dict(word.split("=", 1) for word in words if "=" in word)
-    return Cluster(Path(told["KUBECONFIG"]), kit)
+    words = shlex.split(told.strip().splitlines()[-1])
+    settings = dict(word.split("=", 1) for word in words if "=" in word)
+    return Cluster(Path(settings["KUBECONFIG"]), kit)
+
+
+def _step(program: Path) -> str | None:
+    """What a program of the kit printed; None where it failed or took longer than any machine needs."""
+    try:
+        done = subprocess.run([str(program)], stdout=subprocess.PIPE, text=True, check=False, timeout=KIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        return None
+    return done.stdout if done.returncode == 0 else None
 
 
 def provide_images(cluster: Cluster) -> None:
-    """Build the suite's images and hand them to a kit's cluster; for another cluster they must be where it pulls from."""
+    """Build the suite's images and hand them to a kit's cluster; for another cluster they must be where it pulls from.
+
+    What was built before from the same files is taken from the builder's store.
+    """
     if cluster.kit is None or os.environ.get("TINYMLAAS_IMAGES_READY"):
         return
-    environment = {**os.environ, "IMAGE_BUILD": str(cluster.kit / "image-build"), "GO_FROM_HOST": "1"}
+    environment = {**os.environ, "IMAGE_BUILD": f"{cluster.kit / 'image-build'} --layers", "GO_FROM_HOST": "1"}
     environment["BUILDER"] = "docker.io/library/debian:bookworm-slim"
     command = [sys.executable, str(ROOT / "scripts" / "build_images.py"), "build"]
-    subprocess.run(command, env=environment, check=True, stdout=sys.stderr)
-    subprocess.run(["buildah", "tag", MINIO, MINIO_AS], check=True)
-    names = [f"tinymlaas/{name}:0.1.0" for name in IMAGES]
-    subprocess.run([str(cluster.kit / "image"), *names, POSTGRES, MINIO_AS], check=True, stdout=sys.stderr)
+    subprocess.run(command, env=environment, check=True, stdout=sys.stderr, timeout=KIT_SECONDS)
+    subprocess.run(["buildah", "tag", MINIO, MINIO_AS], check=True, timeout=60)
+    names = [*(f"tinymlaas/{name}:0.1.0" for name in IMAGES), POSTGRES, MINIO_AS]
+    subprocess.run([str(cluster.kit / "image"), *names], check=True, stdout=sys.stderr, timeout=KIT_SECONDS)

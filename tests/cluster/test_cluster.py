@@ -10,21 +10,40 @@ import asyncio
 import os
 import random
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
 
 import cluster_kit
-from cluster_kit import ROOT
-from suite_on_cluster import NAME, RELEASE, ZOO, DeployedSuite, ended, eventually, kws, rolled_out
+from suite_on_cluster import (
+    CHART,
+    HELLO,
+    NAME,
+    PYTHON,
+    RELEASE,
+    ZOO,
+    DeployedSuite,
+    Load,
+    begin_builds,
+    condition,
+    ended,
+    eventually,
+    executors,
+    glutton,
+    known,
+    kws,
+    owners,
+    previous_chart,
+    rolled_out,
+    vendor,
+)
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
 from tinymlaas.registry.v1 import plugins_pb2
 from tinymlaas_client import AsyncClient
 from tinymlaas_client.targets import named_target
 
 BUILDS = int(os.environ.get("TINYMLAAS_CLUSTER_BUILDS", "8"))
-HELLO = "com.example.hello-compiler"
+KINDS_OF_BOARDS = ("node-m4f", "riscv-node", "tflm-m4f", "chip-m0plus")  # the model does not fit the last one
 pytestmark = [
     pytest.mark.skipif(not os.environ.get("TINYMLAAS_CLUSTER"), reason="`make test-cluster` runs this"),
     pytest.mark.xdist_group("cluster"),
@@ -40,43 +59,58 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeployedSuite]:
         pytest.skip(cluster)
     try:
         cluster_kit.provide_images(cluster)
-        deployed = DeployedSuite(cluster, "tinymlaas-test", tmp_path_factory.mktemp("chart") / "values.yaml")
-        deployed.install()
+        folder = tmp_path_factory.mktemp("chart")
+        deployed = DeployedSuite(cluster, "tinymlaas-test", folder / "values.yaml")
+        cluster.run("kubectl", "delete", "namespace", deployed.namespace, "--ignore-not-found", "--timeout=5m")
+        deployed.install(previous_chart(folder) or CHART)
         yield deployed
         cluster.run("kubectl", "delete", "namespace", deployed.namespace, "--wait=false")
     finally:
         cluster.close()
 
 
-def test_the_charts_own_test_passes(suite: DeployedSuite) -> None:
-    assert "Phase:" in suite.helm("test", RELEASE, "--timeout", "5m")
-
-
-async def test_a_model_travels_through_the_release_onto_boards_that_are_pods(suite: DeployedSuite) -> None:
-    samples = np.load(ZOO / "kws" / "samples.npz")
+async def test_an_upgrade_from_the_version_before_fails_no_call_and_ends_a_running_rollout(
+    suite: DeployedSuite,
+) -> None:
+    """The release was installed from the chart of the version before, where the tree's history has it."""
+    endpoints = [f"{kind}-1" for kind in KINDS_OF_BOARDS]
     async with suite.client() as client:
-        endpoints = {
-            await suite.board(client, kind, f"{kind}-1")
-            for kind in ("node-m4f", "riscv-node", "tflm-m4f", "chip-m0plus")
-        }
+        for kind, endpoint in zip(KINDS_OF_BOARDS, endpoints, strict=True):
+            suite.apply(suite.board_pod(kind, endpoint))
+        await suite.registered(client, set(endpoints))
         model, digest = await kws(client)
-        begun = await client.create_deployment(model, devices=sorted(endpoints), samples_sha256=digest)
-        deployment = await rolled_out(client, begun.name)
+        async with Load(suite) as load:
+            begun = await client.create_deployment(model, devices=endpoints, samples_sha256=digest, concurrency=1)
+            await asyncio.to_thread(suite.upgrade)
+            await suite.rolled_out()
+            deployment = await rolled_out(client, begun.name)
         states = {rollout.device.rsplit("/", 1)[-1]: rollout.state for rollout in deployment.rollouts}
         assert states.pop("chip-m0plus-1") == deployments_pb2.DeviceRollout.STATE_REJECTED
         assert set(states.values()) == {deployments_pb2.DeviceRollout.STATE_ACTIVE}, deployment
-        for endpoint in states:
-            answer = await client.infer(endpoint, [samples["input_int8"][0].tobytes()])
-            assert answer.outputs.tensors[0] == samples["output_int8"][0].tobytes(), endpoint
+    assert load.calls
+    assert not load.failed, load.failed[:3]
+
+
+def test_the_charts_own_test_passes(suite: DeployedSuite) -> None:
+    assert "Succeeded" in suite.helm("test", RELEASE, "--timeout", "5m")
+
+
+async def test_boards_that_are_pods_compute_what_the_model_computes(suite: DeployedSuite) -> None:
+    samples = np.load(ZOO / "kws" / "samples.npz")
+    async with suite.client() as client:
+        for kind in KINDS_OF_BOARDS[:3]:
+            answer = await client.infer(f"{kind}-1", [samples["input_int8"][0].tobytes()])
+            assert answer.outputs.tensors[0] == samples["output_int8"][0].tobytes(), kind
 
 
 def python_in(suite: DeployedSuite, component: str, code: str) -> str:
     """What Python prints in a pod of that component."""
-    pod = suite.pods(component)[0]
-    return suite.kubectl("exec", pod, "--", "/opt/tinymlaas/bin/python", "-c", code)
+    return suite.kubectl("exec", suite.pods(component)[0], "--", PYTHON, "-c", code)
 
 
-CONNECT = """
+def reach(targets: list[tuple[str, int]]) -> str:
+    """A program that prints each host and whether a connection to its port opens."""
+    return f"""
 import socket
 for host, port in {targets}:
     try:
@@ -96,40 +130,13 @@ def test_a_plugin_reaches_nothing_and_holds_no_credentials(suite: DeployedSuite)
         "kubectl", "get", "service", "kubernetes", "-n", "default", "-o", "jsonpath={.spec.clusterIP}"
     )
     targets = [(address["registry"], 7001), (address["gateway"], 7000), (address["postgresql"], 5432), (api, 443)]
-    told = python_in(suite, "compiler-tvm", CONNECT.format(targets=targets))
+    told = python_in(suite, "compiler-tvm", reach(targets))
     assert "open" not in told, told
     assert told.count("closed") == len(targets)
     # The same code from the gateway reaches the registry, so it is the policy that closed the way.
-    assert "open" in python_in(suite, "gateway", CONNECT.format(targets=targets[:1]))
+    assert "open" in python_in(suite, "gateway", reach(targets[:1]))
     mounted = python_in(suite, "compiler-tvm", "import os; print(os.path.exists('/var/run/secrets/kubernetes.io'))")
     assert mounted.strip() == "False"
-
-
-def vendor(name: str, **spec: Any) -> dict[str, Any]:
-    """A CompilerPlugin whose image is compiler-tflm's, with a program of the vendor's own in its arguments."""
-    program = (ROOT / "docs" / "examples" / "hello_compiler.py").read_text(encoding="utf-8")
-    code = f"import sys; open('/tmp/hello_compiler.py', 'w').write({program!r}); import runpy; sys.argv = ['hello']; "
-    code += "sys.path.insert(0, '/tmp'); import hello_compiler; hello_compiler.plugin.main()"
-    return {
-        "apiVersion": "tinymlaas.io/v1alpha1",
-        "kind": "CompilerPlugin",
-        "metadata": {"name": name},
-        "spec": {
-            "image": "tinymlaas/compiler-tflm:0.1.0",
-            "command": ["/opt/tinymlaas/bin/python", "-c", code],
-            "roles": ["compiler"],
-            "drainSeconds": 5,
-            "resources": {"cpu": "1", "memory": "512Mi", "cpuRequest": "20m", "memoryRequest": "64Mi"},
-            **spec,
-        },
-    }
-
-
-def condition(suite: DeployedSuite, name: str, kind: str) -> tuple[str, str]:
-    """State and reason of a condition of a CompilerPlugin."""
-    conditions = suite.get("compilerplugin", name).get("status", {}).get("conditions", [])
-    found = {each["type"]: (each["status"], each["reason"]) for each in conditions}
-    return found.get(kind, ("", ""))
 
 
 async def test_a_vendors_plugin_comes_by_kubectl_apply_builds_and_goes_by_kubectl_delete(suite: DeployedSuite) -> None:
@@ -139,33 +146,26 @@ async def test_a_vendors_plugin_comes_by_kubectl_apply_builds_and_goes_by_kubect
         return (await asyncio.to_thread(condition, suite, "hello", "Registered"))[0] == "True"
 
     await eventually(registered, "the operator has registered the plugin")
+    (pod,) = suite.get("pods", "-l", "tinymlaas.io/plugin=hello")["items"]
+    assert pod["spec"]["automountServiceAccountToken"] is False
+    assert pod["spec"]["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert set(pod["spec"]["containers"][0]["resources"]["limits"]) == {"cpu", "memory", "ephemeral-storage"}
     async with suite.client() as client:
-
-        async def state() -> int:
-            found = {plugin.info.name: plugin.state for plugin in await client.list_plugins()}
-            return found.get(HELLO, 0)
-
-        async def ready() -> bool:
-            return await state() == plugins_pb2.Plugin.STATE_READY
-
-        await eventually(ready, "the gateway knows the plugin")
+        await known(client, HELLO, plugins_pb2.Plugin.STATE_READY)
+        address = suite.get("service", f"{NAME}-registry")["spec"]["clusterIP"]
+        told = suite.kubectl("exec", pod["metadata"]["name"], "--", PYTHON, "-c", reach([(address, 7001)]))
+        assert told.split() == [address, "closed"]
         model, digest = await kws(client)
         started = await client.create_build(model, named_target("cortex-m4"), samples_sha256=digest)
         build = await ended(client, started.name)
         assert f"plugins/{HELLO}" in {candidate.plugin for candidate in build.candidates}, build
         suite.kubectl("delete", "compilerplugin", "hello", "--timeout", "5m")
-
-        async def gone() -> bool:
-            return await state() == plugins_pb2.Plugin.STATE_UNREACHABLE
-
-        await eventually(gone, "the gateway no longer counts on the plugin")
+        await known(client, HELLO, plugins_pb2.Plugin.STATE_UNREACHABLE)
     assert not suite.get("deployments", "-l", "tinymlaas.io/plugin=hello")["items"]
 
 
-async def test_a_plugin_that_eats_memory_is_killed_and_named(suite: DeployedSuite) -> None:
-    eater = vendor(
-        "eater", command=["/opt/tinymlaas/bin/python", "-c", "x = []\nwhile True: x.append(bytearray(1 << 20))"]
-    )
+async def test_a_plugin_that_eats_memory_while_it_starts_is_killed_and_named(suite: DeployedSuite) -> None:
+    eater = vendor("eater", command=[PYTHON, "-c", "x = []\nwhile True: x.append(bytearray(1 << 20))"])
     eater["spec"]["resources"] = {"memory": "64Mi", "memoryRequest": "16Mi", "cpuRequest": "10m"}
     suite.apply(eater)
 
@@ -175,6 +175,22 @@ async def test_a_plugin_that_eats_memory_is_killed_and_named(suite: DeployedSuit
     await eventually(named, "the status names who was killed")
     assert condition(suite, "eater", "Registered")[0] == "False"
     suite.kubectl("delete", "compilerplugin", "eater", "--timeout", "5m")
+
+
+async def test_a_plugin_that_eats_memory_while_it_compiles_is_killed_and_named_in_the_builds_answer(
+    suite: DeployedSuite,
+) -> None:
+    suite.apply(glutton())
+    async with suite.client() as client:
+        await known(client, HELLO, plugins_pb2.Plugin.STATE_READY)
+        model, digest = await kws(client)
+        started = await client.create_build(model, named_target("cortex-m4"), samples_sha256=digest)
+        build = await ended(client, started.name)
+    assert build.state == builds_pb2.Build.STATE_SUCCEEDED, build  # the others' candidates were not harmed
+    (failed,) = [each for each in build.candidates if each.plugin == f"plugins/{HELLO}"]
+    assert failed.state == builds_pb2.Candidate.STATE_FAILED, failed
+    assert HELLO in str(failed.error), failed
+    suite.kubectl("delete", "compilerplugin", "glutton", "--timeout", "5m")
 
 
 async def test_a_plugin_that_asks_for_too_much_is_refused(suite: DeployedSuite) -> None:
@@ -189,58 +205,68 @@ async def test_a_plugin_that_asks_for_too_much_is_refused(suite: DeployedSuite) 
         suite.apply(vendor("moving", image="tinymlaas/compiler-tflm:latest"))
 
 
+async def all_succeeded(client: AsyncClient, names: list[str]) -> None:
+    """Every build ends well, under its own name, and no module is listed twice."""
+    assert len(set(names)) == len(names)
+    for name in names:
+        build = await ended(client, name)
+        assert build.state == builds_pb2.Build.STATE_SUCCEEDED, build
+    listed = [module.name for module in await client.list_modules()]
+    assert len(listed) == len(set(listed))
+
+
+async def test_gateways_and_replicas_of_a_plugin_share_the_work(suite: DeployedSuite) -> None:
+    first, second = suite.pods("gateway")
+    async with suite.client(first) as one, suite.client(second) as other:
+        before = suite.calls("compiler-tflm", "Compile")
+        names = await begin_builds(one, 4, 100) + await begin_builds(other, 4, 104)
+        await all_succeeded(other, names[:4])  # either answers for what the other one works on
+        await all_succeeded(one, names[4:])
+    assert executors(suite, names) == {first: 4, second: 4}
+    after = suite.calls("compiler-tflm", "Compile")
+    assert len([pod for pod in after if after[pod] > before.get(pod, 0)]) == 3, (before, after)
+
+
+async def test_bridges_share_the_devices(suite: DeployedSuite) -> None:
+    """Devices stay with the bridge that their address was given; with each further board chances halve that all had one."""
+    async with suite.client() as client:
+        for number in range(12):
+            if len(owners(suite)) == 2:
+                break
+            await suite.board(client, "tflm-m4f", f"shared-{number}")
+    assert set(owners(suite)) == set(suite.pods("bridge"))
+
+
 async def test_builds_and_a_rollout_survive_the_death_of_every_pod(suite: DeployedSuite) -> None:
     """Each kind of pod is killed in turn while builds and a rollout go on; nothing is lost and nothing is done twice."""
     order = random.Random(7)
     kinds = ["gateway", "registry", "bridge", "compiler-tvm", "compiler-tflm", "profiler", "postgresql", "minio"]
     order.shuffle(kinds)
     async with suite.client() as client:
+        names = await begin_builds(client, BUILDS, 200)
         model, digest = await kws(client)
-        names = []
-        for number in range(BUILDS):
-            target = named_target(order.choice(["cortex-m3", "cortex-m4", "cortex-m33", "cortex-m7"]))
-            target.memory_regions[1].total_bytes -= 256 * number  # another target: nothing is answered from the cache
-            names.append((await client.create_build(model, target, samples_sha256=digest)).name)
         devices = sorted(device.name.rsplit("/", 1)[-1] for device in await client.list_devices())
-        begun = await client.create_deployment(model, devices=devices, samples_sha256=digest)
+        begun = await client.create_deployment(
+            model, devices=devices, samples_sha256=digest, objective=builds_pb2.OBJECTIVE_FLASH
+        )
         for kind in kinds:
-            for pod in suite.pods(kind)[:1]:
-                suite.kill(pod)
+            suite.kill(order.choice(suite.pods(kind)))
             await suite.rolled_out()
-        await rolled_out(client, begun.name)
-        builds = [await ended(client, name) for name in names]
-        assert len({build.name for build in builds}) == BUILDS
-        for build in builds:
-            assert build.state == builds_pb2.Build.STATE_SUCCEEDED, build
-        listed = [module.name for module in await client.list_modules()]
-        assert len(listed) == len(set(listed))
-        active = await client.get_device("node-m4f-1")
-        assert active.active_module
+        await all_succeeded(client, names)
+        done = await rolled_out(client, begun.name)
+        states = {rollout.device.rsplit("/", 1)[-1]: rollout.state for rollout in done.rollouts}
+        assert states.pop("chip-m0plus-1") == deployments_pb2.DeviceRollout.STATE_REJECTED
+        assert set(states.values()) == {deployments_pb2.DeviceRollout.STATE_ACTIVE}, done
+        assert len(done.rollouts) == len(devices)
 
 
-async def test_an_upgrade_under_load_fails_no_call_of_a_client(suite: DeployedSuite) -> None:
-    failed: list[str] = []
-    done = asyncio.Event()
-    calls = 0
-
-    async def load(client: AsyncClient) -> None:
-        nonlocal calls
-        while not done.is_set():
-            try:
-                await client.list_models()
-                calls += 1
-            except Exception as error:
-                failed.append(repr(error))
-            await asyncio.sleep(0.05)
-
-    async with suite.client() as client:
-        loader = asyncio.create_task(load(client))
-        await asyncio.to_thread(suite.upgrade, "logLevel=debug")
-        await suite.rolled_out()
-        done.set()
-        await loader
-    assert calls
-    assert not failed, failed[:3]
+async def test_a_drained_node_fails_no_call_and_everything_comes_back(suite: DeployedSuite) -> None:
+    async with suite.client() as client, Load(suite) as load:
+        names = await begin_builds(client, 2, 300)
+        assert await suite.drain() > 0, "no budget held an eviction back"
+        await all_succeeded(client, names)
+    assert load.calls
+    assert not load.failed, load.failed[:3]
 
 
 async def test_uninstall_keeps_the_data_and_a_new_install_finds_it(suite: DeployedSuite) -> None:
