@@ -8,7 +8,7 @@ from .core.bootstrap import Account, BootstrapRecord, BootstrapState
 from .core.catalogue import Board, Catalogue
 from .core.errors import BridgeError, Reason
 from .core.install_record import Failure, InstallEvent, InstallRequest, Step, Transfer
-from .core.installer import InstallSettings
+from .core.install_run import InstallSettings
 from .core.ports import ArtifactSource, ImageCheck
 from .core.registration import DeviceChange, Registration
 from .images import SignedImages

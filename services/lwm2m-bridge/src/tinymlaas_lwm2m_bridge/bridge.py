@@ -40,7 +40,8 @@ from .core.directory import Admission, Clock, Directory, admit_anyone
 from .core.errors import BridgeError, Reason
 from .core.install_plan import DeviceView
 from .core.install_record import InstallEvent, InstallRequest
-from .core.installer import Installer, InstallSettings
+from .core.install_run import InstallSettings
+from .core.installer import Installer
 from .core.ports import ArtifactSource, ImageCheck
 from .core.records import RecordEvent, Records
 from .core.registration import Registration
@@ -259,15 +260,20 @@ class Bridge:
                 raise BridgeError(reason, f"slot {slot} holds no installed module", slot=slot)
             if view.has_ml_object and state.self_test != SelfTestResult.PASSED:
                 raise BridgeError(Reason.SELF_TEST_REQUIRED, f"slot {slot} has not passed its self-test", slot=slot)
-            await self._link.execute(device, software(slot, SoftwareRes.ACTIVATE))
+            try:
+                await self._link.execute(device, software(slot, SoftwareRes.ACTIVATE))
+            except BridgeError as error:
+                # Sent again after its answer was lost, to a device that rebooted in between, it is refused though done.
+                if error.reason != Reason.DEVICE_REJECTED or not await self._is_active(device, slot):
+                    raise
             await self._confirm_active(device, slot)
 
     async def deactivate(self, endpoint: str, slot: int) -> None:
         """Take the module of a slot out of use. Repeatable."""
         async with self._installer.device_lock(endpoint):
             device = await self._awake(endpoint)
-            if (await self._surveyor.view(device)).slot(slot).active:
-                await self._link.execute(device, software(slot, SoftwareRes.DEACTIVATE))
+            if await self._is_active(device, slot):
+                await self._deactivate(device, slot)
 
     async def rollback(self, endpoint: str) -> None:
         """Make the module active again that was active before."""
@@ -277,11 +283,13 @@ class Bridge:
             try:
                 await self._link.execute(device, ml(MlRes.ROLLBACK))
             except BridgeError as error:
-                if error.reason == Reason.DEVICE_REJECTED:
+                if error.reason != Reason.DEVICE_REJECTED:
+                    raise
+                now = (await self._surveyor.view(device)).active
+                if before is None or now is None or now.index == before.index:
                     raise BridgeError(
                         Reason.NO_PREVIOUS_MODULE, f"{endpoint} keeps no earlier module", device=endpoint
                     ) from error
-                raise
             after = (await self._surveyor.view(device)).active
             if after is None or (before is not None and after.index == before.index):
                 raise BridgeError(Reason.ACTIVATION_FAILED, "the device did not go back", device=endpoint)
@@ -294,7 +302,7 @@ class Bridge:
             if state.empty:
                 return
             if state.active:
-                await self._link.execute(device, software(slot, SoftwareRes.DEACTIVATE))
+                await self._deactivate(device, slot)
             with suppress_reason(Reason.DEVICE_REJECTED):
                 await self._link.execute(device, software(slot, SoftwareRes.UNINSTALL))
             left = (await self._surveyor.view(device)).slot(slot)
@@ -370,6 +378,16 @@ class Bridge:
                 return await self._sleepers.woken(endpoint)
         except TimeoutError as error:
             raise asleep_error(self.directory.get(endpoint)) from error
+
+    async def _is_active(self, device: Registration, slot: int) -> bool:
+        return (await self._surveyor.view(device)).slot(slot).active
+
+    async def _deactivate(self, device: Registration, slot: int) -> None:
+        try:
+            await self._link.execute(device, software(slot, SoftwareRes.DEACTIVATE))
+        except BridgeError as error:
+            if error.reason != Reason.DEVICE_REJECTED or await self._is_active(device, slot):
+                raise
 
     async def _confirm_active(self, device: Registration, slot: int) -> None:
         """Ask the device rather than believe that a switch worked."""

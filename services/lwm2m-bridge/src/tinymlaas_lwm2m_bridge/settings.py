@@ -15,7 +15,7 @@ from .coap.endpoint import CoapSettings
 from .coap.link import LinkSettings
 from .core.bootstrap import Account
 from .core.errors import BridgeError, Reason
-from .core.installer import InstallSettings
+from .core.install_run import InstallSettings
 from .key_store import master_key
 
 
