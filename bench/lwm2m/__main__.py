@@ -51,8 +51,8 @@ def rollouts(console: Console, count: int) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         found = asyncio.run(rollout.measure(ROOT, Path(folder), console, count))
     method = (
-        f"{found.devices:,} devices, {found.module_bytes:,} B each, {100 * rollout.LOSS:.0f} % of {found.carried + found.lost:,} "
-        f"datagrams lost, {found.reboots} reboots, bridge and gateway killed {found.kills} times"
+        f"{found.devices:,} devices, {found.module_bytes:,} B each, {found.link}, {found.reboots} reboots, "
+        f"bridge and gateway killed {found.kills} times"
     )
     figures = {
         "rollout, active": (found.active, "devices"),
@@ -60,6 +60,8 @@ def rollouts(console: Console, count: int) -> list[Row]:
         "rollout, stuck": (found.stuck, "devices"),
         "rollout, doubled": (found.doubled, "devices"),
         "rollout, time": (found.seconds, "s"),
+        "rollout, gateway": (1000 * found.gateway_cpu_s / found.devices, "CPU ms for a device"),
+        "rollout, bridge": (1000 * found.bridge_cpu_s / found.devices, "CPU ms for a device"),
         "rollout, bytes stored for each byte of the module": (found.overhead, "B/B"),
     }
     return [Row(case, value, unit, None, method, "rollout") for case, (value, unit) in figures.items()]

@@ -88,21 +88,11 @@ class Ledger:
 
 @dataclass
 class Link:
-    """The way between devices and bridge: loses datagrams, each way, with a probability that is drawn from a seed."""
+    """The devices' end of the way to the bridge; `draw` spreads their retransmissions."""
 
     fleet: Fleet
     server: tuple[str, int]
-    loss: float
     draw: random.Random
-    lost: int = 0
-    carried: int = 0
-
-    def passes(self) -> bool:
-        """Draw the fate of one datagram."""
-        lost = self.draw.random() < self.loss
-        self.lost += lost
-        self.carried += not lost
-        return not lost
 
 
 class Device:
@@ -252,11 +242,11 @@ class Device:
             self._acknowledged.discard(mid)
 
     def _send(self, data: bytes) -> None:
-        if self.on and self._link.passes():
+        if self.on:
             self._link.fleet.send(self.number, data, self._link.server)
 
     def received(self, data: bytes) -> None:
-        """A datagram that the link let through."""
+        """A datagram that arrived."""
         if not self.on:
             return
         kind, code, mid, token, options, payload = decode(data)
@@ -436,5 +426,5 @@ def read_fleet(link: Link, devices: list[Device]) -> None:
     """Hand on what has arrived; to be called when the fleet's socket is readable."""
     while (received := link.fleet.receive()) is not None:
         number, data = received
-        if number < len(devices) and link.passes():
+        if number < len(devices):
             devices[number].received(data)

@@ -8,12 +8,15 @@ import random
 import signal
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
+from bench.lwm2m.bad_link import BadLink, bad_link
 from bench.lwm2m.device import Device, Link, read_fleet
+from bench.lwm2m.servers import cpu_seconds
 from bench.lwm2m.wire import Fleet
 from tinymlaas.gateway.v1 import deployments_pb2
 from tinymlaas_client import AsyncClient, model_format
@@ -23,15 +26,13 @@ from tinymlaas_client.suite import Suite, SuiteManifest, load_manifest
 from tinymlaas_lwm2m import UpdateState
 from tinymlaas_servicekit import ServiceError
 
-DEVICES = 200
-"""What two cores do in some minutes; `--rollout 1000` runs the full size."""
-LOSS = 0.05
+DEVICES = 1_000
 REBOOTING = 0.3
 BROKEN = 0.01
 LIFETIME_S = 300
 KILLED = ("lwm2m-bridge", "gateway")
 KILLS_AT = (0.15, 0.4, 0.7)
-LIMIT_S = 1_500.0
+LIMIT_S = 3_000.0
 BRIDGE = {
     "TINYMLAAS_CONCURRENT_INSTALLS": "128",
     "TINYMLAAS_INSTALL_POLL_SECONDS": "3.0",
@@ -52,11 +53,12 @@ class Outcome:
     stuck: int
     doubled: int
     module_bytes: int
-    carried: int
-    lost: int
+    link: str
     reboots: int
     kills: int
     overhead: float
+    gateway_cpu_s: float
+    bridge_cpu_s: float
 
 
 async def measure(root: Path, state: Path, console: Console, count: int = DEVICES) -> Outcome:
@@ -67,33 +69,39 @@ async def measure(root: Path, state: Path, console: Console, count: int = DEVICE
     try:
         await start_and_wait(suite, session)
         port = int(suite.records()["lwm2m-bridge"].address.rsplit(":", 1)[1])
-        link = Link(Fleet(count), ("127.0.0.1", port), LOSS, draw)
-        broken = set(draw.sample(range(count), max(1, round(BROKEN * count))))
-        devices = [Device(number, link, LIFETIME_S, fails_self_test=number in broken) for number in range(count)]
-        loop = asyncio.get_running_loop()
-        loop.add_reader(link.fleet.socket, read_fleet, link, devices)
-        for device in devices:
-            device.start()
-        try:
-            return await _roll_out(root, suite, devices, link, draw, console)
-        finally:
-            loop.remove_reader(link.fleet.socket)
-            for device in devices:
-                device.stop()
-            link.fleet.close()
+        with bad_link(root, port, seed=1) as between:
+            outcome = await _with_fleet(root, suite, count, between, draw, console)
+        return replace(outcome, link=between.told)
     finally:
         suite.stop()
 
 
-async def _roll_out(
-    root: Path, suite: Suite, devices: list[Device], link: Link, draw: random.Random, console: Console
+async def _with_fleet(
+    root: Path, suite: Suite, count: int, between: BadLink, draw: random.Random, console: Console
 ) -> Outcome:
+    link = Link(Fleet(count), ("127.0.0.1", between.port), draw)
+    broken = set(draw.sample(range(count), max(1, round(BROKEN * count))))
+    devices = [Device(number, link, LIFETIME_S, fails_self_test=number in broken) for number in range(count)]
+    loop = asyncio.get_running_loop()
+    loop.add_reader(link.fleet.socket, read_fleet, link, devices)
+    for device in devices:
+        device.start()
+    try:
+        return await _roll_out(root, suite, devices, draw, console)
+    finally:
+        loop.remove_reader(link.fleet.socket)
+        for device in devices:
+            device.stop()
+        link.fleet.close()
+
+
+async def _roll_out(root: Path, suite: Suite, devices: list[Device], draw: random.Random, console: Console) -> Outcome:
     async with AsyncClient(suite.gateway_address, token=suite.token, project="default") as client:
         path = root / "zoo" / "kws" / "kws_int8.tflite"
         version = await client.import_model(path.read_bytes(), "kws", model_format(path))
         await _known(client, len(devices), sum(spec.role == "plugin" for spec in suite.manifest.processes))
         console.print(f"{len(devices)} devices are known; deploying")
-        began = time.monotonic()
+        began, spent = time.monotonic(), Counter({name: -_cpu_s(suite, name) for name in KILLED})
         started = await client.create_deployment(version.name, concurrency=256)
         for device in draw.sample(devices, round(REBOOTING * len(devices))):
             device.reboot_at_block = draw.randrange(40)
@@ -107,6 +115,7 @@ async def _roll_out(
             if killed < len(kills) and done >= kills[killed]:
                 killed += 1
                 console.print(f"{time.monotonic() - began:.0f} s: {done} active; killing {' and '.join(KILLED)}")
+                spent.update({name: _cpu_s(suite, name) for name in KILLED})
                 await _kill(suite)
             rounds += 1
             # A deployment of many devices is a large message: ask for it once in a while.
@@ -114,7 +123,8 @@ async def _roll_out(
             if ended is not None:
                 for why, number in Counter(_why(rollout) for rollout in ended.rollouts).most_common():
                     console.print(f"{number} devices: {why}")
-                return _outcome(ended, devices, link, time.monotonic() - began, killed)
+                spent.update({name: _cpu_s(suite, name) for name in KILLED})
+                return _outcome(ended, devices, time.monotonic() - began, killed, spent)
             if time.monotonic() - began > LIMIT_S:
                 raise RuntimeError(f"not at its end after {LIMIT_S:.0f} s: {done} of {len(devices)} active")
 
@@ -129,6 +139,11 @@ async def _known(client: AsyncClient, count: int, plugins: int) -> None:
         await asyncio.sleep(1.0)
         known = sum(bool(device.capabilities.slots) for device in await client.list_devices())
         found = len(await client.list_plugins())
+
+
+def _cpu_s(suite: Suite, name: str) -> float:
+    """Processor time of a process of the suite so far."""
+    return cpu_seconds(suite.records()[name].pid)
 
 
 async def _kill(suite: Suite) -> None:
@@ -155,7 +170,7 @@ def _why(rollout: deployments_pb2.DeviceRollout) -> str:
 
 
 def _outcome(
-    ended: deployments_pb2.Deployment, devices: list[Device], link: Link, seconds: float, kills: int
+    ended: deployments_pb2.Deployment, devices: list[Device], seconds: float, kills: int, spent: Mapping[str, float]
 ) -> Outcome:
     """Judge by the devices themselves; the gateway's account of each must say the same."""
     told = {rollout.device.rsplit("/", 1)[1]: rollout.state for rollout in ended.rollouts}
@@ -185,11 +200,12 @@ def _outcome(
         stuck=stuck,
         doubled=doubled,
         module_bytes=size,
-        carried=link.carried,
-        lost=link.lost,
+        link="",
         reboots=sum(device.ledger.reboots for device in devices),
         kills=kills,
         overhead=sum(device.ledger.bytes_stored for device in devices) / (size * len(devices)),
+        gateway_cpu_s=spent["gateway"],
+        bridge_cpu_s=spent["lwm2m-bridge"],
     )
 
 

@@ -26,9 +26,8 @@ class Server:
     coap: tuple[str, int]
 
     def cpu_seconds(self) -> float:
-        """User and system time of the process so far (proc(5), stat)."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
+        """User and system time of the process so far."""
+        return cpu_seconds(self.process.pid)
 
     def resident_bytes(self) -> int:
         """Resident memory now."""
@@ -36,6 +35,12 @@ class Server:
             if line.startswith("VmRSS:"):
                 return int(line.split()[1]) * 1024
         raise RuntimeError("the process has ended")
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far (proc(5), stat)."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 def free_port() -> int:

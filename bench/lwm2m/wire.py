@@ -59,9 +59,9 @@ def unsigned(value: int) -> bytes:
 
 
 class Fleet:
-    """One UDP socket for devices 0, 1, ... at 127.1.0.0, 127.1.0.1, ...: the bridge sees as many hosts."""
+    """One UDP socket for devices 0, 1, ... at 127.N.0.0, 127.N.0.1, ...: the bridge sees as many hosts. N is `network`."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, network: int = 1) -> None:
         if count > 1 << 16:
             raise ValueError("at most 65,536 devices")
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -69,7 +69,8 @@ class Fleet:
         self.socket.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
         self.socket.bind(("0.0.0.0", 0))  # noqa: S104 - all of 127.0.0.0/8; what comes from elsewhere is not read
         self.socket.setblocking(False)
-        self._from = [_PKTINFO.pack(0, bytes((127, 1, n >> 8, n & 255)), bytes(4)) for n in range(count)]
+        self._network = bytes((127, network))
+        self._from = [_PKTINFO.pack(0, self._network + bytes((n >> 8, n & 255)), bytes(4)) for n in range(count)]
 
     def send(self, device: int, data: bytes, to: tuple[str, int]) -> bool:
         """Send from a device's address; False where the socket's buffer is full."""
@@ -88,7 +89,7 @@ class Fleet:
         for level, kind, value in ancillary:
             if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
                 at = _PKTINFO.unpack(value[: _PKTINFO.size])[2]
-                if at[:2] == b"\x7f\x01":
+                if at[:2] == self._network:
                     return at[2] << 8 | at[3], data
         return None
 

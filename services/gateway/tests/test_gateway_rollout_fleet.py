@@ -23,7 +23,7 @@ from tinymlaas.gateway.v1 import deployments_pb2
 from tinymlaas_lwm2m import MlRes, Values, ml
 from tinymlaas_lwm2m_bridge.artifacts import RegistryArtifacts
 from tinymlaas_lwm2m_bridge.bridge import Bridge, BridgeSettings
-from tinymlaas_lwm2m_bridge.core.installer import InstallSettings
+from tinymlaas_lwm2m_bridge.core.install_run import InstallSettings
 from tinymlaas_lwm2m_bridge.images import SignedImages
 from tinymlaas_lwm2m_bridge.servicer import BridgeServicer
 from tinymlaas_lwm2m_bridge.store import SqlStore
@@ -77,7 +77,7 @@ async def real_bridge(world: World, folder: Path) -> AsyncIterator[tuple[str, tu
 @asynccontextmanager
 async def fleet_of(count: int, server: tuple[str, int], broken: set[int]) -> AsyncIterator[list[Meter]]:
     """Light devices that register at a bridge; `broken` ones fail every self-test."""
-    link = Link(Fleet(count), server, 0.0, random.Random(1))
+    link = Link(Fleet(count), server, random.Random(1))
     devices = [Meter(number, link, 600, fails_self_test=number in broken) for number in range(count)]
     loop = asyncio.get_running_loop()
     loop.add_reader(link.fleet.socket, read_fleet, link, devices)
