@@ -31,6 +31,9 @@ from .progress import ProgressWriter
 
 PROFILER_ROLE = "role.profiler"
 State = builds_pb2.Candidate
+States = frozenset[plugins_pb2.Plugin.State.ValueType]
+READY: States = frozenset({plugins_pb2.Plugin.STATE_READY})
+AWAY: States = frozenset({plugins_pb2.Plugin.STATE_LOADING, plugins_pb2.Plugin.STATE_UNREACHABLE})
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -255,11 +258,15 @@ def _fit(
 
 
 def choose_profiler(
-    plugins: Sequence[KnownPlugin], compiler: str, target: target_pb2.Target, kind: target_pb2.PayloadKind.ValueType
+    plugins: Sequence[KnownPlugin],
+    compiler: str,
+    target: target_pb2.Target,
+    kind: target_pb2.PayloadKind.ValueType,
+    states: States = READY,
 ) -> KnownPlugin | None:
-    """Return a ready Profiler that can run the payload and is not the compiler's own plugin; the first by name."""
+    """Return a Profiler that can run the payload and is not the compiler's own plugin; the first by name in these states."""
     for item in sorted(plugins, key=lambda entry: entry.plugin.name):
-        if not _is_witness(item, compiler):
+        if not _is_witness(item, compiler, states):
             continue
         for constraint in item.profiler.targets:
             objections, _ = routing.match(target, constraint)
@@ -269,18 +276,29 @@ def choose_profiler(
 
 
 def choose_reference(
-    plugins: Sequence[KnownPlugin], compiler: str, reference: tensor_pb2.Reference.ValueType
+    plugins: Sequence[KnownPlugin],
+    compiler: str,
+    reference: tensor_pb2.Reference.ValueType,
+    states: States = READY,
 ) -> KnownPlugin | None:
-    """Return a ready Profiler that has the reference executor and is not the compiler's own plugin."""
+    """Return a Profiler that has the reference executor and is not the compiler's own plugin, in one of these states."""
     for item in sorted(plugins, key=lambda entry: entry.plugin.name):
-        if _is_witness(item, compiler) and reference in item.profiler.references:
+        if _is_witness(item, compiler, states) and reference in item.profiler.references:
             return item
     return None
 
 
-def _is_witness(item: KnownPlugin, compiler: str) -> bool:
-    ready = item.plugin.state == plugins_pb2.Plugin.STATE_READY
-    return ready and item.plugin.name != compiler and PROFILER_ROLE in item.plugin.capabilities
+def _is_witness(item: KnownPlugin, compiler: str, states: States) -> bool:
+    plugin = item.plugin
+    return plugin.state in states and plugin.name != compiler and PROFILER_ROLE in plugin.capabilities
+
+
+async def _witness(context: Context, choose: Callable[[States], KnownPlugin | None]) -> KnownPlugin | None:
+    """The Profiler that is chosen once it is ready; one that is known but away, such as one that restarts, is waited for."""
+    found = await sought(lambda: choose(READY), context.limits.witness_patience_seconds)
+    if found is None and choose(AWAY) is not None:
+        found = await sought(lambda: choose(READY), context.limits.plugin_patience_seconds)
+    return found
 
 
 async def verification_inputs(
@@ -310,9 +328,9 @@ async def profile(context: Context, name: str, plugin: str, compiled: Compiled) 
     """Run the payload with an independent Profiler."""
     build = (await context.edit_build(name, projection.enter(plugin, State.STATE_PROFILING, "profile"))).body
     parts = compiler_pb2.CompileResult.FromString(compiled["parts"])
-    witness = await sought(
-        lambda: choose_profiler(context.plugins.known(), plugin, build.target, parts.payload_kind),
-        context.limits.witness_patience_seconds,
+    witness = await _witness(
+        context,
+        lambda states: choose_profiler(context.plugins.known(), plugin, build.target, parts.payload_kind, states),
     )
     if witness is None:
         raise FailedPrecondition(
@@ -352,9 +370,7 @@ async def reference(
         tensor_pb2.REFERENCE_ONNX: tensor_pb2.MODEL_FORMAT_ONNX,
         tensor_pb2.REFERENCE_TFLITE: tensor_pb2.MODEL_FORMAT_TFLITE,
     }
-    witness = await sought(
-        lambda: choose_reference(context.plugins.known(), plugin, wanted), context.limits.witness_patience_seconds
-    )
+    witness = await _witness(context, lambda states: choose_reference(context.plugins.known(), plugin, wanted, states))
     if wanted not in formats or witness is None:
         raise FailedPrecondition(
             f"no profiler other than {plugin} has the reference executor that it names",
