@@ -74,14 +74,16 @@ def objects(variant: str) -> list[dict[str, Any]]:
 
 
 def pods(variant: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Name, labels and specification of every pod that a variant makes."""
+    """Name, labels and specification of every pod that a variant makes; volumes of claim templates are empty ones."""
     for each in objects(variant):
         name = f"{each['kind']}/{each['metadata']['name']}"
         if each["kind"] == "Pod":
             yield name, each["metadata"]["labels"], each["spec"]
         elif "template" in each.get("spec", {}):
             template = each["spec"]["template"]
-            yield name, template["metadata"]["labels"], template["spec"]
+            claims = [claim["metadata"]["name"] for claim in each["spec"].get("volumeClaimTemplates", [])]
+            volumes = [*template["spec"].get("volumes", []), *({"name": claim, "emptyDir": {}} for claim in claims)]
+            yield name, template["metadata"]["labels"], {**template["spec"], "volumes": volumes}
 
 
 @needs_helm
