@@ -10,10 +10,12 @@ import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from certificate_authority import Authority
 from tinymlaas_operator import secrets_job
 from tinymlaas_operator.adapters.probe import GrpcProber
 from tinymlaas_operator.core.manifest import MANIFEST_KEY
@@ -21,7 +23,7 @@ from tinymlaas_operator.core.objects import Surroundings, object_name, wanted
 from tinymlaas_operator.core.spec import FINALIZER, Identity, PluginSpec, Refused, admit, check_identity, read
 from tinymlaas_operator.reconcile import Reconciler
 from tinymlaas_pluginkit import Compiler, Plugin
-from tinymlaas_servicekit import ServiceSettings, Unavailable
+from tinymlaas_servicekit import ServiceSettings, TlsFiles, Unavailable
 
 AROUND = Surroundings("suite", "tinymlaas", "vendor-plugins")
 NAME = "io.example.fast"
@@ -88,18 +90,23 @@ class Loopback:
     """A prober that asks a real plugin on loopback, wherever the Service would lead."""
 
     address: str
+    tls: TlsFiles | None = None
 
     async def ask(self, spec: PluginSpec, address: str, token: str) -> Identity:
         if not self.address:
             raise Unavailable("the plugin does not answer", "NOT_UP")
-        return await GrpcProber().ask(spec, self.address, token)
+        return await GrpcProber(self.tls).ask(spec, self.address, token)
 
 
 @asynccontextmanager
-async def plugin_at(name: str = NAME) -> AsyncIterator[str]:
-    """A real plugin of that name; yields its address."""
+async def plugin_at(tls: TlsFiles | None = None) -> AsyncIterator[str]:
+    """A real plugin; yields its address."""
     compiler = Compiler("json:loads", "json:loads", [], [])
-    async with Plugin(name, "1.2.3", compiler=compiler).server(ServiceSettings(listen="127.0.0.1:0")) as server:
+    files = (
+        {} if tls is None else {"tls_ca_file": tls.ca, "tls_certificate_file": tls.certificate, "tls_key_file": tls.key}
+    )
+    settings = ServiceSettings(listen="127.0.0.1:0", **files)  # type: ignore[arg-type]
+    async with Plugin(NAME, "1.2.3", compiler=compiler).server(settings) as server:
         yield server.address
 
 
@@ -194,6 +201,23 @@ async def test_a_plugin_is_started_probed_and_registered_with_a_token_of_its_own
     assert memory.resources["fast"]["status"]["plugin"]["name"] == NAME
     for kind in ("Accepted", "Available", "Identified", "Registered", "Healthy"):
         assert memory.condition("fast", kind)[0] == "True"
+
+
+async def test_with_mtls_a_plugin_proves_its_name_and_the_gateway_is_told_which(tmp_path: Path) -> None:
+    authority = Authority()
+    own = authority.issue(tmp_path / "operator", "operator.tinymlaas.internal")
+    theirs = authority.issue(tmp_path / "plugin", "plugin-fast.tinymlaas.internal")
+    around = Surroundings("suite", "tinymlaas", "vendor-plugins", tls_secret_prefix="tls-", tls_domain=own.domain)
+    memory = Memory({"fast": resource(), "thief": resource("thief")}, ready={"plugin-fast": 1, "plugin-thief": 1})
+    async with plugin_at(theirs) as address:
+        await Reconciler(memory, Loopback(address, own), around).round()
+    assert [(entry["resource"], entry["identity"]) for entry in memory.manifest()] == [("fast", "plugin-fast")]
+    assert memory.condition("thief", "Identified") == ("False", "NoAnswer")  # the certificate is not its own
+    pod = memory.objects["Deployment", "plugin-fast"]["spec"]["template"]["spec"]
+    assert pod["volumes"][-1]["secret"]["secretName"] == "tls-plugin-fast"
+    settings = {each["name"]: each["value"] for each in pod["containers"][0]["env"]}
+    mounted = pod["containers"][0]["volumeMounts"][-1]["mountPath"]
+    assert settings["TINYMLAAS_TLS_CERTIFICATE_FILE"] == f"{mounted}/tls.crt"
 
 
 async def test_a_plugin_that_takes_anothers_name_is_not_registered_and_the_first_one_stays() -> None:

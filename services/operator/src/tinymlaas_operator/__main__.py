@@ -25,10 +25,17 @@ NAME = "tinymlaas-operator"
 
 async def serve(settings: OperatorSettings, cluster: KubernetesCluster, namespace: str) -> None:
     """Rounds until SIGTERM; health says SERVING while they succeed."""
+    tls = settings.tls()
     around = Surroundings(
-        namespace, settings.instance, settings.manifest_secret, settings.runtime_class, settings.max_replicas
+        namespace,
+        settings.instance,
+        settings.manifest_secret,
+        settings.runtime_class,
+        settings.max_replicas,
+        "" if tls is None else settings.plugin_tls_prefix,
+        settings.tls_domain,
     )
-    reconciler = Reconciler(cluster, GrpcProber(), around, settings.trusted_images)
+    reconciler = Reconciler(cluster, GrpcProber(tls), around, settings.trusted_images)
     server = GrpcServer(settings, lambda _: ())
 
     async def beat(good: bool) -> None:

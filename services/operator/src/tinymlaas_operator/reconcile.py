@@ -105,7 +105,8 @@ class Reconciler:
                 identity = await self._prober.ask(spec, address, tokens[objects.token_key(spec.name)])
                 taken = {each.plugin: name for name, each in known.items()}
                 check_identity(spec, identity, taken)
-                entry = manifest.Registered(spec.name, identity.name, address)
+                named = objects.identity(spec, self._around)
+                entry = manifest.Registered(spec.name, identity.name, address, named)
             except ServiceError as error:
                 problem = error.message
             except Refused as error:

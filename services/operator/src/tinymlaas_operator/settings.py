@@ -22,4 +22,8 @@ class OperatorSettings(ServiceSettings):
     )
     runtime_class: str = Field(default="", description="RuntimeClass of untrusted plugins, such as gvisor")
     max_replicas: int = Field(default=10, ge=1, description="most replicas of one plugin")
+    plugin_tls_prefix: str = Field(
+        default="tinymlaas-tls-",
+        description="with mTLS: beginning of the names of the Secrets with plugins' certificates",
+    )
     round_seconds: float = Field(default=3.0, gt=0, description="pause between two looks at the cluster")

@@ -8,8 +8,9 @@ import grpc
 import grpc.aio
 
 from tinymlaas.plugin.v1 import identity_pb2, identity_pb2_grpc
-from tinymlaas_servicekit import FailedPrecondition, Unavailable, adapt, connect
+from tinymlaas_servicekit import FailedPrecondition, TlsFiles, Unavailable, adapt, connect
 
+from ..core.objects import object_name
 from ..core.spec import Identity, PluginSpec
 
 PROBE_SECONDS = 5.0
@@ -18,11 +19,19 @@ ROLE = "role."
 
 
 class GrpcProber:
-    """A Prober over gRPC; a new connection each time, so that a replaced container is what answers."""
+    """A Prober over gRPC; a new connection each time, so that a replaced container is what answers.
+
+    With `tls` only a plugin is asked that proves by its certificate that it is the one of its resource.
+    """
+
+    def __init__(self, tls: TlsFiles | None = None) -> None:
+        self._tls = tls
 
     async def ask(self, spec: PluginSpec, address: str, token: str) -> Identity:
         """See Prober; an answer with texts longer than the contract allows is refused as PLUGIN_IDENTITY_INVALID."""
-        channel = connect(address, token, retry=False)
+        channel = connect(
+            address, token, tls=self._tls, peer=object_name(spec) if self._tls is not None else "", retry=False
+        )
         try:
             stub: Any = identity_pb2_grpc.PluginIdentityStub(channel)
             info = await stub.GetPluginInfo(identity_pb2.GetPluginInfoRequest(), timeout=PROBE_SECONDS)

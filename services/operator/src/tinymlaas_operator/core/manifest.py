@@ -13,18 +13,27 @@ MANIFEST_KEY = "vendor.json"
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A plugin that the gateway is told of: its resource, the name it gave itself, and its headless Service."""
+    """A plugin that the gateway is told of: its resource, the name it gave itself, and its headless Service.
+
+    `identity`: its name in its certificate, empty without mTLS.
+    """
 
     resource: str
     plugin: str
     address: str
+    identity: str = ""
 
 
 def registered(data: Mapping[str, str]) -> dict[str, Registered]:
     """What a manifest lists, by resource; empty where there is none yet."""
     text = data.get(MANIFEST_KEY, "")
     entries = json.loads(text) if text else []
-    return {entry["resource"]: Registered(entry["resource"], entry["plugin"], entry["service"]) for entry in entries}
+    return {
+        entry["resource"]: Registered(
+            entry["resource"], entry["plugin"], entry["service"], str(entry.get("identity", ""))
+        )
+        for entry in entries
+    }
 
 
 def content(
@@ -44,6 +53,7 @@ def content(
             "token_file": token_key(name),
             "resource": name,
             "plugin": plugins[name].plugin,
+            **({"identity": plugins[name].identity} if plugins[name].identity else {}),
         }
         for name in sorted(plugins)
     ]

@@ -11,23 +11,34 @@ Object = dict[str, Any]
 USER = 10001
 SCRATCH = "/tmp"  # noqa: S108  # a volume of the container, nothing of this process
 TOKEN_FOLDER = "/etc/tinymlaas"  # noqa: S105  # a folder, no token
+TLS_FOLDER = "/etc/tinymlaas-tls"
 GRACE_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the operator's own release is: its namespace, label values, and the Secret with manifest and tokens."""
+    """What the operator's own release is: its namespace, label values, and the Secret with manifest and tokens.
+
+    `tls_secret_prefix`: plugins prove their names by the certificates of Secrets whose names begin so; empty: no mTLS.
+    """
 
     namespace: str
     instance: str
     manifest_secret: str
     runtime_class: str = ""
     max_replicas: int = 10
+    tls_secret_prefix: str = ""
+    tls_domain: str = ""
 
 
 def object_name(spec: PluginSpec) -> str:
     """Name of the plugin's Deployment, Service and NetworkPolicy."""
     return f"plugin-{spec.name}"
+
+
+def identity(spec: PluginSpec, around: Surroundings) -> str:
+    """Name of the plugin in its certificate, without the domain; empty without mTLS."""
+    return object_name(spec) if around.tls_secret_prefix else ""
 
 
 def address(spec: PluginSpec, around: Surroundings) -> str:
@@ -140,7 +151,7 @@ def _pod(spec: PluginSpec, around: Surroundings) -> Object:
             "fsGroup": USER,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(spec)],
+        "containers": [_container(spec, around)],
         "volumes": [
             {"name": "tmp", "emptyDir": {"sizeLimit": spec.resources.ephemeral_storage}},
             {
@@ -153,6 +164,9 @@ def _pod(spec: PluginSpec, around: Surroundings) -> Object:
             },
         ],
     }
+    if around.tls_secret_prefix:
+        secret = {"secretName": around.tls_secret_prefix + object_name(spec), "defaultMode": 0o440}
+        pod["volumes"].append({"name": "tls", "secret": secret})
     if spec.image_pull_secrets:
         pod["imagePullSecrets"] = [{"name": name} for name in spec.image_pull_secrets]
     runtime = spec.runtime_class or ("" if spec.trusted else around.runtime_class)
@@ -161,13 +175,14 @@ def _pod(spec: PluginSpec, around: Surroundings) -> Object:
     return pod
 
 
-def _container(spec: PluginSpec) -> Object:
+def _container(spec: PluginSpec, around: Surroundings) -> Object:
     limits = spec.resources
     settings = {
         "TINYMLAAS_LISTEN": f"0.0.0.0:{spec.port}",
         "TINYMLAAS_TOKEN_FILE": f"{TOKEN_FOLDER}/token",
         "TINYMLAAS_LOG_FORMAT": "json",
         "HOME": SCRATCH,
+        **(_tls_settings(around) if around.tls_secret_prefix else {}),
         **dict(spec.environment),
     }
     container: Object = {
@@ -199,8 +214,19 @@ def _container(spec: PluginSpec) -> Object:
             {"name": "token", "mountPath": TOKEN_FOLDER, "readOnly": True},
         ],
     }
+    if around.tls_secret_prefix:
+        container["volumeMounts"].append({"name": "tls", "mountPath": TLS_FOLDER, "readOnly": True})
     if spec.command:
         container["command"] = list(spec.command)
     if spec.arguments:
         container["args"] = list(spec.arguments)
     return container
+
+
+def _tls_settings(around: Surroundings) -> dict[str, str]:
+    return {
+        "TINYMLAAS_TLS_CERTIFICATE_FILE": f"{TLS_FOLDER}/tls.crt",
+        "TINYMLAAS_TLS_KEY_FILE": f"{TLS_FOLDER}/tls.key",
+        "TINYMLAAS_TLS_CA_FILE": f"{TLS_FOLDER}/ca.crt",
+        "TINYMLAAS_TLS_DOMAIN": around.tls_domain,
+    }

@@ -26,7 +26,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from tinymlaas.type.v1 import access_pb2 as tinymlaas_dot_type_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tinymlaas/plugin/v1/identity.proto\x12\x13tinymlaas.plugin.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1etinymlaas/type/v1/access.proto\"\x16\n\x14GetPluginInfoRequest\"\xa2\x01\n\x15GetPluginInfoResponse\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1c\n\x0evendor_version\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1e\n\x10\x63ontract_version\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x0c\x64isplay_name\x18\x04 \x01(\t\x12\x0f\n\x07licence\x18\x05 \x01(\t\x12\x10\n\x08homepage\x18\x06 \x01(\t\"\x1e\n\x1cGetPluginCapabilitiesRequest\"h\n\x1dGetPluginCapabilitiesResponse\x12\x14\n\x0c\x63\x61pabilities\x18\x01 \x03(\t\x12\x31\n\x06limits\x18\x02 \x01(\x0b\x32\x1b.tinymlaas.plugin.v1.LimitsB\x04\xe2\x41\x01\x02\"a\n\x06Limits\x12\x1d\n\x0fmax_model_bytes\x18\x01 \x01(\x04\x42\x04\xe2\x41\x01\x02\x12\x1d\n\x0fmax_concurrency\x18\x02 \x01(\rB\x04\xe2\x41\x01\x02\x12\x19\n\x0bmax_seconds\x18\x03 \x01(\rB\x04\xe2\x41\x01\x02\"\x0e\n\x0cProbeRequest\"\x1e\n\rProbeResponse\x12\r\n\x05ready\x18\x01 \x01(\x08\x32\xe1\x02\n\x0ePluginIdentity\x12n\n\rGetPluginInfo\x12).tinymlaas.plugin.v1.GetPluginInfoRequest\x1a*.tinymlaas.plugin.v1.GetPluginInfoResponse\"\x06\xca\xf3\x18\x02\x08\x07\x12\x86\x01\n\x15GetPluginCapabilities\x12\x31.tinymlaas.plugin.v1.GetPluginCapabilitiesRequest\x1a\x32.tinymlaas.plugin.v1.GetPluginCapabilitiesResponse\"\x06\xca\xf3\x18\x02\x08\x07\x12V\n\x05Probe\x12!.tinymlaas.plugin.v1.ProbeRequest\x1a\".tinymlaas.plugin.v1.ProbeResponse\"\x06\xca\xf3\x18\x02\x08\x07\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tinymlaas/plugin/v1/identity.proto\x12\x13tinymlaas.plugin.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1etinymlaas/type/v1/access.proto\"\x16\n\x14GetPluginInfoRequest\"\xa2\x01\n\x15GetPluginInfoResponse\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1c\n\x0evendor_version\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1e\n\x10\x63ontract_version\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x0c\x64isplay_name\x18\x04 \x01(\t\x12\x0f\n\x07licence\x18\x05 \x01(\t\x12\x10\n\x08homepage\x18\x06 \x01(\t\"\x1e\n\x1cGetPluginCapabilitiesRequest\"h\n\x1dGetPluginCapabilitiesResponse\x12\x14\n\x0c\x63\x61pabilities\x18\x01 \x03(\t\x12\x31\n\x06limits\x18\x02 \x01(\x0b\x32\x1b.tinymlaas.plugin.v1.LimitsB\x04\xe2\x41\x01\x02\"a\n\x06Limits\x12\x1d\n\x0fmax_model_bytes\x18\x01 \x01(\x04\x42\x04\xe2\x41\x01\x02\x12\x1d\n\x0fmax_concurrency\x18\x02 \x01(\rB\x04\xe2\x41\x01\x02\x12\x19\n\x0bmax_seconds\x18\x03 \x01(\rB\x04\xe2\x41\x01\x02\"\x0e\n\x0cProbeRequest\"\x1e\n\rProbeResponse\x12\r\n\x05ready\x18\x01 \x01(\x08\x32\xff\x02\n\x0ePluginIdentity\x12x\n\rGetPluginInfo\x12).tinymlaas.plugin.v1.GetPluginInfoRequest\x1a*.tinymlaas.plugin.v1.GetPluginInfoResponse\"\x10\xca\xf3\x18\x0c\x08\x07\x1a\x08operator\x12\x90\x01\n\x15GetPluginCapabilities\x12\x31.tinymlaas.plugin.v1.GetPluginCapabilitiesRequest\x1a\x32.tinymlaas.plugin.v1.GetPluginCapabilitiesResponse\"\x10\xca\xf3\x18\x0c\x08\x07\x1a\x08operator\x12`\n\x05Probe\x12!.tinymlaas.plugin.v1.ProbeRequest\x1a\".tinymlaas.plugin.v1.ProbeResponse\"\x10\xca\xf3\x18\x0c\x08\x07\x1a\x08operatorb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,11 +48,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LIMITS'].fields_by_name['max_seconds']._loaded_options = None
   _globals['_LIMITS'].fields_by_name['max_seconds']._serialized_options = b'\342A\001\002'
   _globals['_PLUGINIDENTITY'].methods_by_name['GetPluginInfo']._loaded_options = None
-  _globals['_PLUGINIDENTITY'].methods_by_name['GetPluginInfo']._serialized_options = b'\312\363\030\002\010\007'
+  _globals['_PLUGINIDENTITY'].methods_by_name['GetPluginInfo']._serialized_options = b'\312\363\030\014\010\007\032\010operator'
   _globals['_PLUGINIDENTITY'].methods_by_name['GetPluginCapabilities']._loaded_options = None
-  _globals['_PLUGINIDENTITY'].methods_by_name['GetPluginCapabilities']._serialized_options = b'\312\363\030\002\010\007'
+  _globals['_PLUGINIDENTITY'].methods_by_name['GetPluginCapabilities']._serialized_options = b'\312\363\030\014\010\007\032\010operator'
   _globals['_PLUGINIDENTITY'].methods_by_name['Probe']._loaded_options = None
-  _globals['_PLUGINIDENTITY'].methods_by_name['Probe']._serialized_options = b'\312\363\030\002\010\007'
+  _globals['_PLUGINIDENTITY'].methods_by_name['Probe']._serialized_options = b'\312\363\030\014\010\007\032\010operator'
   _globals['_GETPLUGININFOREQUEST']._serialized_start=124
   _globals['_GETPLUGININFOREQUEST']._serialized_end=146
   _globals['_GETPLUGININFORESPONSE']._serialized_start=149
@@ -68,5 +68,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROBERESPONSE']._serialized_start=566
   _globals['_PROBERESPONSE']._serialized_end=596
   _globals['_PLUGINIDENTITY']._serialized_start=599
-  _globals['_PLUGINIDENTITY']._serialized_end=952
+  _globals['_PLUGINIDENTITY']._serialized_end=982
 # @@protoc_insertion_point(module_scope)

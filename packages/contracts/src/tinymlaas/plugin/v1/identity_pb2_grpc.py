@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class PluginIdentityStub:
-    """Mandatory for every plugin. Called by the gateway when a plugin appears, before anything else, and again to watch it.
+    """Mandatory for every plugin. Called by the gateway when a plugin appears, before anything else, and again to watch it; in a
+    cluster by the operator too, which looks who it is before gateways are told of it.
     All three are repeatable, answer within 100 ms whatever the plugin is doing, and change nothing.
     """
 
@@ -54,7 +55,8 @@ class PluginIdentityStub:
 
 
 class PluginIdentityServicer:
-    """Mandatory for every plugin. Called by the gateway when a plugin appears, before anything else, and again to watch it.
+    """Mandatory for every plugin. Called by the gateway when a plugin appears, before anything else, and again to watch it; in a
+    cluster by the operator too, which looks who it is before gateways are told of it.
     All three are repeatable, answer within 100 ms whatever the plugin is doing, and change nothing.
     """
 
@@ -106,7 +108,8 @@ def add_PluginIdentityServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PluginIdentity:
-    """Mandatory for every plugin. Called by the gateway when a plugin appears, before anything else, and again to watch it.
+    """Mandatory for every plugin. Called by the gateway when a plugin appears, before anything else, and again to watch it; in a
+    cluster by the operator too, which looks who it is before gateways are told of it.
     All three are repeatable, answer within 100 ms whatever the plugin is doing, and change nothing.
     """
 

@@ -27,7 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PluginIdentityStub:
-    """Mandatory for every plugin. Called by the gateway when a plugin appears, before anything else, and again to watch it.
+    """Mandatory for every plugin. Called by the gateway when a plugin appears, before anything else, and again to watch it; in a
+    cluster by the operator too, which looks who it is before gateways are told of it.
     All three are repeatable, answer within 100 ms whatever the plugin is doing, and change nothing.
     """
 
@@ -44,7 +45,8 @@ class PluginIdentityStub:
 
 @_typing.type_check_only
 class PluginIdentityAsyncStub(PluginIdentityStub):
-    """Mandatory for every plugin. Called by the gateway when a plugin appears, before anything else, and again to watch it.
+    """Mandatory for every plugin. Called by the gateway when a plugin appears, before anything else, and again to watch it; in a
+    cluster by the operator too, which looks who it is before gateways are told of it.
     All three are repeatable, answer within 100 ms whatever the plugin is doing, and change nothing.
     """
 
@@ -57,7 +59,8 @@ class PluginIdentityAsyncStub(PluginIdentityStub):
     """Three answers: an error (restart me), ready=false (still loading: leave me alone), ready=true."""
 
 class PluginIdentityServicer(metaclass=_abc_1.ABCMeta):
-    """Mandatory for every plugin. Called by the gateway when a plugin appears, before anything else, and again to watch it.
+    """Mandatory for every plugin. Called by the gateway when a plugin appears, before anything else, and again to watch it; in a
+    cluster by the operator too, which looks who it is before gateways are told of it.
     All three are repeatable, answer within 100 ms whatever the plugin is doing, and change nothing.
     """
 
