@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/pion/dtls/v3"
+	"github.com/pion/dtls/v3/pkg/protocol/handshake"
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 
@@ -44,7 +45,7 @@ type Counters struct {
 
 // Front serves one UDP address.
 type Front struct {
-	listener net.Listener
+	mux      *mux
 	bridge   Bridge
 	coap     *net.UDPAddr
 	limits   Limits
@@ -74,25 +75,34 @@ func Listen(address, coap *net.UDPAddr, keys Bridge, limits Limits) (*Front, err
 		sources:  newSources(limits),
 		sessions: map[string][]*session{},
 	}
-	listener, err := dtls.ListenWithOptions("udp", address,
-		dtls.WithPSK(front.key),
+	mux, err := newMux(address, limits.Unproven)
+	if err != nil {
+		return nil, err
+	}
+	front.mux = mux
+	return front, nil
+}
+
+// secure puts DTLS over a flow. `proven` is called once the peer has returned its cookie, before it is answered.
+func (f *Front) secure(from *flow, proven func()) (*dtls.Conn, error) {
+	return dtls.ServerWithOptions(from, from.peer,
+		dtls.WithPSK(f.key),
 		dtls.WithCipherSuites(
 			dtls.TLS_PSK_WITH_AES_128_CCM_8, dtls.TLS_PSK_WITH_AES_128_CCM,
 			dtls.TLS_PSK_WITH_AES_128_GCM_SHA256, dtls.TLS_PSK_WITH_AES_128_CBC_SHA256,
 		),
 		// LwM2M 1.1 devices of before RFC 7627 are in the field; the PSK authenticates the session either way.
 		dtls.WithExtendedMasterSecret(dtls.RequestExtendedMasterSecret),
-		dtls.WithConnectionIDGenerator(dtls.RandomCIDGenerator(connectionIDBytes)),
+		dtls.WithConnectionIDGenerator(func() []byte { return from.name[:] }),
+		dtls.WithServerHelloMessageHook(func(hello handshake.MessageServerHello) handshake.Message {
+			proven()
+			return &hello
+		}),
 	)
-	if err != nil {
-		return nil, err
-	}
-	front.listener = listener
-	return front, nil
 }
 
 // Address is where the front listens.
-func (f *Front) Address() net.Addr { return f.listener.Addr() }
+func (f *Front) Address() net.Addr { return f.mux.socket.LocalAddr() }
 
 // key answers a handshake; any error fails it in the same way, whether the identity is unknown or the bridge away.
 func (f *Front) key(identity []byte) ([]byte, error) {
@@ -106,43 +116,57 @@ func (f *Front) key(identity []byte) ([]byte, error) {
 
 // Serve takes sessions until the context ends, then ends them all.
 func (f *Front) Serve(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { _ = f.listener.Close() })
-	defer stop()
 	defer f.running.Wait()
+	defer f.mux.socket.Close()
 	defer f.endAll()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	broken := make(chan error, 1)
+	go func() { broken <- f.mux.run() }()
 	for {
-		connection, err := f.listener.Accept()
-		if ctx.Err() != nil {
-			if err == nil {
-				_ = connection.Close()
-			}
+		select {
+		case <-ctx.Done():
 			return nil
-		}
-		if err != nil {
+		case err := <-broken:
 			return err
+		case from := <-f.mux.accepted:
+			if from != nil { // nil: the mux has ended, and says why
+				f.running.Go(func() { f.welcome(ctx, from) })
+			}
 		}
-		if !f.sources.allow(connection.RemoteAddr(), time.Now()) || !f.slots.TryAcquire(1) {
-			f.Counters.HandshakesLimited.Add(1)
-			go connection.Close()
-			continue
-		}
-		f.running.Go(func() { f.welcome(ctx, connection.(*dtls.Conn)) })
 	}
 }
 
-// welcome does one handshake and relays the session until it ends.
-func (f *Front) welcome(ctx context.Context, secure *dtls.Conn) {
-	defer secure.Close()
-	peer := secure.RemoteAddr().String()
-	opened, err := f.handshake(ctx, secure)
-	f.slots.Release(1)
+// welcome does one handshake and relays the session until it ends. A place for it is taken once its address is proven.
+func (f *Front) welcome(ctx context.Context, from *flow) {
+	defer from.Close()
+	place := &place{front: f}
+	secure, err := f.secure(from, func() {
+		if place.take(from.peer) {
+			from.proven()
+		} else {
+			_ = from.Close() // unanswered, as if the datagram had been lost
+		}
+	})
 	if err != nil {
-		f.Counters.HandshakesFailed.Add(1)
-		slog.Info("handshake failed", "peer", peer, "error", err)
+		slog.Error("no handshake can be done", "error", err)
 		return
 	}
+	defer secure.Close()
+	opened, err := f.handshake(ctx, secure)
+	proven := place.leave()
+	switch {
+	case err != nil && !proven:
+		return // whoever it was has proven nothing, or got no place: not worth a line
+	case err != nil:
+		f.Counters.HandshakesFailed.Add(1)
+		slog.Info("handshake failed", "peer", from.peer.String(), "error", err)
+		return
+	}
+	from.settle()
 	f.Counters.Handshakes.Add(1)
 	defer opened.end()
+	defer context.AfterFunc(ctx, opened.end)()
 	var relayed sync.WaitGroup
 	relayed.Go(func() { defer opened.end(); f.outward(opened) })
 	f.inward(opened)

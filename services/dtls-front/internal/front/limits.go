@@ -12,9 +12,11 @@ import (
 type Limits struct {
 	// Sessions that are open at a time.
 	Sessions int
-	// Handshakes that are under way at a time.
+	// Handshakes that are kept of peers that have not returned their cookie; a further one costs the oldest.
+	Unproven int
+	// Handshakes that are under way at a time, of peers that have.
 	Handshakes int
-	// Handshakes of one source address that may begin in a second, and at once.
+	// Handshakes of one source address that has been proven, in a second and at once.
 	HandshakesPerSecond rate.Limit
 	HandshakeBurst      int
 	// Datagrams of one session that are relayed in a second, and at once.
@@ -33,6 +35,7 @@ type Limits struct {
 func DefaultLimits() Limits {
 	return Limits{
 		Sessions:            20_000,
+		Unproven:            4_096,
 		Handshakes:          1_024,
 		HandshakesPerSecond: 10,
 		HandshakeBurst:      64,
@@ -85,4 +88,38 @@ func (s *sources) forgetIdle(now time.Time) {
 			delete(s.known, host)
 		}
 	}
+}
+
+// place is a handshake's among those under way.
+type place struct {
+	front *Front
+	mutex sync.Mutex
+	taken bool
+	over  bool
+}
+
+// take tells whether a peer that has proven its address goes on, and counts it where it does not.
+func (p *place) take(peer net.Addr) bool {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	if p.taken || p.over {
+		return p.taken
+	}
+	p.taken = p.front.sources.allow(peer, time.Now()) && p.front.slots.TryAcquire(1)
+	p.over = !p.taken
+	if p.over {
+		p.front.Counters.HandshakesLimited.Add(1)
+	}
+	return p.taken
+}
+
+// leave gives the place back and tells whether there was one.
+func (p *place) leave() bool {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	p.over = true
+	if p.taken {
+		p.front.slots.Release(1)
+	}
+	return p.taken
 }
