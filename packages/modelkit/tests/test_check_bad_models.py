@@ -251,6 +251,59 @@ def test_shapes_that_follow_by_arithmetic_on_shapes_are_static() -> None:
     assert output.shape == (1, 12)
 
 
+def test_shapes_that_follow_by_a_table_of_positions_are_static() -> None:
+    """The causal mask of attention as exporters write it: ranges as long as the input, compared, infinite where hidden."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "one"], ["length"]),
+        helper.make_node("Range", ["zero", "length", "one"], ["row"]),
+        helper.make_node("Unsqueeze", ["row", "axis"], ["column"]),
+        helper.make_node("Less", ["column", "row"], ["hidden"]),
+        helper.make_node("Where", ["hidden", "never", "nothing"], ["mask"]),
+        helper.make_node("ReduceSum", ["mask", "axis"], ["sums"], keepdims=0),
+        helper.make_node("ConstantOfShape", ["length1"], ["zeros"]),
+        helper.make_node("Unsqueeze", ["length", "axis0"], ["length1"]),
+        helper.make_node("MatMul", ["x", "zeros2"], ["product"]),
+        helper.make_node("Unsqueeze", ["zeros", "axis"], ["zeros2"]),
+        helper.make_node("Add", ["product", "mask"], ["y"]),
+    ]
+    constants = [
+        constant("zero", 0, np.int64),
+        constant("one", 1, np.int64),
+        constant("axis", [1], np.int64),
+        constant("axis0", [0], np.int64),
+        constant("never", -np.inf),
+        constant("nothing", 0),
+    ]
+    order = [0, 1, 2, 3, 4, 5, 6, 8, 7, 10, 9, 11]
+    model = onnx_model([nodes[i] for i in order], constants, [value("x", [3, 3])], [value("y", [3, 3])])
+    report = check_model(model.SerializeToString(), "onnx")
+    assert report.outputs[0].shape == (3, 3)
+
+
+def test_a_shape_that_needs_a_value_of_the_input_stays_open() -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["wide"], to=7),
+        helper.make_node("ReduceMax", ["wide"], ["longest"], keepdims=0),
+        helper.make_node("Range", ["zero", "longest", "one"], ["y"]),
+    ]
+    constants = [constant("zero", 0, np.int64), constant("one", 1, np.int64)]
+    rejected = rejection(onnx_model(nodes, constants, outputs=[value("y", [4], 7)]).SerializeToString(), "onnx")
+    assert rejected.problem is Problem.SHAPE_NOT_STATIC
+
+
+def test_a_huge_range_is_not_computed_for_its_shape() -> None:
+    nodes = [
+        helper.make_node("Range", ["zero", "limit", "one"], ["many"]),
+        helper.make_node("Gather", ["many", "zero"], ["first"]),
+        helper.make_node("Cast", ["first"], ["wide"], to=1),
+        helper.make_node("Add", ["x", "wide"], ["y"]),
+    ]
+    constants = [constant("zero", 0, np.int64), constant("one", 1, np.int64), constant("limit", 1 << 40, np.int64)]
+    rejected = rejection(onnx_model(nodes, constants, outputs=[value("y", [2, 3])]).SerializeToString(), "onnx")
+    assert (rejected.problem, rejected.metadata["where"]) == (Problem.TENSOR_TOO_LARGE, "node many (Range)")
+
+
 def test_an_empty_constant_that_is_not_used_as_data_is_no_fault() -> None:
     nodes = [
         helper.make_node("Constant", [], ["roi"], value=constant("", [])),

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from tinymlaas_compiler_tvm import tune
-from tinymlaas_compiler_tvm.errors import CompilerFault, ModelInvalid, ModelRefused, OpUnsupported
+from tinymlaas_compiler_tvm.errors import CompilerFault, ModelInvalid, OpUnsupported, refusal
 from tinymlaas_compiler_tvm.int8.dead_channels import thinned
 from tinymlaas_compiler_tvm.int8.lowering import Settings, lower_graph
 from tinymlaas_compiler_tvm.int8.operators import INT8_OPERATORS
@@ -105,7 +105,7 @@ def check_file(onnx_bytes: bytes, check: Callable[[bytes], None] | None = None) 
         else:
             check(onnx_bytes)
     except ModelRejected as error:
-        raise ModelRefused(error) from error
+        raise refusal(error) from error
     except CheckerUnavailable as error:
         raise CompilerFault(str(error), detail="model check") from error
 

@@ -2,7 +2,7 @@
 
 CompileError
 ├── ModelInvalid        MODEL_INVALID       where, detail
-│   └── ModelRefused    as modelkit's check says: MODEL_INVALID, LIMIT_EXCEEDED, DTYPE_UNSUPPORTED, ...
+│   └── ModelRefused    as modelkit's check says: MODEL_INVALID, LIMIT_EXCEEDED
 ├── OpUnsupported       OP_UNSUPPORTED      op, node, dtype, count
 ├── DoesNotFit          DOES_NOT_FIT        region, need, have
 ├── TargetUnsupported   TARGET_UNSUPPORTED  constraint, value
@@ -13,6 +13,7 @@ CompileError
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from tinymlaas_modelkit.check import ModelRejected
@@ -54,6 +55,23 @@ class OpUnsupported(CompileError):
     code = "FAILED_PRECONDITION"
     reason = "OP_UNSUPPORTED"
     help = "Change the operator that `node` names, or choose another compiler."
+
+
+def refusal(rejection: ModelRejected) -> CompileError:
+    """What the model check's answer means to a caller of this compiler: a type or a version that it lacks is an operator in a
+    form that has no kernel (CP-ERROR-002); `problem` keeps the check's own word for it."""
+    if rejection.reason not in ("DTYPE_UNSUPPORTED", "OPSET_UNSUPPORTED"):
+        return ModelRefused(rejection)
+    seen = rejection.metadata
+    operator = re.search(r"\((\w+)\)$", seen["where"])
+    return OpUnsupported(
+        f"{seen['where']}: {seen['detail']}",
+        op=seen.get("op") or (operator[1] if operator else "graph"),
+        node=seen.get("node") or seen["where"],
+        dtype=seen.get("dtype", ""),
+        count=1,
+        problem=seen["problem"],
+    )
 
 
 class DoesNotFit(CompileError):

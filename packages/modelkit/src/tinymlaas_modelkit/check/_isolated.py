@@ -11,6 +11,8 @@ import sys
 from dataclasses import asdict
 from typing import Final
 
+from tinymlaas_modelkit.shape_folding import may_fold
+
 from ._limits import Limits
 from ._rejection import ModelRejected, Problem
 from ._report import ModelReport
@@ -48,7 +50,8 @@ def _request(data: bytes, format: Format, limits: Limits) -> bytes:
         raise ValueError(f"format is one of {', '.join(FORMATS)}")
     if len(data) > limits.model_bytes:
         raise ModelRejected(Problem.MODEL_TOO_LARGE, "file", f"{len(data)} bytes, the limit is {limits.model_bytes}")
-    head = json.dumps({"format": format, "limits": asdict(limits), "size": len(data)})
+    folding = format == "onnx" and may_fold(data)
+    head = json.dumps({"format": format, "limits": asdict(limits), "size": len(data), "folding": folding})
     return head.encode() + b"\n" + data
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import Final
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 import onnx
 import onnx.defs
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, numpy_helper
 
 from ._dataflow import Step, check_dataflow, find_cycle
 from ._limits import Limits
@@ -33,6 +34,14 @@ _SCALES: Final[Mapping[str, tuple[tuple[int, int], ...]]] = {
     "QLinearConv": ((1, 2), (4, 5), (6, 7)),
     "QLinearMatMul": ((1, 2), (4, 5), (6, 7)),
 }
+
+# Who may read an infinite constant: operators that select or bound by it (the mask of attention), and those that only
+# move it there. As a weight, a scale or a statistic it makes every result infinite or NaN.
+_TAKE_INFINITY: Final = frozenset((
+    "Add", "Cast", "CastLike", "Clip", "Concat", "Constant", "ConstantOfShape", "Equal", "Expand", "Gather",
+    "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Max", "Min", "Mul", "Pad", "Reshape", "Slice",
+    "Squeeze", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where",
+))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,9 @@ def check_onnx_structure(data: bytes, limits: Limits) -> CheckedOnnx:
     ]
     check_dataflow(steps, [*inputs, *constants], [value.name for value in graph.output])
     everything = {**constants, **_constant_nodes(graph, limits)}
+    infinite = _infinite(graph, everything)
     for node in graph.node:
+        _check_infinities(node, infinite)
         _check_scales(node, everything)
         _check_fills(node, everything, limits)
     return CheckedOnnx(model, domains[STANDARD], everything, inputs)
@@ -261,6 +272,24 @@ def _constant_nodes(graph: GraphProto, limits: Limits) -> dict[str, npt.NDArray[
     }
 
 
+def _infinite(graph: GraphProto, constants: Values) -> frozenset[str]:
+    """Names of the constants that hold an infinity, ConstantOfShape's among them."""
+    names = {name for name, values in constants.items() if values.dtype.kind == "f" and np.isinf(values).any()}
+    for node in graph.node:
+        if node.op_type == "ConstantOfShape" and any(
+            np.isinf(numpy_helper.to_array(a.t)).any() for a in node.attribute
+        ):
+            names.update(node.output)
+    return frozenset(names)
+
+
+def _check_infinities(node: NodeProto, infinite: frozenset[str]) -> None:
+    """BAD_VALUE for an operator that computes with an infinite constant."""
+    named = next((name for name in node.input if name in infinite), None)
+    if named is not None and node.op_type not in _TAKE_INFINITY:
+        raise ModelRejected(Problem.BAD_VALUE, _label(node), f"reads constant {named}, which holds infinity")
+
+
 def _check_scales(node: NodeProto, constants: Values) -> None:
     """BAD_VALUE for a scale that is not positive; SHAPE_MISMATCH for zero points of another shape."""
     for scale_at, zero_at in _SCALES.get(node.op_type, ()):
@@ -291,6 +320,12 @@ def _check_fills(node: NodeProto, constants: Values, limits: Limits) -> None:
         if len(repeats) != given[0].ndim:
             raise ModelRejected(Problem.SHAPE_MISMATCH, _label(node), "one repeat for each dimension is needed")
         shape = [dim * times for dim, times in zip(given[0].shape, repeats, strict=True)]
+    elif node.op_type == "Range" and all(x is not None and x.size == 1 for x in given):
+        start, limit, delta = (float(x.reshape(-1)[0]) for x in given if x is not None)
+        steps = (limit - start) / delta if delta else 0.0
+        if not np.isfinite(steps):
+            raise ModelRejected(Problem.BAD_VALUE, _label(node), f"counts from {start} to {limit} by {delta}")
+        shape = [max(0, ceil(steps))]
     elif node.op_type in ("RandomNormal", "RandomUniform"):
         shape = [int(dim) for attribute in node.attribute if attribute.name == "shape" for dim in attribute.ints]
     if shape is not None:

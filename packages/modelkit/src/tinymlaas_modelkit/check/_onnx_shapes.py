@@ -17,6 +17,8 @@ import onnx.checker
 import onnx.shape_inference
 from onnx import ModelProto, NodeProto, helper
 
+from tinymlaas_modelkit.shape_folding import infer_shapes
+
 from ._limits import Limits
 from ._onnx import CheckedOnnx, _label
 from ._onnx_tensors import PACKED, check_dims, check_dtype
@@ -50,7 +52,7 @@ def _infer(checked: CheckedOnnx, limits: Limits) -> dict[str, tuple[str, tuple[i
     for output in bare.graph.output:
         output.type.Clear()
     try:
-        inferred = onnx.shape_inference.infer_shapes(bare, check_type=True, strict_mode=True, data_prop=True)
+        inferred = infer_shapes(bare)
     except (onnx.shape_inference.InferenceError, ValueError) as error:
         text = str(error)
         problem = Problem.TYPE_MISMATCH if "TypeInferenceError" in text else Problem.SHAPE_MISMATCH
@@ -58,10 +60,15 @@ def _infer(checked: CheckedOnnx, limits: Limits) -> dict[str, tuple[str, tuple[i
     shapes = dict(checked.inputs)
     shapes.update({name: (str(values.dtype), values.shape) for name, values in checked.constants.items()})
     known = {value.name: value for value in (*inferred.graph.value_info, *inferred.graph.output)}
+    folded = {tensor.name: tensor for tensor in inferred.graph.initializer if tensor.name not in checked.constants}
     for node in checked.model.graph.node:
         for name in node.output:
-            if name:
-                where = f"tensor {name} of {_label(node)}"
+            where = f"tensor {name} of {_label(node)}"
+            if name in folded:
+                dtype = check_dtype(folded[name].data_type, where)
+                check_dims(folded[name].dims, np.dtype(dtype).itemsize, where, limits, empty=True)
+                shapes[name] = dtype, tuple(folded[name].dims)
+            elif name:
                 shapes[name] = _inferred_shape(known.get(name), where, limits, constant=node.op_type == "Constant")
     return shapes
 

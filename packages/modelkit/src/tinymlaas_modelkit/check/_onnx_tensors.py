@@ -77,8 +77,8 @@ def check_dims(dims: Sequence[int], itemsize: int, where: str, limits: Limits, *
 def check_tensor(tensor: TensorProto, where: str, limits: Limits) -> npt.NDArray[np.generic]:
     """The values of a constant, in C order and of its shape, after every check.
 
-    EXTERNAL_DATA, DTYPE_UNSUPPORTED, BAD_SHAPE, DATA_SIZE_MISMATCH, TENSOR_TOO_LARGE, BAD_VALUE (not finite, or outside
-    of the type's range) or MALFORMED.
+    EXTERNAL_DATA, DTYPE_UNSUPPORTED, BAD_SHAPE, DATA_SIZE_MISMATCH, TENSOR_TOO_LARGE, BAD_VALUE (NaN, or outside of the
+    type's range) or MALFORMED. Infinities pass: whether they may stand there depends on who reads them.
     """
     if tensor.data_location != TensorProto.DEFAULT or len(tensor.external_data):
         raise ModelRejected(Problem.EXTERNAL_DATA, where, "its values are said to lie in another file")
@@ -108,8 +108,8 @@ def check_tensor(tensor: TensorProto, where: str, limits: Limits) -> npt.NDArray
         values = np.frombuffer(tensor.raw_data, dtype.newbyteorder("<")).astype(dtype, copy=False)
     else:
         values = _typed_values(tensor, typed, dtype, where)
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ModelRejected(Problem.BAD_VALUE, where, "holds NaN or infinity")
+    if values.dtype.kind == "f" and np.isnan(values).any():
+        raise ModelRejected(Problem.BAD_VALUE, where, "holds NaN")
     return values.reshape(dims)
 
 

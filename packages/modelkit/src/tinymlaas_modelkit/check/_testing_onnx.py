@@ -366,6 +366,21 @@ BAD_ONNX: Final[tuple[tuple[str, Problem, Callable[[], bytes]], ...]] = (
         _saved(lambda: onnx_model([_matmul()], [constant("w", _WEIGHTS * np.float32("nan"))])),
     ),
     (
+        "infinite_weights.onnx",
+        Problem.BAD_VALUE,
+        _saved(lambda: onnx_model([_matmul()], [constant("w", _WEIGHTS * np.float32("-inf"))])),
+    ),
+    (
+        "infinite_fill.onnx",
+        Problem.BAD_VALUE,
+        _saved(
+            lambda: onnx_model(
+                [_N("ConstantOfShape", ["s"], ["w"], value=constant("v", [np.float32("inf")])), _matmul()],
+                [constant("s", [3, 4], np.int64)],
+            )
+        ),
+    ),
+    (
         "infinite_attribute.onnx",
         Problem.BAD_VALUE,
         _saved(lambda: _through(_N("LeakyRelu", ["x"], ["a"], alpha=float("inf")))),

@@ -2,7 +2,7 @@
 
 `python -m tinymlaas_modelkit.check._worker`, request in, verdict out.
 
-Protocol: standard input holds one line of JSON {format, limits, size} and then `size` bytes of the model. Standard
+Protocol: standard input holds one line of JSON {format, limits, size, folding} and then `size` bytes of the model. Standard
 output gets the line `ready` once everything is imported and the limits are set, and then one line of JSON: {"report":
 ...} or {"rejected": ...}. From `ready` on the process can open no file, write none, and take no more than its limits.
 """
@@ -15,6 +15,8 @@ import os
 import resource
 import sys
 from typing import Any, BinaryIO
+
+from tinymlaas_modelkit.shape_folding import prepare
 
 from ._isolated import READY
 from ._limits import Limits
@@ -54,6 +56,8 @@ def main() -> None:
     """Read one request from standard input, write its verdict to standard output."""
     request = json.loads(sys.stdin.buffer.readline())
     limits = Limits(**request["limits"])
+    if request["folding"]:
+        prepare()
     _confine(limits)
     os.write(1, READY)
     verdict = json.dumps(run(sys.stdin.buffer, request["size"], request["format"], limits))
