@@ -4,7 +4,7 @@ STATE  ?= build/state
 BIN    := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-interop test-cluster minio images lint contracts proto-check bench bench-cluster lock clean
+.PHONY: help setup demo test test-fast test-interop test-cluster tensorflow minio images lint contracts proto-check bench bench-cluster lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -27,6 +27,10 @@ test-interop: setup ## LwM2M against Eclipse Leshan, both ways (needs a JDK 17 a
 MINIO := v0.0.0-20260212201848-7aac2a2c5b7c
 minio: ## build a MinIO server into build/tools/bin, for the tests of the S3 store (needs Go; some minutes)
 	GOBIN=$(CURDIR)/build/tools/bin go install github.com/minio/minio@$(MINIO)
+
+tensorflow: setup ## add TensorFlow (about 600 MB): the importer of Keras and SavedModel, and its tests
+	build/tools/bin/uv pip install --quiet --python services/compiler-tflm/.venv/bin/python --require-hashes \
+	  -r services/compiler-tflm/requirements-tensorflow.lock
 
 lint: setup ## style, types, and whether generated code is up to date
 	@$(BIN)/ruff check .

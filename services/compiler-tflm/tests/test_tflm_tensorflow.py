@@ -17,7 +17,7 @@ from tinymlaas_modelkit.summary import summarize
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not has_tensorflow(), reason="TensorFlow is missing: install requirements-tensorflow.lock"),
+    pytest.mark.skipif(not has_tensorflow(), reason="TensorFlow is missing: run `make tensorflow`"),
     pytest.mark.filterwarnings("ignore"),
 ]
 

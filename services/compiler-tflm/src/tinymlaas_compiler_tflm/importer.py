@@ -26,8 +26,8 @@ from tinymlaas_modelkit.tflite_reader import read_tflite
 from tinymlaas_modelkit.tflite_writer import write_tflite
 
 TENSORFLOW_HELP = (
-    "Install the extra: `uv pip install --require-hashes -r requirements-tensorflow.lock` in services/compiler-tflm "
-    "(the container image has it), or convert the model to TFLite or ONNX yourself."
+    "Install the extra: `make tensorflow` (requirements-tensorflow.lock; the container image has it), or convert the model "
+    "to TFLite or ONNX yourself."
 )
 TENSORFLOW_LIMITS = Limits(seconds=240, memory_bytes=8 << 30)
 
