@@ -20,6 +20,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from tinymlaas.type.v1 import access_pb2
 from tinymlaas_servicekit import Call, Principal, connect
+from tinymlaas_servicekit._calls import Chain
 from tinymlaas_servicekit.access import contract_services, permissions_of, role_name
 from tinymlaas_servicekit.interceptors import AccessInterceptor, ErrorInterceptor
 
@@ -115,7 +116,7 @@ async def _outcome(channel: grpc.aio.Channel, name: str, who: str, project: str)
 
 @pytest.fixture
 async def channel() -> AsyncIterator[grpc.aio.Channel]:
-    server = grpc.aio.server(interceptors=[ErrorInterceptor(), AccessInterceptor(_Callers())])
+    server = grpc.aio.server(interceptors=[Chain([ErrorInterceptor(), AccessInterceptor(_Callers())])])
     server.add_generic_rpc_handlers((_Everything(),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

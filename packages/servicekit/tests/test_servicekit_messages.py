@@ -9,10 +9,12 @@ import logging
 import pytest
 import structlog
 from google.longrunning import operations_pb2
+from google.protobuf import json_format, timestamp_pb2
 
 from tinymlaas.bridge.v1 import security_pb2
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2, routing_pb2
 from tinymlaas.registry.v1 import access_pb2, models_pb2
+from tinymlaas.type.v1 import target_pb2
 from tinymlaas_servicekit import ServiceSettings, configure_logging, redacted
 from tinymlaas_servicekit.messages import MAX_TEXT, named_in, project_of
 
@@ -65,6 +67,39 @@ def test_secrets_and_bytes_are_left_out_of_texts() -> None:
     assert json.loads(redacted(chunk)) == {"chunk": {"offset": "3"}, "chunk.data": "1000 bytes"}
     assert json.loads(redacted(key)) == {"api_key": {"display_name": "ci"}, "secret": "[redacted]"}
     assert key.secret == "tml_secret"  # the message itself is as it was
+
+
+def test_without_secrets_and_bytes_a_text_is_what_json_format_writes() -> None:
+    build = builds_pb2.Build(
+        name="projects/p/builds/b",
+        state=builds_pb2.Build.STATE_QUEUED,
+        cached=True,
+        security_counter=7,
+        target=target_pb2.Target(
+            cpu="cortex-m4",
+            payload_kinds=[target_pb2.PAYLOAD_KIND_NATIVE],
+            memory_regions=[target_pb2.MemoryRegion(name="ram", total_bytes=1 << 40)],
+        ),
+        candidates=[builds_pb2.Candidate(plugin="plugins/a"), builds_pb2.Candidate(plugin="plugins/b")],
+    )
+    build.create_time.FromSeconds(1_700_000_000)
+    build.options["plugins/a"].update({"tune": 1.5, "deep": {"list": [None, True, "text"]}})
+    build.candidates[0].measurements.add(value=0.1)
+    objection = routing_pb2.Objection(metadata={"b": "2", "a": "1"})
+    page = models_pb2.ListModelsRequest(parent="projects/p", page_size=3)
+    for message in (build, objection, page):
+        assert json.loads(redacted(message, 1 << 20)) == json_format.MessageToDict(
+            message, preserving_proto_field_name=True
+        )
+
+
+def test_what_json_cannot_tell_is_told_by_size_or_type() -> None:
+    build = builds_pb2.Build(create_time=timestamp_pb2.Timestamp(seconds=1 << 60))
+    build.error.details.add(type_url="type.googleapis.com/no.such.Type", value=b"1")
+    assert json.loads(redacted(build)) == {
+        "error": {"details": [{"@type": "type.googleapis.com/no.such.Type"}]},
+        "create_time": "10 bytes",
+    }
 
 
 def test_long_texts_are_cut() -> None:

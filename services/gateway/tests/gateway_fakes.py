@@ -63,10 +63,12 @@ class FakeRegistry:
         self.quotas = access_pb2.Quotas()
         self.audit: list[access_pb2.AuditEntry] = []
 
-    def add_model(self, model_id: str, data: bytes, form: tensor_pb2.ModelFormat.ValueType, **fields: Any) -> str:
+    def add_model(
+        self, model_id: str, data: bytes, form: tensor_pb2.ModelFormat.ValueType, project: str = PROJECT, **fields: Any
+    ) -> str:
         """Stores a model file; returns its version's name."""
         sha256 = hashlib.sha256(data).hexdigest()
-        name = f"{PROJECT}/models/{model_id}"
+        name = f"{project}/models/{model_id}"
         self.blobs[sha256] = data
         model = self.models.setdefault(name, models_pb2.Model(name=name))
         spec = tensor_pb2.TensorSpec(name="x", dtype=tensor_pb2.DATA_TYPE_INT8, shape=[1, 16], scale=0.5)

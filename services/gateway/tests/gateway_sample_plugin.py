@@ -43,6 +43,7 @@ ROLES = os.environ.get("TINYMLAAS_SAMPLE_ROLES", "compiler,profiler,importer").s
 ARENA = int(os.environ.get("TINYMLAAS_SAMPLE_ARENA", "4096"))
 SECONDS = float(os.environ.get("TINYMLAAS_SAMPLE_SECONDS", "0"))
 COUNTER = os.environ.get("TINYMLAAS_SAMPLE_COUNTER", "")
+GATE = os.environ.get("TINYMLAAS_SAMPLE_GATE", "")
 ELEMENTS = 16
 
 
@@ -102,6 +103,11 @@ def compile_model(job: CompileJob, reporter: Reporter) -> CompileOutput:
     _count("compile")
     reporter.progress("translate", 0.5)
     _wait(reporter, "translate")
+    if GATE:
+        _count(f"compiles {job.model[1:].decode()}")
+        while not os.path.exists(GATE):
+            reporter.progress("waits for the gate")
+            time.sleep(0.05)
     if MODE == "crashes":
         os._exit(11)
     if MODE == "hangs":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from tinymlaas.registry.v1 import plugins_pb2
 from tinymlaas_gateway.adapters.manifest import Manifest
@@ -36,9 +37,13 @@ class Recorder:
 class NoneRefuted:
     """No claim was ever refuted."""
 
-    def count(self, plugin: str, version: str) -> int:
-        """Always 0."""
-        return 0
+    away = False
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """Nothing, or a database that is away."""
+        if self.away:
+            raise OperationalError("SELECT", {}, ConnectionError("away"))
+        return {}
 
 
 @pytest.fixture
@@ -91,6 +96,11 @@ async def test_replicas_are_one_plugin_whose_calls_are_shared_and_none_is_cut(
     await directory.look()
     assert first not in directory._leaving
     assert [known.plugin.name for known in directory.known()] == [NAME]
+
+    known = directory.known()
+    refutations.away = True  # plugins are looked at all the same
+    await directory.look()
+    assert directory.known() is known, "nothing has changed"
 
     (tmp_path / "own.json").write_text("[]", encoding="ascii")
     await directory.look()

@@ -1,12 +1,15 @@
-"""What the gateway keeps in memory: bytes within a budget, answers for a moment."""
+"""What the gateway keeps in memory: bytes within a budget, answers for a moment; and what it writes together."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Sequence
 
 import pytest
 
-from tinymlaas_gateway.adapters.memory import ByteCache, Recent
+from tinymlaas_gateway.adapters.group import Group
+from tinymlaas_gateway.adapters.memory import ByteCache, Derived, Recent
 
 
 def test_bytes_used_last_stay_within_the_budget() -> None:
@@ -53,3 +56,63 @@ def test_an_answer_holds_for_its_time_and_errors_are_asked_anew() -> None:
         assert await recent.get("k", ask) == 6, "only as many as were asked for are kept"
 
     asyncio.run(scenario())
+
+
+def test_what_follows_from_a_thing_is_forgotten_with_it() -> None:
+    kept: Derived[str] = Derived(2)
+    old, new = ("a plugin",), ("a plugin", "another")
+    kept.put(old, "x", "of the old")
+    assert kept.get(old, "x") == "of the old"
+    assert kept.get(new, "x") is None
+    kept.put(new, "y", "of the new")
+    assert kept.get(old, "x") is None
+    assert kept.get(old, "y") is None
+    assert kept.get(new, "y") == "of the new"
+    kept.put(new, "z", "")
+    assert kept.get(new, "y") == "of the new"
+    kept.put(new, "w", "third")
+    assert kept.get(new, "z") is None, "the one that was not used longest goes first"
+
+
+async def test_what_comes_while_a_group_is_written_is_written_together_next() -> None:
+    groups: list[list[int]] = []
+    begun, go = threading.Event(), threading.Event()
+
+    def write(items: Sequence[int]) -> list[int]:
+        groups.append(list(items))
+        begun.set()
+        assert go.wait(60)
+        return [item * 10 for item in items]
+
+    group = Group(write)
+    calls = [asyncio.create_task(group(0))]
+    async with asyncio.timeout(60):
+        await asyncio.to_thread(begun.wait, 60)
+        calls += [asyncio.create_task(group(item)) for item in range(1, 6)]
+        await asyncio.sleep(0)
+        calls[3].cancel()  # its item is written all the same, as nobody knows how far it has come
+        go.set()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+    assert groups == [[0], [1, 2, 3, 4, 5]]
+    assert [r for r in results if not isinstance(r, BaseException)] == [0, 10, 20, 40, 50]
+
+
+async def test_of_a_group_only_what_is_wrong_fails() -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def write(items: Sequence[int]) -> list[int]:
+        begun.set()
+        assert go.wait(60)
+        if 3 in items:
+            raise ValueError("three")
+        return list(items)
+
+    group = Group(write)
+    calls = [asyncio.create_task(group(0))]
+    await asyncio.to_thread(begun.wait, 60)
+    calls += [asyncio.create_task(group(item)) for item in range(1, 5)]
+    await asyncio.sleep(0)
+    go.set()
+    async with asyncio.timeout(60):
+        results = await asyncio.gather(*calls, return_exceptions=True)
+    assert [str(result) for result in results] == ["0", "1", "2", "three", "4"]

@@ -16,6 +16,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from ._calls import Chain
 from .errors import Unavailable
 from .identity import Authenticator, PeerAuthenticator, TokenAuthenticator
 from .interceptors import AccessInterceptor, Auditor, ErrorInterceptor, ValidationInterceptor
@@ -70,10 +71,14 @@ class GrpcServer:
         """Binds, serves, reports SERVING, and returns the bound address (`host:port` or `unix:/path`)."""
         server = grpc.aio.server(
             interceptors=[
-                TelemetryInterceptor(),
-                ErrorInterceptor(),
-                AccessInterceptor(self._authenticator, self._auditor),
-                ValidationInterceptor(),
+                Chain(
+                    [
+                        TelemetryInterceptor(),
+                        ErrorInterceptor(),
+                        AccessInterceptor(self._authenticator, self._auditor),
+                        ValidationInterceptor(),
+                    ]
+                ),
                 *self._extra,
             ],
             options=_options(self._settings),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -159,6 +159,14 @@ def insert_if_absent(connection: Connection, table: Table, row: Mapping[str, Any
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     statement = insert(table).values(**row).on_conflict_do_nothing(index_elements=list(keys))
     return connection.execute(statement).rowcount > 0
+
+
+def insert_absent(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]], key: str) -> set[Any]:
+    """Insert rows, of those with one value of `key` (unique) the first, unless the table has it; the keys inserted."""
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    distinct = {row[key]: row for row in reversed(rows)}
+    statement = insert(table).on_conflict_do_nothing(index_elements=[key]).returning(table.c[key])
+    return set(connection.execute(statement, [dict(row) for row in reversed(distinct.values())]).scalars())
 
 
 def upsert(connection: Connection, table: Table, row: Mapping[str, Any], *keys: str) -> None:

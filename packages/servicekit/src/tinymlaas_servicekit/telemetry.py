@@ -7,8 +7,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, MutableMapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import Iterator, MutableMapping
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import Any
 
 import grpc
@@ -25,7 +25,7 @@ from .messages import redact_messages
 from .metrics import measure
 from .settings import ServiceSettings
 
-_TRACER = "tinymlaas.servicekit"
+_tracer = trace.get_tracer("tinymlaas.servicekit")
 _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
@@ -115,37 +115,40 @@ class TelemetryInterceptor(CallInterceptor):
 
     def around(self, call: Call) -> AbstractAsyncContextManager[None]:
         """Runs the call inside its span; health and reflection calls get none."""
-        return _spanned(call)
+        return nullcontext() if call.service in OPEN_SERVICES else _CallSpan(call)
 
 
-@asynccontextmanager
-async def _spanned(call: Call) -> AsyncIterator[None]:
-    if call.service in OPEN_SERVICES:
-        yield
-        return
-    parent = propagate.extract(call.metadata)
-    span = trace.get_tracer(_TRACER).start_span(call.method.lstrip("/"), context=parent, kind=SpanKind.SERVER)
-    span.set_attributes(
-        {"rpc.system": "grpc", "rpc.service": call.service, "rpc.method": call.method.rsplit("/", 1)[-1]}
-    )
-    token = otel_context.attach(trace.set_span_in_context(span, parent))
-    began = time.perf_counter()
-    try:
-        yield
-    finally:
-        code = call.context.code()
+class _CallSpan(AbstractAsyncContextManager[None]):
+    """The span of a call and its measured time; a class, as it surrounds every call of every service."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._method = call.method.rsplit("/", 1)[-1]
+
+    async def __aenter__(self) -> None:
+        call = self._call
+        parent = propagate.extract(call.metadata)
+        attributes = {"rpc.system": "grpc", "rpc.service": call.service, "rpc.method": self._method}
+        name = call.method.lstrip("/")
+        self._span = _tracer.start_span(name, context=parent, kind=SpanKind.SERVER, attributes=attributes)
+        self._token = otel_context.attach(trace.set_span_in_context(self._span, parent))
+        self._began = time.perf_counter()
+
+    async def __aexit__(self, *_: object) -> None:
+        context, span = self._call.context, self._span
+        code = context.code()
         number = code.value[0] if isinstance(code, grpc.StatusCode) else int(code or 0)
         span.set_attribute("rpc.grpc.status_code", number)
         measure(
             "tinymlaas.rpc.duration",
-            time.perf_counter() - began,
-            service=call.service,
-            method=call.method.rsplit("/", 1)[-1],
+            time.perf_counter() - self._began,
+            service=self._call.service,
+            method=self._method,
             code=_CODES.get(number, "UNKNOWN"),
         )
         if number:
-            span.set_status(Status(StatusCode.ERROR, call.context.details() or ""))
-        otel_context.detach(token)
+            span.set_status(Status(StatusCode.ERROR, context.details() or ""))
+        otel_context.detach(self._token)
         span.end()
 
 
@@ -170,7 +173,7 @@ def traced(name: str, parent: str = "", kind: SpanKind = SpanKind.INTERNAL, **at
     An error that leaves the block marks the span with its reason or type and passes on; its text stays out of the trace.
     """
     context = propagate.extract({"traceparent": parent}) if parent else None
-    span = trace.get_tracer(_TRACER).start_span(name, context=context, kind=kind, attributes=attributes)
+    span = _tracer.start_span(name, context=context, kind=kind, attributes=attributes)
     token = otel_context.attach(trace.set_span_in_context(span, context))
     try:
         yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
@@ -61,3 +61,34 @@ class Recent(Generic[Value]):
             while len(self._entries) > self._size:
                 self._entries.popitem(last=False)
         return value
+
+
+class Derived(Generic[Value]):
+    """What follows from something that is replaced when it changes, and a key: forgotten with the thing. Thread-safe.
+
+    Values must not be changed; at most `size` of them are kept, those used last.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._thing: object = None
+        self._entries: OrderedDict[Hashable, Value] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, thing: object, key: Hashable) -> Value | None:
+        """The value of a key, None when it is not kept."""
+        with self._lock:
+            found = self._entries.get(key) if thing is self._thing else None
+            if found is not None:
+                self._entries.move_to_end(key)
+            return found
+
+    def put(self, thing: object, key: Hashable, value: Value) -> None:
+        """Keep a value that follows from the thing, until one is kept of another thing."""
+        with self._lock:
+            if thing is not self._thing:
+                self._thing = thing
+                self._entries.clear()
+            self._entries[key] = value
+            if len(self._entries) > self._size:
+                self._entries.popitem(last=False)

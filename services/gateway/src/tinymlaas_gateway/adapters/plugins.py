@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import structlog
 from google.protobuf.message import Message
+from sqlalchemy.exc import SQLAlchemyError
 
 from tinymlaas.plugin.v1 import compiler_pb2, importer_pb2, optimizer_pb2, profiler_pb2
 from tinymlaas.registry.v1 import plugins_pb2
@@ -20,6 +21,7 @@ from tinymlaas_pluginkit.client import outputs_of
 from tinymlaas_servicekit import ServiceError, TlsFiles
 from tinymlaas_servicekit.metrics import measure
 
+from ..engine.fairness import FairPlaces
 from ..engine.ports import KnownPlugin, Listener, Sign
 from .catalogue import Catalogue
 from .manifest import Entry, Manifest
@@ -43,7 +45,7 @@ class _Seat:
     client: PluginClient | None = None
     known: KnownPlugin | None = None
     busy: int = 0
-    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+    places: FairPlaces = field(default_factory=lambda: FairPlaces(1))
 
 
 class PluginDirectory:
@@ -69,13 +71,23 @@ class PluginDirectory:
         self._seats: dict[Entry, _Seat] = {}
         self._leaving: list[_Seat] = []
         self._recorded: dict[str, bytes] = {}
+        # Builds with a refuted claim by plugin and version, and how often this process has added one.
+        self._refuted: dict[tuple[str, str], int] = {}
+        self._noted = 0
+        self._known: tuple[KnownPlugin, ...] = ()
         self._looked = asyncio.Event()
 
     def known(self) -> Sequence[KnownPlugin]:
-        """Plugins that have told who they are, by name; of several with one name the best: ready, then first in the manifest."""
+        """Plugins that have told who they are, by name; of several with one name the best: ready, then first in the manifest.
+
+        The same object as long as nothing about them changes.
+        """
         names = sorted({seat.known.plugin.name for seat in self._seats.values() if seat.known is not None})
         found = [self._best(self._named(name), idle=True) for name in names]
-        return [seat.known for seat in found if seat is not None and seat.known is not None]
+        known = tuple(seat.known for seat in found if seat is not None and seat.known is not None)
+        if len(known) != len(self._known) or any(now is not then for now, then in zip(known, self._known, strict=True)):
+            self._known = known
+        return self._known
 
     def _named(self, plugin: str) -> list[_Seat]:
         return [seat for seat in self._seats.values() if seat.known is not None and seat.known.plugin.name == plugin]
@@ -112,11 +124,20 @@ class PluginDirectory:
             await self._leave(self._seats.pop(gone))
         for entry in entries:
             self._seats.setdefault(entry, _Seat(entry))
+        await self._read_refuted()
         await asyncio.gather(*(self._look_at(seat) for seat in list(self._seats.values())))
         for known in self.known():
             await self._record(known.plugin)
         await self._end_leaving()
         self._looked.set()
+
+    async def _read_refuted(self) -> None:
+        """Read what all gateways have counted; not what is older than this one's last count."""
+        noted = self._noted
+        with suppress(SQLAlchemyError):  # a database that restarts must not keep plugins from being looked at
+            counts = await asyncio.to_thread(self._refutations.counts)
+            if self._noted == noted:
+                self._refuted = counts
 
     async def _look_at(self, seat: _Seat) -> None:
         address = seat.entry.location.resolve()
@@ -147,7 +168,7 @@ class PluginDirectory:
                 if known is None or known.plugin.info != await seat.client.info():
                     seat.known = await self._ask(seat.client, seat.entry.of or seat.address or "")
                     limit = max(1, min(seat.known.plugin.limits.max_concurrency, 64))
-                    seat.slots = asyncio.Semaphore(limit)
+                    seat.places = FairPlaces(limit)
                 self._set_state(seat, State.STATE_READY if ready else State.STATE_LOADING, "")
             except ServiceError as error:
                 if seat.known is None:
@@ -181,12 +202,15 @@ class PluginDirectory:
     def _set_state(self, seat: _Seat, state: plugins_pb2.Plugin.State.ValueType, detail: str) -> None:
         if seat.known is None:
             return
-        plugin = seat.known.plugin
-        refuted = self._refutations.count(plugin.name, plugin.info.vendor_version)
+        plugin = plugins_pb2.Plugin()
+        plugin.CopyFrom(seat.known.plugin)
+        refuted = self._refuted.get((plugin.name, plugin.info.vendor_version), 0)
         plugin.refuted_claims = refuted
         if refuted >= QUARANTINE_AFTER:
             state, detail = State.STATE_QUARANTINED, f"claims were refuted in {refuted} builds"
         plugin.state, plugin.detail = state, detail
+        if plugin != seat.known.plugin:
+            seat.known = KnownPlugin(plugin, seat.known.profiler)
 
     async def _record(self, plugin: plugins_pb2.Plugin) -> None:
         """Write a plugin into the registry when it changed; a registry that is away gets it later."""
@@ -213,6 +237,8 @@ class PluginDirectory:
     async def count_refutation(self, plugin: str, version: str, build: str) -> None:
         """Note a refuted claim; the third build puts the plugin's version in quarantine."""
         count = await asyncio.to_thread(self._refutations.add, plugin, version, build)
+        self._refuted[plugin, version] = count
+        self._noted += 1
         log.warning("a claim was refuted", plugin=plugin, version=version, build=build, builds=count)
         for seat in self._named(plugin):
             if seat.known is not None:
@@ -248,7 +274,7 @@ class PluginDirectory:
 
         seat.busy += 1
         try:
-            async with seat.slots:
+            async with seat.places.taken():
                 return await call.finish(on_event)
         finally:
             seat.busy -= 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
 from tinymlaas_servicekit import sql
 from tinymlaas_servicekit.metrics import count
-from tinymlaas_servicekit.sql import WRITE, insert_if_absent, patient
+from tinymlaas_servicekit.sql import WRITE, insert_absent, insert_if_absent, patient
 
 from .memory import ByteCache
 from .schema import SCHEMA, refutations, resources, results
@@ -34,6 +34,15 @@ class Record(Generic[Body]):
     revision: int
     ended: bool
     cancel_requested: bool
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class New(Generic[Body]):
+    """A resource to be stored: its message, the project that it is of, and the digest of the request that made it."""
+
+    project: str
+    body: Body
     fingerprint: str
 
 
@@ -65,29 +74,45 @@ class Resources(Generic[Body]):
         """Call `listener` with each resource that ends by a change of this process, from whichever thread made it."""
         self._enders.append(listener)
 
-    @patient
     def create(self, project: str, body: Body, fingerprint: str) -> tuple[Record[Body], bool]:
         """Store a new resource; return (what is stored under its name, whether this call made it)."""
-        row = {
-            "kind": self._kind,
-            "name": body.name,
-            "project": project,
-            "fingerprint": fingerprint,
-            "revision": 1,
-            "ended": self._ended(body),
-            "cancel_requested": False,
-            "body": self._packed(body),
-        }
+        return self.create_many([New(project, body, fingerprint)])[0]
+
+    @patient
+    def create_many(self, news: Sequence[New[Body]]) -> list[tuple[Record[Body], bool]]:
+        """Store new resources in one transaction, the same as `create` one after the other."""
+        rows = [
+            {
+                "kind": self._kind,
+                "name": new.body.name,
+                "project": new.project,
+                "fingerprint": new.fingerprint,
+                "revision": 1,
+                "ended": self._ended(new.body),
+                "cancel_requested": False,
+                "body": self._packed(new.body),
+            }
+            for new in news
+        ]
+        found: list[tuple[Record[Body], bool]] = []
+        made: list[Body] = []
         with self._lock, self._writer.begin() as connection:
-            if not insert_if_absent(connection, resources, row, "name"):
-                record = self._record(connection, connection.execute(self._select(body.name)).one())
-                # The very same one is that of an earlier try, whose answer got lost on the way.
-                return record, record.revision == 1 and record.body == body
-            self._created(connection, body)
-        self._tell(body.name)
-        if self._ended(body):
-            self._tell_end(body)
-        return Record(body, 1, self._ended(body), False, fingerprint), True
+            inserted = insert_absent(connection, resources, rows, "name")
+            for new in news:
+                if new.body.name in inserted:
+                    inserted.remove(new.body.name)
+                    self._created(connection, new.body)
+                    made.append(new.body)
+                    found.append((Record(new.body, 1, self._ended(new.body), False, new.fingerprint), True))
+                else:
+                    record = self._record(connection, connection.execute(self._select(new.body.name)).one())
+                    # The very same one is that of an earlier try, whose answer got lost on the way.
+                    found.append((record, record.revision == 1 and record.body == new.body))
+        for body in made:
+            self._tell(body.name)
+            if self._ended(body):
+                self._tell_end(body)
+        return found
 
     @patient
     def get(self, name: str) -> Record[Body] | None:
@@ -263,3 +288,11 @@ class Refutations:
         )
         with self._engine.connect() as connection:
             return int(connection.execute(query).scalar_one())
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """The same for every plugin and version that has any; not repeated, as who asks asks again."""
+        query = sa.select(refutations.c.plugin, refutations.c.version, sa.func.count()).group_by(
+            refutations.c.plugin, refutations.c.version
+        )
+        with self._engine.connect() as connection:
+            return {(plugin, version): int(number) for plugin, version, number in connection.execute(query)}

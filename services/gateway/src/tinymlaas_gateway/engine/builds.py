@@ -15,8 +15,10 @@ from google.rpc import code_pb2
 from tinymlaas.gateway.v1 import builds_pb2
 from tinymlaas.registry.v1 import models_pb2, plugins_pb2
 from tinymlaas_pluginkit import check_options, parse_schema, struct_to_options
-from tinymlaas_servicekit import AlreadyExists, FailedPrecondition, InvalidArgument
+from tinymlaas_servicekit import AlreadyExists, FailedPrecondition, InvalidArgument, ServiceError
+from tinymlaas_servicekit.metrics import count
 
+from ..adapters.store import New, Record
 from ..core import projection, race, routing
 from ..core.objections import reason_of, status
 from . import optimizing, seal
@@ -83,26 +85,22 @@ async def create(
     given = _requested(wanted)
     fingerprint = race.digest("build-request", given.SerializeToString(deterministic=True))
     name = f"projects/{project}/builds/{resource_id(project, request_id)}"
+    answer = None if validate_only else await _answer(context, project, given, fingerprint)
+    if answer is not None:
+        return await _store(context, project, _stamped(answer, name), fingerprint)
     earlier = await asyncio.to_thread(context.builds.get, name) if request_id else None
     if earlier is not None:
-        if earlier.fingerprint != fingerprint:
-            raise AlreadyExists(
-                "this request_id was used for another build",
-                "REQUEST_ID_REUSED",
-                {"name": name},
-                "Use a new request_id.",
-            )
-        return earlier.body, not earlier.ended
+        return _repeated(earlier, name, fingerprint)
     if given.model_version.split("/")[1] != project:
         raise InvalidArgument(
             "the model belongs to another project", "PROJECT_MISMATCH", {"field": "build.model_version"}
         )
     version = await context.catalogue.model_version(given.model_version, patience=5.0)
+    plugins = context.plugins.known()
     build = Build()
     build.CopyFrom(given)
     build.name = name
     build.model_version = version.name
-    build.create_time.CopyFrom(now())
     build.state = Build.STATE_QUEUED
     for plugin in _compilers(context, given):
         item = build.candidates.add(plugin=plugin.name, plugin_version=plugin.info.vendor_version)
@@ -113,12 +111,53 @@ async def create(
     known = await context.results.known(BUILD_RESULT, build.request_sha256)
     if known is not None:
         _take_over(build, Build.FromString(known))
+        context.answered.put(plugins, (project, fingerprint, version.name, version.sha256), build)
+    build = _stamped(build, name)
     if validate_only:
         return build, False
     async with unbounded(project) if known is not None else admit(project):
-        record, made = await asyncio.to_thread(context.builds.create, project, build, fingerprint)
-    if not made and record.fingerprint != fingerprint:
-        raise AlreadyExists("this request_id was used for another build", "REQUEST_ID_REUSED", {"name": name})
+        return await _store(context, project, build, fingerprint)
+
+
+async def _answer(context: Context, project: str, given: builds_pb2.Build, fingerprint: str) -> builds_pb2.Build | None:
+    """What the same request was answered with before, while model and plugins are as they were; None where that is not kept.
+
+    Where it is kept nothing can be wrong with the request, but for a request_id that was used for another.
+    """
+    try:
+        version = await context.catalogue.model_version(given.model_version, patience=5.0)
+    except ServiceError:
+        return None
+    found = context.answered.get(context.plugins.known(), (project, fingerprint, version.name, version.sha256))
+    if found is not None:
+        count("tinymlaas.cache.lookups", kind=BUILD_RESULT, result="hit")
+    return found
+
+
+def _stamped(made: builds_pb2.Build, name: str) -> builds_pb2.Build:
+    """A copy with a name and the time; one that is known has ended at once."""
+    build = Build()
+    build.CopyFrom(made)
+    build.name = name
+    build.create_time.CopyFrom(now())
+    if build.cached:
+        build.end_time.CopyFrom(build.create_time)
+    return build
+
+
+async def _store(
+    context: Context, project: str, build: builds_pb2.Build, fingerprint: str
+) -> tuple[builds_pb2.Build, bool]:
+    record, made = await context.new_builds(New(project, build, fingerprint))
+    return (record.body, not record.ended) if made else _repeated(record, build.name, fingerprint)
+
+
+def _repeated(record: Record[builds_pb2.Build], name: str, fingerprint: str) -> tuple[builds_pb2.Build, bool]:
+    """The build that a request_id made earlier, if it was for the same request."""
+    if record.fingerprint != fingerprint:
+        raise AlreadyExists(
+            "this request_id was used for another build", "REQUEST_ID_REUSED", {"name": name}, "Use a new request_id."
+        )
     return record.body, not record.ended
 
 
@@ -171,7 +210,6 @@ def _take_over(build: builds_pb2.Build, known: builds_pb2.Build) -> None:
     build.module = known.module
     build.optimized_model_version = known.optimized_model_version
     build.state = Build.STATE_SUCCEEDED
-    build.end_time.CopyFrom(build.create_time)
     build.cached = True
 
 

@@ -168,7 +168,7 @@ async def compile_model(context: Context, name: str, plugin: str, form_name: str
     form = await context.catalogue.model_version(form_name)
     verdict = projection.candidate(build, plugin).verdict
     header, model = await header_of(context, build, plugin, form, verdict.payload_kind)
-    async with context.compile_slots, ProgressWriter(context, name, plugin) as listener:
+    async with context.compile_places.taken(), ProgressWriter(context, name, plugin) as listener:
         await context.edit_build(name, projection.enter(plugin, State.STATE_COMPILING, "compile"))
         parts, payload = await bounded(
             context,

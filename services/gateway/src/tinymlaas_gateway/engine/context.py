@@ -10,18 +10,24 @@ from dataclasses import dataclass, field
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import tinymlaas_module as tim
-from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
+from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2, routing_pb2
 from tinymlaas.plugin.v1 import compiler_pb2
 
 from .. import __version__
 from ..adapters.catalogue import Catalogue
 from ..adapters.deployments import Deployments
-from ..adapters.store import Record, Refutations, Resources, Results
+from ..adapters.group import Group
+from ..adapters.memory import Derived
+from ..adapters.store import New, Record, Refutations, Resources, Results
 from .changes import Changes
+from .fairness import FairPlaces
 from .ports import Bridges, Plugins
 
 TOOL = "tinymlaas-gateway"
 TOOL_VERSION = __version__
+KEPT_ANSWERS = 1024
+CALLS_AT_ONCE = 256
+CALLS_OF_A_PROJECT = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +76,21 @@ class Context:
     key_id: str = field(init=False)
     # When this process began to see what happens.
     started: float = field(init=False)
-    compile_slots: asyncio.Semaphore = field(init=False)
+    compile_places: FairPlaces = field(init=False)
+    # Calls that are worked on while their caller waits.
+    call_places: FairPlaces = field(default_factory=lambda: FairPlaces(CALLS_AT_ONCE, CALLS_OF_A_PROJECT))
     # CheckModel calls under way, by event loop and digest.
     checks: dict[tuple[int, str], asyncio.Task[compiler_pb2.CheckModelResult]] = field(default_factory=dict)
+    # What is known of a request to build, and the verdicts on a target, as long as the plugins stay as they are.
+    answered: Derived[builds_pb2.Build] = field(default_factory=lambda: Derived(KEPT_ANSWERS))
+    judged: Derived[tuple[routing_pb2.Verdict, ...]] = field(default_factory=lambda: Derived(KEPT_ANSWERS))
+    new_builds: Group[New[builds_pb2.Build], tuple[Record[builds_pb2.Build], bool]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.started = self.clock()
         self.key_id = tim.key_id(tim.raw_public_key(self.key)).hex()
-        self.compile_slots = asyncio.Semaphore(self.limits.compiles_at_once)
+        self.compile_places = FairPlaces(self.limits.compiles_at_once)
+        self.new_builds = Group(self.builds.create_many)
 
     async def build(self, name: str) -> Record[builds_pb2.Build]:
         """The record of a build that exists."""

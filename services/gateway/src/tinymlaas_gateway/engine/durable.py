@@ -25,6 +25,7 @@ from ..core.objections import status
 from ..core.rollout import Action, Outcome, Progress
 from . import builds, candidates, deployments, devices, optimizing, planning, rollouts, seal
 from .context import Context
+from .fairness import on_behalf_of
 
 log = structlog.get_logger("tinymlaas.gateway")
 
@@ -61,7 +62,8 @@ def in_trace(function: Callable[P, Awaitable[Result]]) -> Callable[P, Awaitable[
     @functools.wraps(function)
     async def run(*names: P.args, **kwargs: P.kwargs) -> Result:
         parent = str(kwargs.pop("trace", ""))
-        with traced(function.__name__.replace("_", " "), parent, resource=str(names[0])):
+        name = str(names[0])
+        with traced(function.__name__.replace("_", " "), parent, resource=name), on_behalf_of(name):
             return await function(*names, **kwargs)
 
     return run

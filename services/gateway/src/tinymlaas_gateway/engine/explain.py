@@ -59,32 +59,79 @@ async def explain(
     CheckModel is asked once for each compiler and distinct target, and only where the capabilities match.
     """
     facts = await facts_of(context, version)
-    compilers = [item.plugin for item in context.plugins.known() if routing.is_compiler(item.plugin)]
+    known = context.plugins.known()
+    compilers = [item.plugin for item in known if routing.is_compiler(item.plugin)]
     compilers = [item for item in compilers if not plugins or item.name in plugins]
-    offered = conversions(context)
+    # Where nothing about model, target, and plugins has changed, the verdicts are those of the last time.
+    asked = (version.name, version.sha256, facts.needs, tuple(item.name for item in compilers), routing_only)
+    judge = _Judge(context, version, facts, routing_only)
+    found: list[tuple[routing_pb2.Verdict, ...] | list[_Pending]] = []
+    keys: list[tuple[object, ...]] = []
     result = Explanation()
-    checks: dict[tuple[str, str], asyncio.Task[compiler_pb2.CheckModelResult]] = {}
-    slots = asyncio.Semaphore(CHECKS_AT_ONCE)
-    judged: list[tuple[routing_pb2.Verdict, Place, str]] = []
     try:
-        for index, place in enumerate(places):
+        for place in places:
             peripherals = rollout.peripherals(place.device) if place.device is not None else facts.needs
-            key = race.target_digest(place.target) if not routing_only else ""
-            for plugin in compilers:
-                verdict = routing.judge(index, place.target, plugin, facts, offered, peripherals)
-                judged.append((verdict, place, key))
-                if verdict.admitted and not routing_only and (plugin.name, key) not in checks:
-                    checks[plugin.name, key] = asyncio.create_task(
-                        _check(context, slots, version, plugin, place.target, verdict.payload_kind)
-                    )
-        await asyncio.gather(*checks.values(), return_exceptions=True)
-        for verdict, place, key in judged:
-            task = checks.get((verdict.plugin, key)) if verdict.admitted else None
-            result.verdicts.append(verdict if task is None else _combined(verdict, place, task, result.unreachable))
+            keys.append((*asked, place.target.SerializeToString(deterministic=True), tuple(peripherals)))
+            kept = context.judged.get(known, keys[-1])
+            found.append([judge.begin(place, item, peripherals) for item in compilers] if kept is None else kept)
+        await judge.finished()
+        for index, verdicts in enumerate(found):
+            if isinstance(verdicts, list):
+                faults = len(result.unreachable)
+                verdicts = tuple(_decided(places[index], item, result.unreachable) for item in verdicts)
+                if len(result.unreachable) == faults:
+                    context.judged.put(known, keys[index], verdicts)
+            for verdict in verdicts:
+                told = routing_pb2.Verdict()
+                told.CopyFrom(verdict)
+                told.destination = index
+                result.verdicts.append(told)
     finally:
-        for task in checks.values():
-            task.cancel()
+        judge.stop()
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A verdict by capabilities, and the CheckModel call that has the last word, where there is one."""
+
+    verdict: routing_pb2.Verdict
+    check: asyncio.Task[compiler_pb2.CheckModelResult] | None
+
+
+class _Judge:
+    """Judges compilers for places; each compiler is asked CheckModel once for each distinct target."""
+
+    def __init__(
+        self, context: Context, version: models_pb2.ModelVersion, facts: routing.ModelFacts, routing_only: bool
+    ) -> None:
+        self._context, self._version, self._facts = context, version, facts
+        self._routing_only = routing_only
+        self._slots = asyncio.Semaphore(CHECKS_AT_ONCE)
+        self._checks: dict[tuple[str, str], asyncio.Task[compiler_pb2.CheckModelResult]] = {}
+
+    def begin(self, place: Place, plugin: plugins_pb2.Plugin, peripherals: Sequence[str]) -> _Pending:
+        """The verdict by capabilities; CheckModel is begun where they match."""
+        offered = conversions(self._context)
+        verdict = routing.judge(0, place.target, plugin, self._facts, offered, peripherals)
+        if not verdict.admitted or self._routing_only:
+            return _Pending(verdict, None)
+        key = (plugin.name, race.target_digest(place.target))
+        if key not in self._checks:
+            self._checks[key] = asyncio.create_task(
+                _check(self._context, self._slots, self._version, plugin, place.target, verdict.payload_kind)
+            )
+        return _Pending(verdict, self._checks[key])
+
+    async def finished(self) -> None:
+        """Wait for every answer, or fault."""
+        if self._checks:
+            await asyncio.gather(*self._checks.values(), return_exceptions=True)
+
+    def stop(self) -> None:
+        """End what has not finished."""
+        for task in self._checks.values():
+            task.cancel()
 
 
 async def settled(context: Context, plugins: Sequence[str]) -> None:
@@ -158,14 +205,12 @@ async def _ask(
     return result
 
 
-def _combined(
-    verdict: routing_pb2.Verdict,
-    place: Place,
-    task: asyncio.Task[compiler_pb2.CheckModelResult],
-    unreachable: dict[str, status_pb2.Status],
-) -> routing_pb2.Verdict:
+def _decided(place: Place, pending: _Pending, unreachable: dict[str, status_pb2.Status]) -> routing_pb2.Verdict:
+    verdict = pending.verdict
+    if pending.check is None:
+        return verdict
     try:
-        return routing.with_check(verdict, place.target, task.result())
+        return routing.with_check(verdict, place.target, pending.check.result())
     except ServiceError as error:
         result = routing_pb2.Verdict()
         result.CopyFrom(verdict)

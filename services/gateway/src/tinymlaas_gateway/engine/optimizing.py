@@ -106,7 +106,7 @@ async def optimized(
     model = await context.catalogue.read(project, form.sha256)
     calibration = await context.catalogue.read(project, samples_sha256)
     header = optimizer_pb2.OptimizeHeader(model_format=form.format, options=options)
-    async with context.compile_slots:
+    async with context.compile_places.taken():
         result, blobs = await bounded(
             context,
             plugin.name,

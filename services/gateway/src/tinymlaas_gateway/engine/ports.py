@@ -26,7 +26,7 @@ class Sign:
 
 @dataclass(frozen=True, slots=True)
 class KnownPlugin:
-    """A plugin as it answered: what the registry keeps, and what its Profiler role can run."""
+    """A plugin as it answered: what the registry keeps, and what its Profiler role can run. A changed one is a new object."""
 
     plugin: plugins_pb2.Plugin
     profiler: profiler_pb2.ProfilerListTargetsResponse
@@ -36,7 +36,7 @@ class Plugins(Protocol):
     """Plugins known now, and their role calls. Every answer is checked; errors are ServiceErrors with a reason."""
 
     def known(self) -> Sequence[KnownPlugin]:
-        """Plugins in the order of their names."""
+        """Plugins in the order of their names; where it is the same object as before, nothing about them has changed."""
 
     async def check_model(
         self, plugin: str, header: compiler_pb2.CompileHeader, model: bytes

@@ -13,6 +13,7 @@ from tinymlaas_servicekit import NotFound, decode_page_token, encode_page_token,
 from ..core.projection import ended
 from ..engine import builds, durable
 from ..engine.context import Context
+from ..engine.fairness import on_behalf_of
 from .operations import operation_of
 from .requests import cursor, project_in
 from .types import ServicerContext
@@ -28,14 +29,16 @@ class BuildsServicer(builds_pb2_grpc.BuildsServicer):
         self, request: builds_pb2.CreateBuildRequest, context: ServicerContext
     ) -> operations_pb2.Operation:
         """Starts a build, or answers at once when its result is known."""
-        build, to_run = await builds.create(
-            self._context,
-            project_in(request.parent),
-            request.build,
-            request.request_id,
-            request.validate_only,
-            self._admit,
-        )
+        with on_behalf_of(request.parent):
+            async with self._context.call_places.taken():
+                build, to_run = await builds.create(
+                    self._context,
+                    project_in(request.parent),
+                    request.build,
+                    request.request_id,
+                    request.validate_only,
+                    self._admit,
+                )
         if to_run:
             await durable.start("build", durable.build_workflow, build.name)
         return operation_of(build, ended(build))

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from tinymlaas.gateway.v1 import optimizations_pb2, optimizations_pb2_grpc
 
 from ..engine.context import Context
+from ..engine.fairness import on_behalf_of
 from ..engine.optimizing import optimized, required
 from ..engine.ports import Sign
 from .types import ServicerContext
@@ -34,7 +35,10 @@ class OptimizationsServicer(optimizations_pb2_grpc.OptimizationsServicer):
             latest[:] = [sign] if sign.step else latest
             loop.call_soon_threadsafe(heard.set)
 
-        work = asyncio.ensure_future(optimized(self._context, version, request.options, request.samples_sha256, listen))
+        with on_behalf_of(request.model_version):
+            work = asyncio.ensure_future(
+                optimized(self._context, version, request.options, request.samples_sha256, listen)
+            )
         work.add_done_callback(lambda _: heard.set())
         try:
             while not work.done():

@@ -70,8 +70,9 @@ class Proxy(grpc.GenericRpcHandler):
     ) -> None:
         self._channel = channel
         self._peer = peer
-        self._methods = {
-            f"/{service.full_name}/{method.name}": (
+        self._handlers = {
+            f"/{service.full_name}/{method.name}": self._handler(
+                f"/{service.full_name}/{method.name}",
                 method.client_streaming,
                 method.server_streaming,
                 GetMessageClass(method.input_type),
@@ -83,15 +84,13 @@ class Proxy(grpc.GenericRpcHandler):
     @property
     def services(self) -> list[str]:
         """Full names of the forwarded services."""
-        return sorted({method.split("/")[1] for method in self._methods})
+        return sorted({method.split("/")[1] for method in self._handlers})
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> RpcMethodHandler | None:
         """The handler of a forwarded method, None for others."""
-        method = handler_call_details.method
-        kind = self._methods.get(method)
-        if kind is None:
-            return None
-        streams_in, streams_out, request = kind
+        return self._handlers.get(handler_call_details.method)
+
+    def _handler(self, method: str, streams_in: bool, streams_out: bool, request: type[Message]) -> RpcMethodHandler:
         name = f"{'stream' if streams_in else 'unary'}_{'stream' if streams_out else 'unary'}"
         handler = getattr(self, f"_{name}")(method)
         factory = getattr(grpc, f"{name}_rpc_method_handler")

@@ -7,6 +7,7 @@ from tinymlaas_servicekit import FieldViolation, InvalidArgument
 
 from ..engine.context import Context
 from ..engine.explain import Place, explain
+from ..engine.fairness import on_behalf_of
 from .requests import project_in
 from .types import ServicerContext
 
@@ -39,6 +40,11 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
                     {"field": field},
                     violations=[FieldViolation(field, "belongs to another project")],
                 )
+        with on_behalf_of(request.parent):
+            async with self._context.call_places.taken():
+                return await self._explain(project, request)
+
+    async def _explain(self, project: str, request: routing_pb2.ExplainRequest) -> routing_pb2.ExplainResponse:
         version = await self._context.catalogue.model_version(request.model_version, patience=5.0)
         places = await self._places(project, request)
         explanation = await explain(self._context, version, places, routing_only=request.routing_only)
