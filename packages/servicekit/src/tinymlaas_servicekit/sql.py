@@ -176,6 +176,17 @@ def upsert(connection: Connection, table: Table, row: Mapping[str, Any], *keys: 
     connection.execute(insert(table).values(**row).on_conflict_do_update(index_elements=list(keys), set_=others))
 
 
+def upsert_all(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]], *keys: str) -> None:
+    """As `upsert` for each of many rows, which name the same columns: one statement, prepared once."""
+    if not rows:
+        return
+    insert = (postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert)(table)
+    others = {name: insert.excluded[name] for name in rows[0] if name not in keys}
+    connection.execute(
+        insert.on_conflict_do_update(index_elements=list(keys), set_=others), [dict(row) for row in rows]
+    )
+
+
 def database_time(connection: Connection) -> ColumnElement[float]:
     """The database's own clock, seconds since the epoch: one clock for all processes that share it."""
     if connection.dialect.name == "postgresql":

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from tinymlaas.gateway.v1 import deployments_pb2
-from tinymlaas_servicekit.sql import patient, upsert
+from tinymlaas_servicekit.sql import patient, upsert_all
 
 from .schema import device_rollouts, resources
 from .store import Record, Resources
@@ -128,15 +128,14 @@ class Deployments(Resources[deployments_pb2.Deployment]):
         """Write the rows of the devices that are new or have changed; whether there were any."""
         if len(body.rollouts) < len(before):
             raise ValueError("a device does not leave a deployment")
-        changed = False
+        rows = []
         for position, item in enumerate(body.rollouts):
             data = item.SerializeToString(deterministic=True)
-            if position < len(before) and data == before[position]:
-                continue
-            changed = True
-            row = {"deployment": sequence, "position": position, "device": item.device}
-            upsert(connection, device_rollouts, {**row, "revision": revision, "body": data}, "deployment", "position")
-        return changed
+            if position >= len(before) or data != before[position]:
+                row = {"deployment": sequence, "position": position, "device": item.device}
+                rows.append({**row, "revision": revision, "body": data})
+        upsert_all(connection, device_rollouts, rows, "deployment", "position")
+        return bool(rows)
 
     def _members_at(self, connection: sa.Connection, sequence: int, revision: int) -> _Members:
         """The devices of a deployment. Only rows that have changed since the last look are read."""
