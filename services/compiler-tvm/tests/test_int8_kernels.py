@@ -162,6 +162,28 @@ def test_fully_connected_layers_equal_the_reference(shape: tuple[int, int], chan
     assert_exact(case, cpu, ("x",), ("y",))
 
 
+@pytest.mark.parametrize("largest", [1, 5, 12, 40, 127])
+@pytest.mark.parametrize("value", [-128, 127])
+def test_sums_that_share_a_word_hold_the_largest_inputs(largest: int, value: int) -> None:
+    rng = np.random.default_rng(largest)
+    for kind, shape, kernel in ((OpKind.CONV_2D, (1, 4, 5, 8), (3, 2)), (OpKind.FULLY_CONNECTED, (1, 99), (1, 1))):
+        case = start(rng, shape, zero=-3)
+        x = np.where(rng.integers(0, 20, shape) == 0, -value, value)
+        case.values["x"] = np.clip(x, -128, 127)
+        case.convolution(
+            rng,
+            "x",
+            "y",
+            kind=kind,
+            kernel=kernel,
+            channels=14,
+            activation=Activation.NONE,
+            out_zero=2,
+            largest=largest,
+        )
+        assert_exact(case, "cortex-m0plus", ("x",), ("y",))
+
+
 @pytest.mark.parametrize("cpu", CPUS)
 @pytest.mark.parametrize("seed", range(4))
 def test_addition_and_subtraction_equal_the_reference(seed: int, cpu: str) -> None:

@@ -45,7 +45,13 @@ def test_kws_on_cortex_m4_keeps_its_budget() -> None:
 
 @pytest.mark.parametrize(
     ("name", "cpu", "instructions"),
-    [("kws", "cortex-m3", 5_000_000), ("ad", "cortex-m3", 400_000), ("kws", "cortex-m0plus", 7_897_000)],
+    [
+        ("kws", "cortex-m3", 5_000_000),
+        ("ad", "cortex-m3", 400_000),
+        ("kws", "cortex-m0plus", 7_700_000),
+        ("ic", "cortex-m0plus", 31_380_000),
+        ("ad", "cortex-m0plus", 717_000),
+    ],
 )
 def test_cores_without_dsp_keep_their_budget(name: str, cpu: str, instructions: int) -> None:
     parts = compile_model(zoo_model(name, "int8_qdq"), TARGETS[cpu])

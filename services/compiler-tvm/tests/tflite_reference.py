@@ -61,8 +61,9 @@ class Case:
         multiplier: int = 1,
         per_channel: bool = True,
         spread: float = 1.5,
+        largest: int = 127,
     ) -> None:
-        """Add a (depthwise) convolution or fully connected layer with random weights and compute its values."""
+        """Add a (depthwise) convolution or fully connected layer with random weights up to `largest` and compute its values."""
         x = self.values[source]
         in_scale, in_zero = self.quantization(source)
         depthwise = kind is OpKind.DEPTHWISE_CONV_2D
@@ -75,7 +76,7 @@ class Case:
             shape = (channels, depth)
         else:
             shape = (channels, *kernel, depth)
-        weights = rng.integers(-127, 128, shape)
+        weights = rng.integers(-largest, largest + 1, shape)
         count = channels if per_channel else 1
         scales = (0.02 * 2.0 ** -rng.uniform(0, spread, count)).astype(np.float32)
         biases = rng.integers(-3000, 3000, channels)

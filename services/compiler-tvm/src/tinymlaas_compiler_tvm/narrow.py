@@ -45,6 +45,18 @@ class Narrow:
         """Whether positive accumulators have an offset of their own."""
         return bool(np.any(self.extras))
 
+    @property
+    def uniform(self) -> bool:
+        """Whether all channels are requantized by the same numbers."""
+        columns = (self.bases, self.spans, self.highs, self.lows, self.offsets, self.corners, self.extras)
+        return all(bool(np.all(values == values[0])) for values in columns)
+
+    def repeated(self, channels: int) -> Narrow:
+        """The first channel's numbers for so many channels."""
+        columns = (self.bases, self.spans, self.highs, self.lows, self.offsets, self.corners, self.extras)
+        bases, spans, highs, lows, offsets, corners, extras = (np.repeat(values[:1], channels) for values in columns)
+        return Narrow(bases, spans, highs, lows, offsets, corners, extras, self.shift)
+
 
 def fit(steps: Steps, acc_low: Int64s, acc_high: Int64s) -> Narrow | None:
     """Parameters proven on [acc_low, acc_high] a channel; None if some channel has none."""

@@ -80,6 +80,19 @@ static NOINLINE void tim_add(const tim_add_desc *d, const int8_t *a, const int8_
     "requant",
 )
 
+ADD_TABLED = kernel(
+    "add_tabled",
+    """
+typedef struct { int32_t n, swapped, beta, shift, lo, hi, table[256]; } tim_add_tabled_desc;
+static NOINLINE void tim_add_tabled(const tim_add_tabled_desc *d, const int8_t *a, const int8_t *b, int8_t *out) {
+  int32_t beta = d->beta, shift = d->shift, lo = d->lo, hi = d->hi;
+  const int8_t *p = d->swapped ? b : a, *q = d->swapped ? a : b, *end = p + d->n;
+  do *out++ = (int8_t)tim_clamp((d->table[(uint8_t)*p++] + *q++ * beta) >> shift, lo, hi); while (p != end);
+}
+""",
+    "requant",
+)
+
 ADD_EXACT = kernel(
     "add_exact",
     """

@@ -105,9 +105,9 @@ typedef struct {
   int32_t out_ps;
 } tim_conv;
 static inline void tim_fill(int8_t *d, int32_t value, int32_t n) { for (; n > 0; --n) *d++ = (int8_t)value; }
-static NOINLINE void tim_ring_row(const tim_conv *c, const int8_t *in, int8_t *ring, int32_t row) {
-  int32_t slot = row % c->ring_rows, y = row - c->pad_top;
-  int8_t *d = ring + slot * c->row_bytes;
+/* Row `row` of the padded image, to a slot of the ring. */
+static NOINLINE void tim_slot_row(const tim_conv *c, const int8_t *in, int8_t *d, int32_t row) {
+  int32_t y = row - c->pad_top;
   if (y < 0 || y >= c->ih) { tim_fill(d, c->zero, c->row_bytes); return; }
   tim_fill(d, c->zero, c->left);
   d += c->left;
@@ -123,6 +123,9 @@ static NOINLINE void tim_ring_row(const tim_conv *c, const int8_t *in, int8_t *r
     }
   }
   tim_fill(d, c->zero, c->right);
+}
+static inline void tim_ring_row(const tim_conv *c, const int8_t *in, int8_t *ring, int32_t row) {
+  tim_slot_row(c, in, ring + row % c->ring_rows * c->row_bytes, row);
 }
 """,
 )

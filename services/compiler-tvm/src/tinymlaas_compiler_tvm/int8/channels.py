@@ -138,6 +138,28 @@ def _fit_alike(
     )
 
 
+def _narrow(
+    function: Callable[[Int64s], Int64s],
+    slope: npt.NDArray[np.float64],
+    acc_low: Int64s,
+    acc_high: Int64s,
+    clamp: tuple[int, int],
+    alike: bool,
+) -> narrow.Narrow | None:
+    """Requantization without long multiplication; the same for all channels of a layer with one scale, if `alike` allows it."""
+    channels = slope.size
+    if alike and channels > 1 and np.all(slope == slope[0]):
+        least, greatest = acc_low.min(keepdims=True), acc_high.max(keepdims=True)
+
+        def of_first(acc: Int64s) -> Int64s:
+            return function(np.broadcast_to(acc, (channels, acc.shape[1])))[:1]
+
+        one = narrow.fit(requant.find_steps(of_first, slope[:1], least, greatest, *clamp), least, greatest)
+        if one is not None:
+            return one.repeated(channels)
+    return narrow.fit(requant.find_steps(function, slope, acc_low, acc_high, *clamp), acc_low, acc_high)
+
+
 def make_layer(state: Lowering, op: Op, weights: Int64s) -> Layer:
     """The layer of an operator with `weights` [channels, K]; OpUnsupported for what the kernels can't hold."""
     filter_tensor = state.tensor(op.inputs[1])
@@ -182,5 +204,5 @@ def make_layer(state: Lowering, op: Op, weights: Int64s) -> Layer:
         raise CompilerFault(f"no exact requantization was found for {op.kind}", detail=op.origin)
     small = None
     if state.machine.arm and not state.machine.long_multiply:
-        small = narrow.fit(requant.find_steps(centred, slope, acc_low, acc_high, low, high), acc_low, acc_high)
+        small = _narrow(centred, slope, acc_low, acc_high, (low, high), alike=not outside.any())
     return Layer(weights, biases, fitted, low, high, small)

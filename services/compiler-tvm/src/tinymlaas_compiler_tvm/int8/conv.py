@@ -114,7 +114,7 @@ def _define_ring(state: Lowering, matrix: Matrix, straight: bool) -> str:
         return "tim_conv_run"
     if matrix.family is Family.SMALL:
         name = f"tim_conv_{matrix.kernel[4:]}"
-        state.define(name, _with_kernels(c_small.CONV_SMALL, matrix), "conv_common", "small_common")
+        state.define(name, _with_kernels(c_small.CONV_SMALL, matrix), "small_gather")
         return name
     if matrix.family is Family.LONG:
         kernel = long_asm.pack_four_runs()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinymlaas_compiler_tvm.int8 import c_small, dsp_asm, long_asm, long_streams, small_asm
+from tinymlaas_compiler_tvm.int8 import c_small, dsp_asm, long_asm, long_streams, small_dense
 from tinymlaas_compiler_tvm.int8.channels import Layer, make_layer
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, pointer, quantized, unsupported, words
 from tinymlaas_compiler_tvm.int8.matrix import Family, braces, epilogue_of, family_of, pack_halfwords
 from tinymlaas_compiler_tvm.int8.simple import as_planar
+from tinymlaas_compiler_tvm.int8.small_streams import narrow_of
 from tinymlaas_modelkit.graph import Op
 
 _WIDEN = """
@@ -66,6 +67,8 @@ def lower_dense(state: Lowering, op: Op) -> None:
     family = family_of(state, layer)
     if family is Family.DSP and state.settings.scratch_free_dense:
         family = Family.LONG if long_streams.fits_fields(layer) else Family.PORTABLE
+    if family is Family.SMALL and k >= small_dense.MOST_K:
+        family = Family.PORTABLE
     if family is Family.PORTABLE:
         _portable(state, op, in_name, layer, rows, macs)
         return
@@ -154,29 +157,31 @@ def _long(state: Lowering, op: Op, in_name: str, layer: Layer, rows: int, macs: 
 
 def _small(state: Lowering, op: Op, in_name: str, layer: Layer, rows: int, macs: int) -> None:
     channels, k = layer.weights.shape
-    kernel = small_asm.dense(small_asm.unrolled(k, state.unroll()))
-    state.program.asm_kernels[kernel.name] = kernel
-    name = f"tim_dense_{kernel.name[4:]}"
-    state.define(name, c_small.DENSE_SMALL.replace("@SUMS@", kernel.name), "portable_requant")
-    total = -(-channels // 4) * 4
-    weights = np.zeros((total, k), np.int64)
-    weights[:channels] = layer.weights
-    parts = []
-    for c in range(0, total, 4):
-        halves = np.stack([256 * weights[c] + weights[c + 1], 256 * weights[c + 2] + weights[c + 3]], axis=1)
-        parts.append(halves.astype(np.int16).tobytes())
-        for channel in range(c, c + 4):
-            bias = int(layer.biases[channel]) if channel < channels else 0
-            parts.append(words([bias, *layer.portable_parameters(channel if channel < channels else -1)]))
-    data = b"".join(parts)
-    stream = state.constant(data)
-    source, target = state.place(in_name), state.output(op.outputs[0])
-    body = (
-        f"for (int32_t i = 0; i < {rows}; ++i)\n"
-        f"    {name}({pointer(source.buffer)} + i * {k}, W({stream}), {pointer(target.buffer)} + i * {channels}, "
-        f"{channels}, {k}, {layer.low}, {layer.high});"
+    narrow = narrow_of(layer)
+    chunk = small_dense.best_chunk(layer, 4 * state.unroll())
+    rest = -(-(channels % small_dense.PASS) // 4) or small_dense.PASS // 4
+    full, less = (
+        small_dense.dense(count, chunk, narrow.shift, narrow.signed, narrow.uniform)
+        for count in (small_dense.PASS // 4 if channels >= small_dense.PASS else rest, rest)
     )
-    state.step("dense", op, body, [in_name], [op.outputs[0]], [], len(data), macs)
+    for each in (full, less):
+        state.program.asm_kernels[each.name] = each
+    name = f"tim_dense_{full.name[4:]}_{less.name[4:]}"
+    state.define(
+        name, c_small.DENSE_SMALL.replace("@FULL@", full.name).replace("@REST@", less.name), "small_dense_starts"
+    )
+    data = b"".join(small_dense.pass_stream(layer, c, chunk) for c in range(0, channels, small_dense.PASS))
+    stream = state.constant(data)
+    starts = state.program.workspace(8 * (k // chunk))
+    source, target = state.place(in_name), state.output(op.outputs[0])
+    parameters = small_dense.parameters(layer, 0) if narrow.uniform else []
+    body = (
+        f"static const {name}_desc d = {{{k}, {chunk}, {channels}, {braces(tuple(parameters) or (0,))}}};\n"
+        f"  for (int32_t i = 0; i < {rows}; ++i)\n"
+        f"    {name}(&d, {pointer(source.buffer)} + i * {k}, W({stream}), {pointer(target.buffer)} + i * {channels}, "
+        f"{pointer(starts, 'int32_t')});"
+    )
+    state.step("dense", op, body, [in_name], [op.outputs[0]], [starts], len(data), macs)
 
 
 def _portable(state: Lowering, op: Op, in_name: str, layer: Layer, rows: int, macs: int) -> None:

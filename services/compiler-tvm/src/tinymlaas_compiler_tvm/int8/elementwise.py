@@ -71,7 +71,12 @@ def _add(state: Lowering, op: Op, x: Operands) -> tuple[Kernel, Kernel | None]:
         p.zero_point_1, p.zero_point_2, p.multiplier_1, p.shift_1, p.multiplier_2, p.shift_2, p.multiplier_out, p.shift_out,
         p.zero_point_out, low, high, sign,
     ]  # fmt: skip
-    return Kernel("add_exact_rows", "tim_add_exact_rows", values), Kernel("add_exact", "tim_add_exact", values)
+    flat = Kernel("add_exact", "tim_add_exact", values)
+    tabled = None if state.settings.compact else tables.tabled_add(wanted, x.scales, low, high, sign)
+    if tabled is not None:
+        swapped, beta, shift, table = tabled
+        flat = Kernel("add_tabled", "tim_add_tabled", [int(swapped), beta, shift, low, high, *map(int, table)])
+    return Kernel("add_exact_rows", "tim_add_exact_rows", values), flat
 
 
 def _mul(state: Lowering, op: Op, x: Operands) -> tuple[Kernel, Kernel | None]:

@@ -11,6 +11,7 @@ from tinymlaas_compiler_tvm.int8 import dsp_asm, long_asm, long_streams, small_a
 from tinymlaas_compiler_tvm.int8.asm_text import Epilogue
 from tinymlaas_compiler_tvm.int8.channels import Layer
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, words
+from tinymlaas_compiler_tvm.native.program import AsmKernel
 
 _REORDER = (0, 2, 1, 3)
 
@@ -156,15 +157,21 @@ def make_matrix(state: Lowering, layer: Layer, pixel_stride: int, channel_stride
 def _small_matrix(state: Lowering, layer: Layer, pixel_stride: int, channel_stride: int) -> Matrix:
     fours = -(-layer.weights.shape[1] // 4)
     narrow = small_streams.narrow_of(layer)
-    unroll = small_asm.unrolled(fours, state.unroll())
-    kernel = small_asm.matrix(unroll, 4, narrow.shift, narrow.signed)
-    rest = small_asm.matrix(small_asm.unrolled(fours, 2), 2, narrow.shift, narrow.signed)
+    chunk = small_streams.best_chunk(layer)
+    unit = small_streams.words_of(chunk)
+
+    def made(pixels: int, limit: int) -> AsmKernel:
+        turn = 4 * unit * small_asm.unrolled(fours // unit, max(limit // unit, 1))
+        return small_asm.matrix(turn, chunk, pixels, narrow.shift, narrow.signed)
+
+    kernel, rest = made(4, state.unroll()), made(2, 2)
     for each in (kernel, rest, small_asm.pack()):
         state.program.asm_kernels[each.name] = each
-    data = b"".join(small_streams.channel_stream(layer, channel) for channel in range(layer.weights.shape[0]))
-    part = Part(
-        0, state.constant(data), (pixel_stride, channel_stride, fours * 4 * small_streams.PATCH_BYTES, len(data))
-    )
+    data = b"".join(small_streams.channel_stream(layer, channel, chunk) for channel in range(layer.weights.shape[0]))
+    # Each chunk adds 2**15.
+    start = -(fours * 4 // chunk << 15)
+    sizes = (fours * 4 * small_streams.PATCH_BYTES, len(data), start)
+    part = Part(0, state.constant(data), (pixel_stride, channel_stride, *sizes))
     return Matrix(Family.SMALL, kernel.name, rest.name, (part,), len(data))
 
 

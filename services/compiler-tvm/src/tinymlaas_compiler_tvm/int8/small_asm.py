@@ -1,10 +1,9 @@
 """Kernels for Armv6-M, which has one multiplication (32 by 32 to 32 bits) and eight registers that most instructions take.
 
-Convolutions take four pixels at a time, two in a word: x1 * 2**16 + x0 times a weight, summed over four k, is X1 * 2**16 + X0
-with both sums, as long as |X0| < 2**15. X0 is the lower half with its sign, X1 the rest; both are added to sums in high registers,
-which only ADD and MOV reach. Where four weights are too large for that, what is over comes as a product of its own
-(`small_streams`). Fully connected layers take two weights as a halfword 256 * a + b: its product sums 256 * A + B, and that of
-its sign-extended low byte B, so that no shift separates them.
+Convolutions take four pixels at a time, two in a word: x1 * 2**16 + x0 times a weight, summed over a chunk of some k, is
+T = X1 * 2**16 + X0 with both sums, as long as |X0| < 2**15. With 2**15 added its upper half is X1. U, the sum of all T modulo
+2**32, and V, that of the upper halves, are kept in high registers, which only ADD and MOV reach: the second pixel's sum is V, the
+first one's U - V * 2**16. Where a chunk's weights are too large, what is over comes as products of their own (`small_streams`).
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 from tinymlaas_compiler_tvm.int8.asm_text import function
 from tinymlaas_compiler_tvm.native.program import AsmKernel
 
-_PUSH = [
+PUSH = [
     "push {r4, r5, r6, r7, lr}",
     "mov r4, r8",
     "mov r5, r9",
@@ -20,7 +19,7 @@ _PUSH = [
     "mov r7, r11",
     "push {r4, r5, r6, r7}",
 ]
-_POP = [
+POP = [
     "pop {r4, r5, r6, r7}",
     "mov r8, r4",
     "mov r9, r5",
@@ -28,7 +27,7 @@ _POP = [
     "mov r11, r7",
     "pop {r4, r5, r6, r7, pc}",
 ]
-_PUSHED = 36
+PUSHED = 36
 _SUMS = ("r8", "r9", "r10", "r11")
 
 
@@ -42,18 +41,34 @@ def _back(label: str, end: str, skip: str) -> list[str]:
     return [f"b{end} {skip}f", f"b {label}b", f"{skip}:"]
 
 
-def _split(words: list[str], scratch: str) -> list[str]:
+def _fold(words: list[str]) -> list[str]:
+    """Chunks' sums into U and V; lr holds 2**15."""
     lines = []
     for word, first, second in zip(words, _SUMS[::2], _SUMS[1::2], strict=False):
-        lines += [f"sxth {scratch}, {word}", f"add {first}, {scratch}", f"subs {word}, {word}, {scratch}"]
+        lines += [f"add {word}, lr", f"add {first}, {word}", f"asrs {word}, {word}, #16", f"add {second}, {word}"]
+    return lines
+
+
+def _fold_exactly(words: list[str], scratch: str) -> list[str]:
+    """The same without 2**15, which U's start knows nothing of."""
+    lines = []
+    for word, first, second in zip(words, _SUMS[::2], _SUMS[1::2], strict=False):
+        lines += [f"add {first}, {word}", f"sxth {scratch}, {word}", f"subs {word}, {word}, {scratch}"]
         lines += [f"asrs {word}, {word}, #16", f"add {second}, {word}"]
     return lines
 
 
-def requantize(value: str, registers: tuple[str, ...], shift: int, signed: bool, free: str) -> list[str]:
+def requantize(
+    value: str,
+    registers: tuple[str, ...],
+    shift: int,
+    signed: bool,
+    free: str,
+    corner: tuple[str, str] | None = None,
+) -> list[str]:
     """`value`, a sum with the negated base, to an int8 in place, as `narrow` says; flags are those of that sum.
 
-    `registers`: span, low, high, offset, one for what comes between; corner and extra are the words at r1.
+    `registers`: span, low, high, offset, one for what comes between; corner and extra are in `corner`, else the words at r1.
     """
     span, low, high, offset, scratch = registers
     lines = [
@@ -67,49 +82,67 @@ def requantize(value: str, registers: tuple[str, ...], shift: int, signed: bool,
         "8:",
     ]
     lines += [f"movs {scratch}, {value}", f"muls {scratch}, {low}, {scratch}", f"lsrs {scratch}, {scratch}, #{shift}"]
-    if signed:
+    if signed and corner is not None:
+        lines += [f"cmp {value}, {corner[0]}", "blo 6f", f"add {scratch}, {corner[1]}", "6:"]
+    elif signed:
         lines += [f"ldr {free}, [r1]", f"cmp {value}, {free}", "blo 6f", f"ldr {free}, [r1, #4]"]
         lines += [f"adds {scratch}, {scratch}, {free}", "6:"]
     lines += [f"muls {value}, {high}, {value}", f"adds {value}, {value}, {scratch}", f"add {value}, {offset}"]
     return [*lines, "9:", f"lsrs {value}, {value}, #24"]
 
 
-def matrix(unroll: int, pixels: int, shift: int, signed: bool) -> AsmKernel:
-    """`void f(const int32_t *patch, const uint8_t *stream, int8_t *out, const int32_t args[6])`.
+def _weights(count: int, chunk: int, totals: list[str], more: list[str]) -> list[str]:
+    """Products of `count` weights, a multiple of four and of `chunk`; r1 and r0 go on."""
+    next_byte = ["asrs r5, r5, #8", "sxtb r2, r5"]
+    weight = [["ldmia r1!, {r5}", "sxtb r2, r5"], next_byte, next_byte, ["asrs r2, r5, #8"]]
+    lines = []
+    for k in range(count):
+        into, pair = (totals, "{r6, r7}") if k % chunk == 0 else (more, "{r3, r4}")
+        lines += [*weight[k % 4], f"ldmia r0!, {pair}", *[f"muls {x}, r2, {x}" for x in into]]
+        lines += [] if into is totals else [f"adds {t}, {t}, {x}" for t, x in zip(totals, more, strict=True)]
+        lines += _fold(totals) if (k + 1) % chunk == 0 else []
+    return lines
+
+
+def matrix(turn: int, chunk: int, pixels: int, shift: int, signed: bool) -> AsmKernel:
+    """`void f(const int32_t *patch, const uint8_t *stream, int8_t *out, const int32_t args[7])`.
 
     All channels of four pixels, whose words lie side by side in the patch, 8 bytes a k, or of the first two. args: bytes of the
     patch, bytes of the stream, distances of the second, third and fourth pixel's outputs from the first's, distance of
-    channels. `unroll` counts groups of four k.
+    channels, where U starts. `turn` counts k, a multiple of four and of `chunk`.
     """
     totals, sums, more = ["r6", "r7"][: pixels // 2], _SUMS[:pixels], ["r3", "r4"][: pixels // 2]
-    # Stack: 0 end of patch, 4 end of stream, 8 pixel distances, 20 channel distance, 24 patch.
-    lines = [*_PUSH, "sub sp, #28", "str r0, [sp, #24]", "ldmia r3!, {r4, r5}", "adds r4, r4, r0", "adds r5, r5, r1"]
-    lines += ["str r4, [sp, #0]", "str r5, [sp, #4]", "ldmia r3!, {r4, r5, r6, r7}"]
-    lines += [f"str {r}, [sp, #{at}]" for r, at in (("r4", 8), ("r5", 12), ("r6", 16), ("r7", 20))]
-    lines += ["mov lr, r2", "1:", "ldr r0, [sp, #24]", "ldr r2, [sp, #0]", "mov r12, r2", "movs r2, #0"]
-    lines += [f"mov {register}, r2" for register in sums]
-    lines.append("2:")
-    for _ in range(unroll):
-        lines += ["ldmia r1!, {r5}", "sxtb r2, r5", "ldmia r0!, {r6, r7}", *[f"muls {t}, r2, {t}" for t in totals]]
-        for weight in (["asrs r5, r5, #8", "sxtb r2, r5"], ["asrs r5, r5, #8", "sxtb r2, r5"], ["asrs r2, r5, #8"]):
-            lines += [*weight, "ldmia r0!, {r3, r4}", *[f"muls {x}, r2, {x}" for x in more]]
-            lines += [f"adds {t}, {t}, {x}" for t, x in zip(totals, more, strict=True)]
-        lines += _split(totals, "r3")
-    lines += ["cmp r0, r12", *_back("2", "eq", "3")]
-    # What is over: words of an offset into the patch and a weight.
-    lines += ["ldmia r1!, {r5}", "cmp r5, #0", "beq 5f", "4:", "ldmia r1!, {r3}", "asrs r2, r3, #16", "uxth r3, r3"]
-    lines += ["ldr r4, [sp, #24]", "adds r4, r4, r3", "ldmia r4!, {r6, r7}", *[f"muls {t}, r2, {t}" for t in totals]]
-    lines += [*_split(totals, "r3"), "subs r5, #1", "bne 4b", "5:", "ldmia r1!, {r3, r4, r5, r6, r7}", "mov r12, r5"]
-    lines += [] if signed else ["mov r0, lr"]
+    # Stack: 0 end of patch, 4 end of stream, 8 pixel distances, 20 channel distance, 24 start of U, 28 patch, 32 out.
+    lines = [*PUSH, "sub sp, #36", "str r0, [sp, #28]", "str r2, [sp, #32]"]
+    lines += ["ldmia r3!, {r4, r5}", "adds r4, r4, r0", "adds r5, r5, r1", "str r4, [sp, #0]", "str r5, [sp, #4]"]
+    lines += ["ldmia r3!, {r2, r4, r5, r6, r7}"]
+    lines += [f"str {r}, [sp, #{at}]" for r, at in (("r2", 8), ("r4", 12), ("r5", 16), ("r6", 20), ("r7", 24))]
+    lines += ["movs r2, #1", "lsls r2, r2, #15", "mov lr, r2"]
+    lines += ["1:", "ldr r0, [sp, #28]", "ldr r2, [sp, #0]", "mov r12, r2", "ldr r2, [sp, #24]", "movs r3, #0"]
+    lines += [f"mov {register}, {'r3' if number % 2 else 'r2'}" for number, register in enumerate(sums)]
+    lines += ["2:", *_weights(turn, chunk, totals, more), "cmp r0, r12", *_back("2", "eq", "3")]
+    # What is over: how many of a batch, words of an offset into the patch and a weight, and so on until there are none.
+    lines += ["ldmia r1!, {r5}", "cmp r5, #0", "beq 5f", "9:", *[f"movs {t}, #0" for t in totals]]
+    lines += ["4:", "ldmia r1!, {r3}", "asrs r2, r3, #16", "uxth r3, r3", "ldr r4, [sp, #28]", "adds r4, r4, r3"]
+    lines += ["ldm r4, {r3, r4}", *[f"muls {x}, r2, {x}" for x in more]]
+    lines += [f"adds {t}, {t}, {x}" for t, x in zip(totals, more, strict=True)]
+    lines += ["subs r5, #1", "bne 4b", *_fold_exactly(totals, "r3"), "ldmia r1!, {r5}", "cmp r5, #0", "bne 9b"]
+    lines += ["5:", "ldmia r1!, {r3, r4, r5, r6, r7}", "mov r12, r5"]
+    lines += [] if signed else ["ldr r0, [sp, #32]"]
     for number, total in enumerate(sums):
-        lines += [f"mov r2, {total}", "adds r2, r2, r3"]
+        if number % 2:
+            lines += [f"mov r2, {total}"]
+        else:
+            lines += [f"mov r5, {sums[number + 1]}", "lsls r5, r5, #16", f"mov r2, {total}", "subs r2, r2, r5"]
+        lines += ["adds r2, r2, r3"]
         lines += requantize("r2", ("r4", "r6", "r7", "r12", "r5"), shift, signed, "r0")
-        lines += ["mov r0, lr"] if signed else []
+        lines += ["ldr r0, [sp, #32]"] if signed else []
         lines += [f"ldr r5, [sp, #{4 + 4 * number}]", "strb r2, [r0, r5]"] if number else ["strb r2, [r0]"]
     lines += ["adds r1, #8"] if signed else []
-    lines += ["ldr r0, [sp, #20]", "add lr, r0", "ldr r0, [sp, #4]", "cmp r1, r0", *_back("1", "eq", "6")]
-    name = f"tim_sm{pixels}_u{unroll}q{shift}{'s' if signed else ''}"
-    return function(name, [*lines, "add sp, #28", *_POP], _PUSHED + 28)
+    lines += ["ldr r2, [sp, #20]", "adds r0, r0, r2", "str r0, [sp, #32]"]
+    lines += ["ldr r0, [sp, #4]", "cmp r1, r0", *_back("1", "eq", "6")]
+    name = f"tim_sm{pixels}_t{turn}c{chunk}q{shift}{'s' if signed else ''}"
+    return function(name, [*lines, "add sp, #36", *POP], PUSHED + 36)
 
 
 def pack() -> AsmKernel:
@@ -175,7 +208,7 @@ def depthwise(
     unroll = unrolled(width, unroll_limit)
     line = 4 * pitch
     # r8 sum, r9 out, r10 end of the line, r11 rows.
-    lines = [*_PUSH, "mov r9, r2", "mov r11, r3", "1:"]
+    lines = [*PUSH, "mov r9, r2", "mov r11, r3", "1:"]
     if unroll < width:
         lines += ["movs r2, r0", *_add("r2", 4 * stride[1] * width), "mov r10, r2"]
     lines.append("2:")
@@ -196,26 +229,4 @@ def depthwise(
     lines += _add("r0", stride[0] * line - 4 * stride[1] * width)
     lines += ["mov r2, r11", "subs r2, #1", "mov r11, r2", *_back("1", "eq", "4")]
     tag = f"{width}p{pitch}s{stride[0]}{stride[1]}u{unroll}q{shift}{'s' if signed else ''}"
-    return function(f"tim_sdw_{tag}", [*lines, *_POP], _PUSHED)
-
-
-def dense(unroll: int) -> AsmKernel:
-    """`void f(const int8_t *x, const uint8_t *weights, int32_t sums[4], const int8_t *x_end)`.
-
-    Four channels of one row, K a multiple of `unroll`; a word a k: halfwords 256 * a + b and 256 * c + d.
-    sums: of a and c times 256, of b and d.
-    """
-    lines = [*_PUSH, "push {r2, r3}", "movs r7, #0"]
-    lines += [f"mov {register}, r7" for register in ("r8", "r9", "r10", "r11")]
-    lines.append("1:")
-    for _ in range(unroll):
-        lines.append("ldmia r1!, {r3}")
-        lines += ["ldrsb r2, [r0, r7]", "adds r0, #1"]
-        lines += ["sxth r4, r3", "sxtb r5, r3", "asrs r6, r3, #16", "sxtb r3, r6"]
-        for register, total in (("r4", "r8"), ("r5", "r9"), ("r6", "r10"), ("r3", "r11")):
-            lines += [f"muls {register}, r2, {register}", f"add {total}, {register}"]
-    lines += ["ldr r3, [sp, #4]", "cmp r0, r3", "beq 2f", "b 1b", "2:", "pop {r0, r1}"]
-    for first, second, offset in (("r8", "r9", 0), ("r10", "r11", 8)):
-        lines += [f"mov r2, {first}", f"mov r3, {second}", "subs r2, r2, r3"]
-        lines += [f"str r2, [r0, #{offset}]", f"str r3, [r0, #{offset + 4}]"]
-    return function(f"tim_sum4_u{unroll}", [*lines, *_POP], _PUSHED + 8)
+    return function(f"tim_sdw_{tag}", [*lines, *POP], PUSHED)

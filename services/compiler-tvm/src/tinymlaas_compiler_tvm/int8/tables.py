@@ -1,4 +1,4 @@
-"""Values computed at compile time: tables of elementwise functions, exponentials, and addition in one multiply a side."""
+"""Values computed at compile time: tables of elementwise functions, exponentials, and addition in one multiply a side or less."""
 
 from __future__ import annotations
 
@@ -46,6 +46,34 @@ def linear_add(
                 values = base + gamma
                 if abs(int(values.min())) < 1 << 31 and abs(int(values.max())) < 1 << 31:
                     return alpha, beta, gamma, shift
+    return None
+
+
+def tabled_add(
+    wanted: Int64s, scales: tuple[float, float, float], low: int, high: int, sign: int
+) -> tuple[bool, int, int, Int64s] | None:
+    """(swapped, beta, shift, table) with clamp((table[a] + b * beta) >> shift) = wanted[a, b], a and b changed over if swapped.
+
+    For scales whose ties no single line meets: the table, 256 values of 32 bits in the order of a's bytes, is free in every a.
+    """
+    reals = scales[0] / scales[2], sign * scales[1] / scales[2]
+    for swapped, real, values in ((False, reals[1], wanted), (True, reals[0], wanted.T)):
+        shift = 20 - int(np.ceil(np.log2(max(abs(each) for each in reals))))
+        if not 1 <= shift <= 30:
+            continue
+        for nudge in (0, 1, -1, 2, -2):
+            beta = round(real * 2.0**shift) + nudge
+            base = _ALL[None, :] * beta
+            least = np.where(values > low, (values << shift) - base, -(1 << 60)).max(axis=1)
+            greatest = np.where(values < high, ((values + 1) << shift) - 1 - base, 1 << 60).min(axis=1)
+            if np.any(least > greatest):
+                continue
+            # Where all outputs are the greatest there is no upper bound, and so on.
+            table = np.clip((least + greatest) >> 1, least, least + (1 << shift))
+            table = np.where(least < -(1 << 59), greatest - (1 << shift), table)
+            sums = table[:, None] + base
+            if abs(int(sums.min())) < 1 << 31 and abs(int(sums.max())) < 1 << 31:
+                return swapped, beta, shift, np.roll(table, 128)
     return None
 
 
