@@ -129,6 +129,10 @@ def compile_model(job: CompileJob, reporter: Reporter) -> CompileOutput:
     result.numerics.reference = tensor_pb2.REFERENCE_TFLITE
     if MODE == "lies-numerics":
         payload = b"TOY1" + bytes([(job.model[0] + 7) % 256]) * 1024
+    if MODE == "lies-certificate":
+        result.certificate.sections.add(name="payload", offset=0, bytes=len(payload) // 2)
+        result.certificate.arena_bytes, result.certificate.arena_alignment = ARENA, 16
+        result.certificate.stack_bytes, result.certificate.stack_method = 256, "runtime"
     if MODE == "garbage":
         result.ClearField("outputs")
     return CompileOutput(result, payload)

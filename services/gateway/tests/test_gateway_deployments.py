@@ -63,6 +63,7 @@ async def ready_world(world: World, **settings: str) -> None:
 
 
 async def test_devices_that_fit_become_active_and_a_small_one_is_left_out_with_numbers(world: World) -> None:
+    """DO-EVID-001: what does not fit a target is not offered to it."""
     model = model_in(world)
     for name in ("a", "b"):
         device_in(world, name)

@@ -21,6 +21,7 @@ from tinymlaas_servicekit import connect, from_rpc_error
 MODES = {
     "lies-arena": "CLAIM_REFUTED",
     "lies-numerics": "CLAIM_REFUTED",
+    "lies-certificate": "CERTIFICATE_INVALID",
     "crashes": "COMPILER_CRASH",
     "hangs": "PLUGIN_TIMEOUT",
     "floods": "PLUGIN_PROTOCOL",
@@ -43,6 +44,7 @@ def reasons(build: builds_pb2.Build) -> dict[str, str]:
 
 
 async def test_faulty_compilers_fail_by_name_while_the_honest_one_wins(world: World) -> None:
+    """DO-EVID-001: of what a certificate that does not hold comes with, nothing is sealed."""
     for mode in MODES:
         world.add_plugin(mode, roles="compiler", mode=mode)
     world.add_plugin("rejects", roles="compiler", mode="rejects")
@@ -54,7 +56,7 @@ async def test_faulty_compilers_fail_by_name_while_the_honest_one_wins(world: Wo
     assert build.state == Build.STATE_SUCCEEDED, build.error
     assert reasons(build) == {**MODES, "rejects": "OP_UNSUPPORTED", "honest": "SEALED"}
     assert len(world.registry.modules) == 1
-    liars = {"plugins/io.example.lies-arena", "plugins/io.example.lies-numerics"}
+    liars = {f"plugins/io.example.lies-{what}" for what in ("arena", "numerics", "certificate")}
     await until(
         lambda: {name for name, item in world.registry.plugins.items() if item.refuted_claims == 1} == liars,
         "refuted claims are on record",

@@ -270,6 +270,24 @@ async def test_something_that_can_not_be_observed_says_so() -> None:
         assert (await refusal(anext(events))).reason == Reason.DEVICE_REJECTED
 
 
+async def test_a_notification_that_is_longer_than_a_datagram_is_read_anew() -> None:
+    """DO-OBS-002: its first block is a hint; the rest might be of another moment."""
+    path, latest = Path(42769, 0, 28), IMAGE[:3000]
+
+    async def handler(request: Message) -> Message:
+        whole = encode(Format.TLV, {path: latest}, path)
+        if request.opt.observe == 0:
+            return content(b"of an earlier moment" * 50, block2=block(0, True), observe=1)
+        number = request.opt.block2.block_number if request.opt.block2 else 0
+        part = whole[number * 1024 : number * 1024 + 1024]
+        return content(part, block2=block(number, len(whole) > (number + 1) * 1024))
+
+    async with scripted(handler) as (link, device, site):
+        assert await within(anext(link.observe(device, path))) == {path: latest}
+        asked = [request.opt.block2.block_number if request.opt.block2 else 0 for request in site.requests]
+        assert asked == [0, 0, 1, 2]
+
+
 @asynccontextmanager
 async def served() -> AsyncIterator[tuple[Packages, Callable[..., Awaitable[Message]]]]:
     """A package server and a way to ask it."""

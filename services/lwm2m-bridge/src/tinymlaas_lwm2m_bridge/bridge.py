@@ -388,6 +388,8 @@ class Bridge:
         except BridgeError as error:
             if error.reason != Reason.DEVICE_REJECTED or await self._is_active(device, slot):
                 raise
+        if await self._is_active(device, slot):
+            raise BridgeError(Reason.ACTIVATION_FAILED, f"slot {slot} is still active", slot=slot)
 
     async def _confirm_active(self, device: Registration, slot: int) -> None:
         """Ask the device rather than believe that a switch worked."""

@@ -281,7 +281,13 @@ class InstallRun:
             )
         if self._record.pushing:
             await self._clear(device, slot.target)
-        await self._transfer(device, slot)
+        try:
+            await self._transfer(device, slot)
+        except BridgeError as error:
+            if error.reason != Reason.DEVICE_REJECTED or self._record.pushing:
+                raise
+            # Another install's push was left there: the device takes no URI before that is gone.
+            await self._clear(device, slot.target)
 
     def _progressed(self, state: object) -> bool:
         """Note what the device shows; True where it differs from the last look."""
