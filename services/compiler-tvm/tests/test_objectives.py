@@ -43,6 +43,18 @@ def figures(model: str) -> dict[str, Figures]:
     return found
 
 
+@pytest.mark.parametrize("cpu", ["cortex-m3", "cortex-m4", "rv32imc"])
+def test_latency_never_loses_to_balanced(cpu: str) -> None:
+    x, expected = Samples("sww").int8[0]
+    counts = []
+    for objective in ("latency", "balanced"):
+        parts = compile_model(zoo_model("sww", "int8_qdq"), TARGETS[cpu], {"objective": objective})
+        outputs, run = run_parts(parts, cpu, [x], strict=False)
+        np.testing.assert_array_equal(outputs[0].reshape(-1), expected.reshape(-1))
+        counts.append(run.instructions)
+    assert counts[0] <= counts[1]
+
+
 @pytest.mark.parametrize("model", ["kws", "ad"])
 def test_each_objective_is_the_best_at_what_it_names(model: str) -> None:
     found = figures(model)
