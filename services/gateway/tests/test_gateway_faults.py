@@ -13,7 +13,7 @@ from google.protobuf import struct_pb2
 from test_gateway_builds import Build, Candidate, finished, request, started
 from test_gateway_deployments import model_in
 
-from tinymlaas.gateway.v1 import builds_pb2, routing_pb2
+from tinymlaas.gateway.v1 import builds_pb2, quarantine_pb2, quarantine_pb2_grpc, routing_pb2
 from tinymlaas.registry.v1 import models_pb2, models_pb2_grpc, modules_pb2, modules_pb2_grpc, plugins_pb2
 from tinymlaas_gateway.core.objections import error_info
 from tinymlaas_servicekit import connect, from_rpc_error
@@ -80,6 +80,41 @@ async def test_the_third_refuted_claim_puts_a_plugin_in_quarantine(world: World)
     await world.start_gateway()
     build = await finished(world, started(await world.builds.CreateBuild(request(model, objective=2))).name)
     assert reasons(build) == {"liar": "PLUGIN_QUARANTINED"}, "a restart lifts no quarantine"
+
+
+async def test_an_administrator_lets_a_plugin_out_of_quarantine(world: World) -> None:
+    """AC-QTN-001, AC-QTN-002"""
+    world.add_plugin("liar", roles="compiler", mode="lies-arena")
+    world.add_plugin("witness", roles="profiler")
+    await world.start_gateway()
+
+    async def tried(index: int) -> str:
+        model = model_in(world, bytes([index]) + b"model")
+        return reasons(await finished(world, started(await world.builds.CreateBuild(request(model))).name))["liar"]
+
+    def release(**fields: str) -> quarantine_pb2.ReleasePluginRequest:
+        plugin = world.registry.plugins["plugins/io.example.liar"]
+        known = {"name": plugin.name, "vendor_version": plugin.info.vendor_version, "reason": "the witness was wrong"}
+        return quarantine_pb2.ReleasePluginRequest(**{**known, **fields})
+
+    refuted = [await tried(index) for index in range(1, 5)]
+    assert refuted[3] == "PLUGIN_QUARANTINED" not in refuted[:3]
+    stub = quarantine_pb2_grpc.QuarantineStub(world.channel)
+    for fields, reason in (
+        ({"name": "plugins/io.example.other"}, "NOT_FOUND"),
+        ({"vendor_version": "9"}, "VERSION_MISMATCH"),
+        ({"reason": ""}, "FIELD_INVALID"),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            await stub.ReleasePlugin(release(**fields))
+        assert from_rpc_error(caught.value).reason == reason
+    plugin = await stub.ReleasePlugin(release())
+    assert (plugin.state, plugin.refuted_claims) == (plugins_pb2.Plugin.STATE_READY, 0)
+    assert await stub.ReleasePlugin(release()) == plugin, "repeating it does no harm"
+    entry = next(item for item in world.registry.audit if item.method.endswith("ReleasePlugin") and item.code == "OK")
+    assert "the witness was wrong" in entry.request
+    again = [await tried(index) for index in range(5, 9)]
+    assert again == refuted, "it is counted anew, and three are too many again"
 
 
 async def test_a_plugin_killed_while_compiling_is_tried_again_when_it_is_back(world: World) -> None:

@@ -12,7 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from tinymlaas.gateway.v1 import builds_pb2
-from tinymlaas_gateway.adapters.schema import SCHEMA, device_rollouts, instances, metadata, resources
+from tinymlaas_gateway.adapters.schema import SCHEMA, device_rollouts, instances, metadata, releases, resources
 from tinymlaas_gateway.adapters.store import Refutations, Resources, Results, open_engine
 from tinymlaas_gateway.core import projection
 from tinymlaas_servicekit import sql
@@ -148,6 +148,22 @@ def test_work_goes_on_after_the_server_dropped_every_connection(opened: Callable
     assert seen.revision == 2
 
 
+def test_what_was_refuted_before_a_release_counts_no_more(opened: Callable[[], sa.Engine]) -> None:
+    one, other = Refutations(opened()), Refutations(opened())
+    for build in ("b1", "b2", "b3"):
+        one.add("p", "1", build)
+    one.add("p", "2", "b4")
+    assert other.counts() == {("p", "1"): 3, ("p", "2"): 1}
+    one.release("p", "1")
+    assert other.counts() == {("p", "1"): 0, ("p", "2"): 1}, "another version is another matter"
+    assert one.add("p", "1", "b3") == 0, "a repeated step counts no build twice"
+    assert one.add("p", "1", "b5") == 1
+    other.release("p", "1")
+    other.release("p", "1")
+    other.release("q", "1")
+    assert one.counts() == {("p", "1"): 0, ("p", "2"): 1}
+
+
 def test_migrations_make_the_tables_that_the_code_uses_and_go_back(database_url: str) -> None:
     engine = open_engine(database_url)
     with engine.connect() as connection:
@@ -168,7 +184,7 @@ def test_migrations_make_the_tables_that_the_code_uses_and_go_back(database_url:
 
 def test_a_database_from_before_migrations_is_taken_over_with_its_rows(database_url: str) -> None:
     before = sql.open_engine(database_url)
-    later = (instances, device_rollouts)
+    later = (instances, device_rollouts, releases)
     metadata.create_all(before, tables=[table for table in metadata.sorted_tables if table not in later])
     with before.begin() as connection:
         row = {"kind": "build", "project": "default", "fingerprint": "f", "revision": 1, "ended": False}

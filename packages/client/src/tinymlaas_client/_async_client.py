@@ -23,6 +23,8 @@ from tinymlaas.gateway.v1 import (
     deployments_pb2_grpc,
     optimizations_pb2,
     optimizations_pb2_grpc,
+    quarantine_pb2,
+    quarantine_pb2_grpc,
     rollouts_pb2,
     routing_pb2,
     routing_pb2_grpc,
@@ -86,6 +88,7 @@ class AsyncClient(AccessCalls):
         self._devices = devices_pb2_grpc.DevicesStub(self._channel)
         self._device_keys = security_pb2_grpc.DeviceKeysStub(self._channel)
         self._plugins = plugins_pb2_grpc.PluginsStub(self._channel)
+        self._quarantine = quarantine_pb2_grpc.QuarantineStub(self._channel)
         self._routing = routing_pb2_grpc.RoutingStub(self._channel)
         self._optimizations = optimizations_pb2_grpc.OptimizationsStub(self._channel)
         self._builds = builds_pb2_grpc.BuildsStub(self._channel)
@@ -280,6 +283,12 @@ class AsyncClient(AccessCalls):
             lambda token: self._plugins.ListPlugins(plugins_pb2.ListPluginsRequest(page_size=200, page_token=token)),
             "plugins",
         )
+
+    async def release_plugin(self, name: str, vendor_version: str, reason: str) -> plugins_pb2.Plugin:
+        """Let a version of a plugin that is in quarantine take part in builds again; the reason goes to the audit log."""
+        full = name if name.startswith("plugins/") else f"plugins/{name}"
+        request = quarantine_pb2.ReleasePluginRequest(name=full, vendor_version=vendor_version, reason=reason)
+        return await answer(self._quarantine.ReleasePlugin(request))
 
     # Routing
 

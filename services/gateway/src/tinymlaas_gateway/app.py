@@ -15,6 +15,7 @@ from tinymlaas.gateway.v1 import (
     builds_pb2_grpc,
     deployments_pb2_grpc,
     optimizations_pb2_grpc,
+    quarantine_pb2_grpc,
     routing_pb2_grpc,
 )
 from tinymlaas_pluginkit import ClientLimits
@@ -44,6 +45,7 @@ from .services.deployments import DeploymentsServicer
 from .services.operations import OperationsServicer
 from .services.optimizations import OptimizationsServicer
 from .services.proxy import CATALOGUE, DEVICE_KEYS, Proxy
+from .services.quarantine import QuarantineServicer
 from .services.routing import RoutingServicer
 from .settings import GatewaySettings
 
@@ -158,9 +160,10 @@ class Gateway:
         deployments_pb2_grpc.add_DeploymentsServicer_to_server(DeploymentsServicer(context), server)
         routing_pb2_grpc.add_RoutingServicer_to_server(RoutingServicer(context), server)
         optimizations_pb2_grpc.add_OptimizationsServicer_to_server(OptimizationsServicer(context), server)
+        quarantine_pb2_grpc.add_QuarantineServicer_to_server(QuarantineServicer(context), server)
         operations_pb2_grpc.add_OperationsServicer_to_server(OperationsServicer(context), server)
         server.add_generic_rpc_handlers((self._catalogue, self._device_keys))
-        own = ("Builds", "Deployments", "Optimizations", "Routing")
+        own = ("Builds", "Deployments", "Optimizations", "Quarantine", "Routing")
         return [
             *(f"tinymlaas.gateway.v1.{name}" for name in own),
             "google.longrunning.Operations",

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from tinymlaas.registry.v1 import devices_pb2, plugins_pb2
 from tinymlaas.type.v1 import target_pb2
+from tinymlaas_client import AsyncClient
 from tinymlaas_client import figures as _figures
 from tinymlaas_client.cli import key_commands
 from tinymlaas_client.cli._context import Session, run
@@ -140,10 +141,7 @@ def show_plugin(
 
     async def work() -> None:
         async with session.connect() as client:
-            matches = [plugin for plugin in await client.list_plugins() if plugin.info.name.endswith(name)]
-            if len(matches) != 1:
-                raise LookupError(f"{len(matches)} plugins end in {name!r}; see `tinymlaas compilers list`")
-            plugin = matches[0]
+            plugin = await _plugin(client, name)
             if session.as_json:
                 session.print_json(plugin)
                 return
@@ -162,6 +160,36 @@ def show_plugin(
                 session.console.print("options (JSON Schema):", plugin.compiler_option_schema, markup=False)
 
     run(work())
+
+
+@compilers.command()
+def release(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Name of the plugin, or the end of it.")],
+    reason: Annotated[str, typer.Option(help="Why it may take part again; stands in the audit log.")],
+) -> None:
+    """Let a plugin out of quarantine: its claims were refuted in three builds, and you have looked at them."""
+    session: Session = context.obj
+
+    async def work() -> None:
+        async with session.connect() as client:
+            found = await _plugin(client, name)
+            plugin = await client.release_plugin(found.name, found.info.vendor_version, reason)
+            if session.as_json:
+                session.print_json(plugin)
+                return
+            state = plugins_pb2.Plugin.State.Name(plugin.state).removeprefix("STATE_").lower()
+            session.console.print(f"{plugin.info.name} {plugin.info.vendor_version}: {state}")
+
+    run(work())
+
+
+async def _plugin(client: AsyncClient, name: str) -> plugins_pb2.Plugin:
+    """The only plugin whose name ends so."""
+    matches = [plugin for plugin in await client.list_plugins() if plugin.info.name.endswith(name)]
+    if len(matches) != 1:
+        raise LookupError(f"{len(matches)} plugins end in {name!r}; see `tinymlaas compilers list`")
+    return matches[0]
 
 
 def device_table(devices: list[devices_pb2.Device]) -> Table:

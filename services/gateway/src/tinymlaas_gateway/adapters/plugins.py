@@ -18,7 +18,7 @@ from tinymlaas.registry.v1 import plugins_pb2
 from tinymlaas.type.v1 import tensor_pb2
 from tinymlaas_pluginkit import ClientLimits, LogEvent, PluginCall, PluginClient, PluginUnavailable, ProgressEvent
 from tinymlaas_pluginkit.client import outputs_of
-from tinymlaas_servicekit import ServiceError, TlsFiles
+from tinymlaas_servicekit import FailedPrecondition, NotFound, ServiceError, TlsFiles
 from tinymlaas_servicekit.metrics import measure
 
 from ..engine.fairness import FairPlaces
@@ -244,6 +244,25 @@ class PluginDirectory:
             if seat.known is not None:
                 self._set_state(seat, seat.known.plugin.state, seat.known.plugin.detail)
                 await self._record(seat.known.plugin)
+
+    async def release(self, plugin: str, version: str) -> plugins_pb2.Plugin:
+        """Let a version of a plugin that is in quarantine take part again; return the plugin as it is now."""
+        known = {item.plugin.name: item.plugin for item in self.known()}.get(plugin)
+        if known is None:
+            raise NotFound(f"there is no plugin {plugin[:128]}", metadata={"name": plugin})
+        if known.info.vendor_version != version:
+            raise FailedPrecondition(
+                f"{plugin} runs {known.info.vendor_version}, not {version[:128]}",
+                "VERSION_MISMATCH",
+                {"plugin": plugin, "vendor_version": known.info.vendor_version},
+                "Look at the version that runs now, then release that one.",
+            )
+        await asyncio.to_thread(self._refutations.release, plugin, version)
+        self._refuted.pop((plugin, version), None)
+        self._noted += 1
+        log.warning("a plugin was released from quarantine", plugin=plugin, version=version)
+        await asyncio.gather(*(self._look_at(seat) for seat in self._named(plugin)))
+        return {item.plugin.name: item.plugin for item in self.known()}.get(plugin, known)
 
     def _seat(self, plugin: str) -> tuple[_Seat, PluginClient]:
         listed = self._named(plugin)

@@ -56,4 +56,13 @@ refutations = sa.Table(
     sa.Column("build", sa.String(400), primary_key=True),
 )
 
+# Of how many builds the refuted claims are forgiven.
+releases = sa.Table(
+    "gateway_releases",
+    metadata,
+    sa.Column("plugin", sa.String(128), primary_key=True),
+    sa.Column("version", sa.String(256), primary_key=True),
+    sa.Column("builds", sa.Integer, nullable=False),
+)
+
 instances = lease_table("gateway_instances", metadata)

@@ -17,10 +17,10 @@ import sqlalchemy as sa
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
 from tinymlaas_servicekit import sql
 from tinymlaas_servicekit.metrics import count
-from tinymlaas_servicekit.sql import WRITE, insert_absent, insert_if_absent, patient
+from tinymlaas_servicekit.sql import WRITE, insert_absent, insert_if_absent, patient, upsert
 
 from .memory import ByteCache
-from .schema import SCHEMA, refutations, resources, results
+from .schema import SCHEMA, refutations, releases, resources, results
 
 MEMORY_BYTES = 32 << 20
 Body = TypeVar("Body", bound="builds_pb2.Build | deployments_pb2.Deployment")
@@ -264,7 +264,10 @@ class Results:
 
 
 class Refutations:
-    """Builds in which a claim of a plugin was refuted; each build counts once however often its step is repeated."""
+    """Builds in which a claim of a plugin was refuted; each build counts once however often its step is repeated.
+
+    What was refuted before the plugin's version was released counts no more.
+    """
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
@@ -280,19 +283,30 @@ class Refutations:
 
     @patient
     def count(self, plugin: str, version: str) -> int:
-        """Number of builds in which a claim of this version of the plugin was refuted."""
-        query = (
-            sa.select(sa.func.count())
-            .select_from(refutations)
-            .where(refutations.c.plugin == plugin, refutations.c.version == version)
-        )
-        with self._engine.connect() as connection:
-            return int(connection.execute(query).scalar_one())
+        """Number of builds in which a claim of this version of the plugin was refuted since it was released."""
+        return self.counts().get((plugin, version), 0)
+
+    @patient
+    def release(self, plugin: str, version: str) -> None:
+        """Forget what was held against this version of the plugin."""
+        with self._writer.begin() as connection:
+            builds = connection.execute(
+                sa.select(sa.func.count())
+                .select_from(refutations)
+                .where(refutations.c.plugin == plugin, refutations.c.version == version)
+            ).scalar_one()
+            upsert(connection, releases, {"plugin": plugin, "version": version, "builds": builds}, "plugin", "version")
 
     def counts(self) -> dict[tuple[str, str], int]:
-        """The same for every plugin and version that has any; not repeated, as who asks asks again."""
-        query = sa.select(refutations.c.plugin, refutations.c.version, sa.func.count()).group_by(
-            refutations.c.plugin, refutations.c.version
+        """The count of every plugin and version that has any; not repeated, as who asks asks again."""
+        table = refutations.outerjoin(
+            releases, (releases.c.plugin == refutations.c.plugin) & (releases.c.version == refutations.c.version)
+        )
+        forgiven = sa.func.coalesce(sa.func.max(releases.c.builds), 0)
+        query = (
+            sa.select(refutations.c.plugin, refutations.c.version, sa.func.count() - forgiven)
+            .select_from(table)
+            .group_by(refutations.c.plugin, refutations.c.version)
         )
         with self._engine.connect() as connection:
             return {(plugin, version): int(number) for plugin, version, number in connection.execute(query)}

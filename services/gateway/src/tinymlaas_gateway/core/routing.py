@@ -284,7 +284,7 @@ def _plugin_objections(
             objection(
                 "PLUGIN_QUARANTINED",
                 f"{plugin.name} is in quarantine: {plugin.detail}",
-                "needs an administrator to look at the plugin, or a new version of it",
+                "needs an administrator to release the plugin, or a new version of it",
                 refuted_claims=plugin.refuted_claims,
             )
         )

@@ -82,6 +82,9 @@ class Plugins(Protocol):
     async def count_refutation(self, plugin: str, version: str, build: str) -> None:
         """Note that a claim of the plugin was refuted in a build; the third build puts it in quarantine."""
 
+    async def release(self, plugin: str, version: str) -> plugins_pb2.Plugin:
+        """Let a version of a plugin that is in quarantine take part again; return the plugin as it is now."""
+
 
 class Bridges(Protocol):
     """The bridges that own devices. Repeatable calls wait for a bridge that is away; errors are ServiceErrors."""

@@ -39,7 +39,7 @@ class Plugin(_message.Message):
         STATE_READY: Plugin._State.ValueType  # 2
         STATE_UNREACHABLE: Plugin._State.ValueType  # 3
         STATE_QUARANTINED: Plugin._State.ValueType  # 4
-        """Takes no part until an administrator looks: claims refuted or contract broken."""
+        """Takes no part until an administrator releases it (gateway.v1.Quarantine): claims refuted or contract broken."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper): ...
     STATE_UNSPECIFIED: Plugin.State.ValueType  # 0
@@ -48,7 +48,7 @@ class Plugin(_message.Message):
     STATE_READY: Plugin.State.ValueType  # 2
     STATE_UNREACHABLE: Plugin.State.ValueType  # 3
     STATE_QUARANTINED: Plugin.State.ValueType  # 4
-    """Takes no part until an administrator looks: claims refuted or contract broken."""
+    """Takes no part until an administrator releases it (gateway.v1.Quarantine): claims refuted or contract broken."""
 
     NAME_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
@@ -74,7 +74,7 @@ class Plugin(_message.Message):
     detail: _builtins.str
     """Why it is in that state, in words."""
     refuted_claims: _builtins.int
-    """Builds in which a claim of it was refuted."""
+    """Builds in which a claim of it was refuted, since it was last released from quarantine."""
     @_builtins.property
     def info(self) -> _identity_pb2.GetPluginInfoResponse: ...
     @_builtins.property
