@@ -116,8 +116,11 @@ class World:
         path = self.folder / "counter"
         return path.read_text().splitlines().count(line) if path.exists() else 0
 
-    async def start_gateway(self, instance: str = "gateway", **settings: str) -> Process:
-        """Start a gateway and wait until it serves and knows every plugin; the stubs speak with the one started last."""
+    async def start_gateway(self, instance: str = "gateway", command: str = "", **settings: str) -> Process:
+        """Start a gateway and wait until it serves and knows every plugin; the stubs speak with the one started last.
+
+        `command` is a script that starts it in another way.
+        """
         for name in self.plugins:
             await until(self.processes[name].address_file.exists, f"{name} listens")
         environment = {
@@ -129,7 +132,7 @@ class World:
             **self.settings,
             **settings,
         }
-        process = self._spawn(instance, ["-m", "tinymlaas_gateway"], environment)
+        process = self._spawn(instance, [command] if command else ["-m", "tinymlaas_gateway"], environment)
 
         def listening() -> bool:
             assert process.process.poll() is None, process.log.read_text()[-4000:]

@@ -95,20 +95,22 @@ class Changes(Generic[Body]):
         assert last is not None
         return last
 
-    async def news(self, name: str, known: Record[Body], seconds: float) -> None:
-        """Return when the resource is no longer as known, or shall stop, at the latest after so many seconds."""
-        loop = asyncio.get_running_loop()
-        end = loop.time() + seconds
+    async def news(self, name: str, known: Record[Body], left: Callable[[], float]) -> None:
+        """Return when the resource is no longer as known, or shall stop, at the latest when no seconds are `left`.
+
+        They are asked for again and again, since a caller's clock may be set, or have slept with its machine.
+        """
         with self._subscribed(name) as event:
             while True:
                 event.clear()
                 record = await self._look(name)
                 if record is None or record.revision != known.revision:
                     return
-                if record.cancel_requested != known.cancel_requested or loop.time() >= end:
+                pause = left()
+                if record.cancel_requested != known.cancel_requested or pause <= 0:
                     return
                 try:
-                    async with asyncio.timeout(min(LOOK_ANEW_SECONDS, max(0.0, end - loop.time()))):
+                    async with asyncio.timeout(min(LOOK_ANEW_SECONDS, pause)):
                         await event.wait()
                 except TimeoutError:
                     continue

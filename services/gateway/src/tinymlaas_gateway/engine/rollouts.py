@@ -56,7 +56,8 @@ async def advance(context: Context, name: str) -> Order:
                 return order
             observers.follow(policy, record.body)
             if not (decision.unmet or decision.stuck or decision.drop or decision.pause or decision.stop):
-                await context.deployment_changes.news(name, record, _pause(context, policy, decision, next_look))
+                wake = _wake(context, policy, decision, next_look)
+                await context.deployment_changes.news(name, record, lambda wake=wake: wake - context.clock())  # type: ignore[misc]
                 # Changes come in swarms, and a look at many devices takes its time.
                 await asyncio.sleep(min(MAX_SETTLE_SECONDS, SETTLE_SECONDS * (1 + len(record.body.rollouts) / 100)))
 
@@ -95,14 +96,14 @@ def _order(decision: Decision, body: deployments_pb2.Deployment, handed: set[str
     return Order(begin=begin, ended=decision.ended)
 
 
-def _pause(context: Context, policy: Policy, decision: Decision, next_look: float) -> float:
-    """Seconds until the next look when nothing changes."""
+def _wake(context: Context, policy: Policy, decision: Decision, next_look: float) -> float:
+    """When to look again though nothing has changed."""
     wakes = [context.clock() + IDLE_SECONDS]
     if decision.wake is not None:
         wakes.append(decision.wake)
     if policy.query is not None:
         wakes.append(next_look)
-    return max(0.0, min(wakes) - context.clock())
+    return min(wakes)
 
 
 async def _take_in(context: Context, record: Record[deployments_pb2.Deployment], policy: Policy) -> None:
