@@ -60,8 +60,8 @@ def connect(
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        # Also the time that an attempt to connect may take: with TLS that is a handshake on a machine that may be busy.
-        ("grpc.min_reconnect_backoff_ms", 100 if tls is None else 10_000),
+        # The time that an attempt to connect may take, on a machine that may be busy; a refused one is repeated sooner.
+        ("grpc.min_reconnect_backoff_ms", 3_000 if tls is None else 10_000),
         ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.enable_http_proxy", 0),
         # Loopback channels of one process must not share a connection, or closing one would disturb another.

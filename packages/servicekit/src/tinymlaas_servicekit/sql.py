@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -152,6 +153,14 @@ def patient(method: Callable[P, Result]) -> Callable[P, Result]:
             pause = min(pause * 2, 2.0)
 
     return repeat
+
+
+def patient_methods(kind: type[Result]) -> type[Result]:
+    """Decorates a class whose public methods are each one transaction that may be repeated: all of them are `patient`."""
+    for name, method in vars(kind).copy().items():
+        if not name.startswith("_") and inspect.isfunction(method):
+            setattr(kind, name, patient(method))
+    return kind
 
 
 def insert_if_absent(connection: Connection, table: Table, row: Mapping[str, Any], *keys: str) -> bool:

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, Select, Table, delete, insert, select
 from tinymlaas.registry.v1 import access_pb2, devices_pb2, models_pb2, modules_pb2, plugins_pb2
 from tinymlaas_servicekit import sql
 from tinymlaas_servicekit.resource_names import DEVICE, MODEL, MODEL_VERSION, MODULE, PLUGIN, parse_name
-from tinymlaas_servicekit.sql import WRITE, Schema
+from tinymlaas_servicekit.sql import WRITE, Schema, patient_methods
 
 from ..core.ports import Page
 from . import quotas, schema
@@ -36,6 +36,7 @@ def migrate(engine: Engine) -> None:
     SCHEMA.upgrade(engine)
 
 
+@patient_methods
 class SqlRecords:
     """Implements core.ports.Records. `now` gives the time of writes, `defaults` are quotas of projects without their own."""
 

@@ -9,12 +9,13 @@ from sqlalchemy import Engine, Table, delete, func, insert, select
 from tinymlaas.registry.v1 import access_pb2
 from tinymlaas_servicekit import sql
 from tinymlaas_servicekit.resource_names import API_KEY, AUDIT_ENTRY, PROJECT, format_name, parse_name
-from tinymlaas_servicekit.sql import WRITE
+from tinymlaas_servicekit.sql import WRITE, patient_methods
 
 from ..core.ports import AuditFilter, Page
 from . import quotas, schema
 
 
+@patient_methods
 class SqlAccess:
     """Implements core.ports.AccessRecords. `defaults` are the quotas of projects that have none of their own."""
 
