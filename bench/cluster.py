@@ -41,7 +41,6 @@ from suite_on_cluster import (  # noqa: E402
     twice_installed,
 )
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2  # noqa: E402
-from tinymlaas.registry.v1 import plugins_pb2  # noqa: E402
 from tinymlaas_client import AsyncClient  # noqa: E402
 from tinymlaas_client.targets import named_target  # noqa: E402
 
@@ -192,7 +191,7 @@ async def eaten(suite: DeployedSuite, client: AsyncClient) -> list[Row]:
     """A vendor's plugin comes, eats memory while it compiles, is killed and named, and goes."""
     began = time.monotonic()
     suite.apply(glutton())
-    await known(client, HELLO, plugins_pb2.Plugin.STATE_READY)
+    await known(suite, HELLO)
     rows = [row("vendor plugin: applied until the gateway may call it", time.monotonic() - began, "s")]
     model, digest = await kws(client)
     started = await client.create_build(model, named_target("cortex-m4"), samples_sha256=digest)

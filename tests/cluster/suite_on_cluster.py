@@ -22,7 +22,6 @@ import yaml
 
 from cluster_kit import ROOT, Cluster
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
-from tinymlaas.registry.v1 import plugins_pb2
 from tinymlaas_client import AsyncClient, model_format
 from tinymlaas_client.targets import named_target
 
@@ -237,10 +236,11 @@ class DeployedSuite:
         return endpoint
 
     async def registered(self, client: AsyncClient, endpoints: set[str]) -> None:
-        """Wait until the catalogue knows these devices."""
+        """Wait until the catalogue knows these devices and what they can do."""
 
         async def known() -> bool:
-            return endpoints <= {device.name.rsplit("/", 1)[-1] for device in await client.list_devices()}
+            told = [device for device in await client.list_devices() if device.capabilities.slots]
+            return endpoints <= {device.name.rsplit("/", 1)[-1] for device in told}
 
         await eventually(known, f"registered: {sorted(endpoints)}")
 
@@ -409,13 +409,17 @@ def glutton() -> dict[str, Any]:
     return vendor("glutton", VENDORS_PROGRAM.replace("report.progress", f"{eat}; report.progress", 1))
 
 
-async def known(client: AsyncClient, plugin: str, state: plugins_pb2.Plugin.State.ValueType) -> None:
-    """Wait until the gateway knows a plugin to be in a state."""
+async def known(suite: DeployedSuite, plugin: str, *, gone: bool = False) -> None:
+    """Wait until every gateway counts on a plugin, or on it no longer: each reads its manifest when its kubelet brings it."""
+    for gateway in suite.pods("gateway"):
+        async with suite.client(gateway) as client:
+            model, _ = await kws(client)
 
-    async def is_so() -> bool:
-        return state in {each.state for each in await client.list_plugins() if each.info.name == plugin}
+            async def is_so(client: AsyncClient = client, model: str = model) -> bool:
+                told = await client.explain(model, targets=[named_target("cortex-m4")], routing_only=True)
+                return (f"plugins/{plugin}" in {verdict.plugin for verdict in told.verdicts}) is not gone
 
-    await eventually(is_so, f"{plugin} is {plugins_pb2.Plugin.State.Name(state)}")
+            await eventually(is_so, f"{gateway} {'has forgotten' if gone else 'knows'} {plugin}")
 
 
 async def begin_builds(client: AsyncClient, count: int, first: int) -> list[str]:
