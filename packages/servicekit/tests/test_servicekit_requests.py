@@ -1,8 +1,9 @@
-"""Validation by proto, resource names and page tokens."""
+"""Validation by proto, resource names and page tokens; which requests may be repeated."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 
 import pytest
 from hypothesis import given
@@ -20,6 +21,7 @@ from tinymlaas_servicekit import (
     resource_names,
     validate,
 )
+from tinymlaas_servicekit.channels import service_config
 
 
 def _fields(message: object) -> set[str]:
@@ -142,3 +144,13 @@ def test_no_page_token_crashes_the_decoder(token: str) -> None:
 
 def test_page_sizes_have_a_default_and_a_cap() -> None:
     assert (page_size(0), page_size(5), page_size(9999)) == (50, 5, 1000)
+
+
+def test_what_creates_is_repeated_only_for_callers_that_always_set_a_request_id() -> None:
+    def repeated(config: str) -> set[str]:
+        (entry,) = json.loads(config)["methodConfig"]
+        return {f"{name['service'].split('.', 1)[1]}/{name['method']}" for name in entry["name"]}
+
+    creating = {"gateway.v1.Builds/CreateBuild", "gateway.v1.Deployments/CreateDeployment"}
+    assert repeated(service_config(request_ids=True)) - repeated(service_config()) == creating
+    assert "gateway.v1.Builds/GetBuild" in repeated(service_config())

@@ -12,38 +12,28 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 from google.longrunning import operations_pb2
-from google.protobuf import struct_pb2
 from google.protobuf.json_format import ParseDict
 
-from tinymlaas.bridge.v1 import security_pb2, security_pb2_grpc
 from tinymlaas.gateway.v1 import (
     builds_pb2,
     builds_pb2_grpc,
-    deployments_pb2,
-    deployments_pb2_grpc,
     optimizations_pb2,
     optimizations_pb2_grpc,
-    quarantine_pb2,
-    quarantine_pb2_grpc,
-    rollouts_pb2,
     routing_pb2,
     routing_pb2_grpc,
 )
 from tinymlaas.registry.v1 import (
     artifacts_pb2,
     artifacts_pb2_grpc,
-    devices_pb2,
-    devices_pb2_grpc,
     models_pb2,
     models_pb2_grpc,
     modules_pb2,
     modules_pb2_grpc,
-    plugins_pb2,
-    plugins_pb2_grpc,
 )
 from tinymlaas.type.v1 import target_pb2, tensor_pb2
 from tinymlaas_client._access_client import AccessCalls
-from tinymlaas_client._requests import all_pages, answer
+from tinymlaas_client._deployment_calls import DeploymentCalls
+from tinymlaas_client._requests import all_pages, answer, options_struct, watched
 from tinymlaas_client._tracing import traced_calls
 from tinymlaas_servicekit.channels import connect
 from tinymlaas_servicekit.errors import from_rpc_error
@@ -68,7 +58,7 @@ def model_format(path: Path) -> tensor_pb2.ModelFormat.ValueType:
 
 
 @traced_calls
-class AsyncClient(AccessCalls):
+class AsyncClient(AccessCalls, DeploymentCalls):
     """A connection to a gateway, for one project.
 
     Every method raises `tinymlaas_servicekit.errors.ServiceError` with code, reason, metadata and help when the service
@@ -80,19 +70,16 @@ class AsyncClient(AccessCalls):
         self, address: str, *, token: str | None = None, project: str = "default", tls: TlsFiles | None = None
     ) -> None:
         self.project = f"projects/{project}"
-        self._channel = connect(address, token=token, tls=tls)
+        self._channel = connect(address, token=token, tls=tls, request_ids=True)
         self._open_access(self._channel)
+        self._open_devices(self._channel)
+        self._open_deployments(self._channel)
         self._models = models_pb2_grpc.ModelsStub(self._channel)
         self._artifacts = artifacts_pb2_grpc.ArtifactsStub(self._channel)
         self._modules = modules_pb2_grpc.ModulesStub(self._channel)
-        self._devices = devices_pb2_grpc.DevicesStub(self._channel)
-        self._device_keys = security_pb2_grpc.DeviceKeysStub(self._channel)
-        self._plugins = plugins_pb2_grpc.PluginsStub(self._channel)
-        self._quarantine = quarantine_pb2_grpc.QuarantineStub(self._channel)
         self._routing = routing_pb2_grpc.RoutingStub(self._channel)
         self._optimizations = optimizations_pb2_grpc.OptimizationsStub(self._channel)
         self._builds = builds_pb2_grpc.BuildsStub(self._channel)
-        self._deployments = deployments_pb2_grpc.DeploymentsStub(self._channel)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -148,11 +135,6 @@ class AsyncClient(AccessCalls):
         return await answer(
             self._models.GetModelVersion(models_pb2.GetModelVersionRequest(name=self.version_name(name)))
         )
-
-    def version_name(self, name: str) -> str:
-        """Full resource name of a model version given in short."""
-        full = name if name.startswith("projects/") else f"{self.project}/models/{name}"
-        return full if "/versions/" in full else f"{full}/versions/latest"
 
     async def get_model(self, name: str) -> models_pb2.Model:
         """A model by its id or full resource name."""
@@ -232,64 +214,6 @@ class AsyncClient(AccessCalls):
             raise LookupError(f"{len(matches)} modules begin with {short!r}; give more digits of the sha256")
         return matches[0]
 
-    # Devices and plugins
-
-    async def list_devices(self) -> list[devices_pb2.Device]:
-        """Every device of the project."""
-        return await all_pages(
-            lambda token: self._devices.ListDevices(
-                devices_pb2.ListDevicesRequest(parent=self.project, page_size=200, page_token=token)
-            ),
-            "devices",
-        )
-
-    async def get_device(self, name: str) -> devices_pb2.Device:
-        """A device by its endpoint name or full resource name."""
-        return await answer(self._devices.GetDevice(devices_pb2.GetDeviceRequest(name=self.device_name(name))))
-
-    def device_name(self, name: str) -> str:
-        """Full resource name of a device given by its endpoint name."""
-        return name if name.startswith("projects/") else f"{self.project}/devices/{name}"
-
-    async def create_device_key(
-        self, endpoint: str, *, bootstrap: bool = False
-    ) -> security_pb2.CreateDeviceKeyResponse:
-        """A new pre-shared key for an endpoint name, with its secret, which is told this once.
-
-        With `bootstrap` for the bootstrap server: it stays when that hands out others.
-        """
-        request = security_pb2.CreateDeviceKeyRequest(parent=self.project, endpoint=endpoint, bootstrap=bootstrap)
-        return await answer(self._device_keys.CreateDeviceKey(request))
-
-    async def list_device_keys(self, endpoint: str = "") -> list[security_pb2.DeviceKey]:
-        """Keys of one endpoint, or of all, without their secrets."""
-        return await all_pages(
-            lambda token: self._device_keys.ListDeviceKeys(
-                security_pb2.ListDeviceKeysRequest(
-                    parent=self.project, endpoint=endpoint, page_size=1000, page_token=token
-                )
-            ),
-            "keys",
-        )
-
-    async def delete_device_key(self, identity: str) -> None:
-        """Take a key back; its open sessions end. Repeatable."""
-        request = security_pb2.DeleteDeviceKeyRequest(parent=self.project, identity=identity)
-        await answer(self._device_keys.DeleteDeviceKey(request))
-
-    async def list_plugins(self) -> list[plugins_pb2.Plugin]:
-        """Every plugin that the gateway knows."""
-        return await all_pages(
-            lambda token: self._plugins.ListPlugins(plugins_pb2.ListPluginsRequest(page_size=200, page_token=token)),
-            "plugins",
-        )
-
-    async def release_plugin(self, name: str, vendor_version: str, reason: str) -> plugins_pb2.Plugin:
-        """Let a version of a plugin that is in quarantine take part in builds again; the reason goes to the audit log."""
-        full = name if name.startswith("plugins/") else f"plugins/{name}"
-        request = quarantine_pb2.ReleasePluginRequest(name=full, vendor_version=vendor_version, reason=reason)
-        return await answer(self._quarantine.ReleasePlugin(request))
-
     # Routing
 
     async def explain(
@@ -368,11 +292,8 @@ class AsyncClient(AccessCalls):
     async def watch_build(self, name: str) -> AsyncIterator[builds_pb2.Build]:
         """The build now and at each change, until it ends."""
         request = builds_pb2.WatchBuildRequest(name=self._member("builds", name))
-        try:
-            async for build in self._builds.WatchBuild(request):
-                yield build
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        async for build in watched(lambda: self._builds.WatchBuild(request)):
+            yield build
 
     async def wait_build(self, name: str) -> builds_pb2.Build:
         """The build once it has ended."""
@@ -397,115 +318,3 @@ class AsyncClient(AccessCalls):
     async def cancel_build(self, name: str) -> builds_pb2.Build:
         """Ask a build to stop."""
         return await answer(self._builds.CancelBuild(builds_pb2.CancelBuildRequest(name=self._member("builds", name))))
-
-    # Deployments
-
-    async def create_deployment(
-        self,
-        model_version: str,
-        *,
-        devices: Iterable[str] = (),
-        objective: builds_pb2.Objective.ValueType = builds_pb2.OBJECTIVE_UNSPECIFIED,
-        plugins: Sequence[str] = (),
-        samples_sha256: str = "",
-        optimize: Mapping[str, Any] | None = None,
-        concurrency: int = 0,
-        policy: rollouts_pb2.RolloutPolicy | None = None,
-        request_id: str = "",
-        validate_only: bool = False,
-    ) -> deployments_pb2.Deployment:
-        """Start a deployment and return it as it stands; with `validate_only` return the plan.
-
-        With `optimize` (also empty) the model is optimized first, and that is planned and installed. `policy` says how it goes
-        over the devices (`rollout_policy` makes one from texts).
-        """
-        deployment = deployments_pb2.Deployment(
-            model_version=self.version_name(model_version),
-            devices=[self.device_name(name) for name in devices],
-            objective=objective,
-            plugins=plugins,
-            samples_sha256=samples_sha256,
-            optimize=None if optimize is None else options_struct(optimize),
-            concurrency=concurrency,
-            policy=policy,
-        )
-        request = deployments_pb2.CreateDeploymentRequest(
-            parent=self.project,
-            deployment=deployment,
-            request_id=request_id or uuid.uuid4().hex,
-            validate_only=validate_only,
-        )
-        operation: operations_pb2.Operation = await answer(self._deployments.CreateDeployment(request))
-        started = deployments_pb2.Deployment()
-        operation.metadata.Unpack(started)
-        return started
-
-    async def watch_deployment(self, name: str) -> AsyncIterator[deployments_pb2.Deployment]:
-        """The deployment now and at each change, until it ends."""
-        request = deployments_pb2.WatchDeploymentRequest(name=self._member("deployments", name))
-        try:
-            async for deployment in self._deployments.WatchDeployment(request):
-                yield deployment
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-
-    async def wait_deployment(self, name: str) -> deployments_pb2.Deployment:
-        """The deployment once it has ended."""
-        latest = await self.get_deployment(name)
-        async for update in self.watch_deployment(name):
-            latest = update
-        return latest
-
-    async def get_deployment(self, name: str) -> deployments_pb2.Deployment:
-        """A deployment by its id or full resource name."""
-        request = deployments_pb2.GetDeploymentRequest(name=self._member("deployments", name))
-        return await answer(self._deployments.GetDeployment(request))
-
-    async def list_deployments(self) -> list[deployments_pb2.Deployment]:
-        """Every deployment of the project, newest first."""
-        return await all_pages(
-            lambda token: self._deployments.ListDeployments(
-                deployments_pb2.ListDeploymentsRequest(parent=self.project, page_size=200, page_token=token)
-            ),
-            "deployments",
-        )
-
-    async def pause_deployment(self, name: str) -> deployments_pb2.Deployment:
-        """Begin no device until `resume_deployment`; devices under way go on."""
-        request = deployments_pb2.PauseDeploymentRequest(name=self._member("deployments", name))
-        return await answer(self._deployments.PauseDeployment(request))
-
-    async def resume_deployment(self, name: str) -> deployments_pb2.Deployment:
-        """Go on with a paused deployment, in spite of the failures so far."""
-        request = deployments_pb2.ResumeDeploymentRequest(name=self._member("deployments", name))
-        return await answer(self._deployments.ResumeDeployment(request))
-
-    async def approve_deployment(self, name: str, wave: str = "") -> deployments_pb2.Deployment:
-        """Let a wave begin: the one of this name, or without one the wave that waits."""
-        request = deployments_pb2.ApproveDeploymentRequest(name=self._member("deployments", name), wave=wave)
-        return await answer(self._deployments.ApproveDeployment(request))
-
-    async def cancel_deployment(self, name: str) -> deployments_pb2.Deployment:
-        """Ask a deployment to stop."""
-        request = deployments_pb2.CancelDeploymentRequest(name=self._member("deployments", name))
-        return await answer(self._deployments.CancelDeployment(request))
-
-    async def rollback_deployment(self, name: str) -> deployments_pb2.Deployment:
-        """Bring every device of a deployment back to the module that was active before."""
-        request = deployments_pb2.RollbackDeploymentRequest(name=self._member("deployments", name))
-        return await answer(self._deployments.RollbackDeployment(request))
-
-    async def infer(self, device: str, inputs: Sequence[bytes]) -> deployments_pb2.DeviceInferResponse:
-        """Run one inference on a device with its active module; `inputs` are the tensors' bytes, C order, little-endian."""
-        request = deployments_pb2.DeviceInferRequest(
-            device=self.device_name(device), inputs=tensor_pb2.TensorValues(tensors=inputs)
-        )
-        return await answer(self._deployments.Infer(request))
-
-    def _member(self, collection: str, name: str) -> str:
-        return name if name.startswith("projects/") else f"{self.project}/{collection}/{name}"
-
-
-def options_struct(values: Mapping[str, Any]) -> struct_pb2.Struct:
-    """Plain values as a protobuf Struct."""
-    return ParseDict(dict(values), struct_pb2.Struct())

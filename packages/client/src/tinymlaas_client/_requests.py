@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import grpc
+import grpc.aio
+from google.protobuf import struct_pb2
+from google.protobuf.json_format import ParseDict
 
 from tinymlaas_servicekit.errors import from_rpc_error
 
 T = TypeVar("T")
+WATCH_TRIES = 8
+WATCH_PAUSE_SECONDS = 0.25
+# How a stream ends whose server goes away: at once, or when its time to leave is over.
+_BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+
+class ProjectCalls:
+    """Names within the project of a client."""
+
+    project: str
+
+    def version_name(self, name: str) -> str:
+        """Full resource name of a model version given in short."""
+        full = name if name.startswith("projects/") else f"{self.project}/models/{name}"
+        return full if "/versions/" in full else f"{full}/versions/latest"
+
+    def _member(self, collection: str, name: str) -> str:
+        return name if name.startswith("projects/") else f"{self.project}/{collection}/{name}"
+
+
+def options_struct(values: Mapping[str, Any]) -> struct_pb2.Struct:
+    """Plain values as a protobuf Struct."""
+    return ParseDict(dict(values), struct_pb2.Struct())
 
 
 async def answer(call: Awaitable[T]) -> T:
@@ -30,3 +57,22 @@ async def all_pages(page: Callable[[str], Awaitable[Any]], field: str) -> list[A
         token = response.next_page_token
         if not token:
             return items
+
+
+async def watched(watch: Callable[[], AsyncIterable[T]]) -> AsyncIterator[T]:
+    """What a Watch call tells until it ends; one that broke off with its server is begun again, and tells the state anew.
+
+    ServiceError when it is refused, or broke off `WATCH_TRIES` times without telling anything.
+    """
+    broken = 0
+    while True:
+        try:
+            async for item in watch():
+                broken = 0
+                yield item
+            return
+        except grpc.RpcError as error:
+            broken += 1
+            if not isinstance(error, grpc.aio.AioRpcError) or error.code() not in _BROKEN or broken >= WATCH_TRIES:
+                raise from_rpc_error(error) from error
+        await asyncio.sleep(WATCH_PAUSE_SECONDS * broken)

@@ -19,15 +19,20 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 REPEATABLE_PREFIXES = ("Get", "List", "Probe", "Upsert", "Read", "Resolve", "Explain")
 
 
-@lru_cache(maxsize=1)
-def service_config() -> str:
-    """gRPC service config (JSON): up to 4 tries on UNAVAILABLE, only for repeatable calls with a single request."""
+@lru_cache(maxsize=2)
+def service_config(request_ids: bool = False) -> str:
+    """gRPC service config (JSON): up to 4 tries on UNAVAILABLE, only for repeatable calls with a single request.
+
+    `request_ids`: also for those that are repeatable by the `request_id` in their request, which the caller always sets.
+    """
     names = [
         {"service": service.full_name, "method": method.name}
         for module in contract_modules()
         for service in module.DESCRIPTOR.services_by_name.values()
         for method in service.methods
-        if method.name.startswith(REPEATABLE_PREFIXES) and not method.client_streaming and not method.server_streaming
+        if not method.client_streaming and not method.server_streaming
+        if method.name.startswith(REPEATABLE_PREFIXES)
+        or (request_ids and "request_id" in method.input_type.fields_by_name)
     ]
     policy = {
         "maxAttempts": 4,
@@ -47,12 +52,15 @@ def connect(
     peer: str = "",
     max_message_bytes: int = MAX_MESSAGE_BYTES,
     retry: bool = True,
+    request_ids: bool = False,
 ) -> grpc.aio.Channel:
-    """A channel to `host:port` or `unix:/path`; without `tls` for loopback and for meshes that bring their own.
+    """A channel to `host:port`, `unix:/path` or the first of `ipv4:host:port,host:port` that answers.
 
+    Without `tls` it is for loopback and for meshes that bring their own.
     Every call carries the token, when given, and the current trace context. With `tls` only a server that proves to be the
     service `peer` is spoken to, or with an empty `peer` one that proves the address's host name; where the files have a
-    certificate of our own, it stands in the token's place. The channel connects lazily; close it.
+    certificate of our own, it stands in the token's place. `request_ids`: the caller sets one in every request that
+    has the field, so that such calls are repeated too. The channel connects lazily; close it.
     """
     options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", max_message_bytes),
@@ -68,7 +76,7 @@ def connect(
         ("grpc.use_local_subchannel_pool", 1),
     ]
     if retry:
-        options.append(("grpc.service_config", service_config()))
+        options.append(("grpc.service_config", service_config(request_ids)))
     if tls is None:
         return grpc.aio.insecure_channel(address, options=options, interceptors=_metadata_interceptors(token))
     sent = None if tls.certificate is not None else token
