@@ -261,7 +261,7 @@ def main() -> None:
         cluster_kit.provide_images(cluster)
         with tempfile.TemporaryDirectory() as folder:
             suite = DeployedSuite(cluster, "tinymlaas-bench", Path(folder) / "values.yaml")
-            cluster.run("kubectl", "delete", "namespace", suite.namespace, "--ignore-not-found", "--timeout=5m")
+            suite.remove()
             began = time.monotonic()
             suite.install(previous_chart(Path(folder)) or CHART)
             rows = [row("install until every pod is ready", time.monotonic() - began, "s")]
@@ -270,8 +270,8 @@ def main() -> None:
             finally:
                 for each in rows:
                     print(f"{each['case']}: {each['value']} {each['unit']}")
-        RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        cluster.run("kubectl", "delete", "namespace", suite.namespace, "--wait=false")
+            RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            suite.remove(wait=False)
     finally:
         cluster.close()
 

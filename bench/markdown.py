@@ -134,12 +134,18 @@ def nodes(entries: list[dict[str, Any]]) -> str:
     return _table(["form", "operators", "passed", "unsupported", "failed", "operators of which no case passed"], rows)
 
 
+def cluster(entries: list[dict[str, Any]]) -> str:
+    """What a release on a cluster survived."""
+    return _table(["case", "value", "unit"], [[e["case"], f"{e['value']:,g}", e["unit"]] for e in entries])
+
+
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "compilers": ("compilers.json", compilers),
     "goals": ("compilers.json", wanted),
     "objectives": ("objectives.json", objectives),
     "cost": ("compile-cost.json", cost),
     "nodes": ("onnx-node-tests.json", nodes),
+    "cluster": ("cluster.json", cluster),
 }
 
 if __name__ == "__main__":

@@ -105,6 +105,17 @@ class DeployedSuite:
         self.cluster.run("kubectl", "apply", "-f", "-", stdin=yaml.safe_dump(namespace))
         self._helm("install", chart)
 
+    def remove(self, *, wait: bool = True) -> None:
+        """Delete the namespace, with plugins whose operator is gone: nobody else would take their finalizers away."""
+        crd = self.cluster.run(
+            "kubectl", "get", "crd", "compilerplugins.tinymlaas.io", "--ignore-not-found", "-o", "name"
+        )
+        for plugin in self.get("compilerplugins")["items"] if crd else ():
+            patch = json.dumps({"metadata": {"finalizers": None}})
+            self.kubectl("patch", "compilerplugin", plugin["metadata"]["name"], "--type", "merge", "-p", patch)
+        waiting = ["--timeout=5m"] if wait else ["--wait=false"]
+        self.cluster.run("kubectl", "delete", "namespace", self.namespace, "--ignore-not-found", *waiting)
+
     def upgrade(self, *settings: str) -> None:
         """Upgrade the release to this tree's chart, with these settings besides, as the chart's README says."""
         self.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CHART / "crds"))

@@ -61,10 +61,10 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeployedSuite]:
         cluster_kit.provide_images(cluster)
         folder = tmp_path_factory.mktemp("chart")
         deployed = DeployedSuite(cluster, "tinymlaas-test", folder / "values.yaml")
-        cluster.run("kubectl", "delete", "namespace", deployed.namespace, "--ignore-not-found", "--timeout=5m")
+        deployed.remove()
         deployed.install(previous_chart(folder) or CHART)
         yield deployed
-        cluster.run("kubectl", "delete", "namespace", deployed.namespace, "--wait=false")
+        deployed.remove(wait=False)
     finally:
         cluster.close()
 
