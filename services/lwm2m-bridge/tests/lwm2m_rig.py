@@ -28,6 +28,7 @@ from tinymlaas_lwm2m_bridge import (
     LinkSettings,
     Reason,
     SqlStore,
+    Step,
 )
 from tinymlaas_module import Requirement
 
@@ -153,6 +154,23 @@ async def run_install(bridge: Bridge, request: InstallRequest) -> list[InstallEv
         return [event async for event in bridge.install(request)]
 
     return await within(collect())
+
+
+def failure(events: list[InstallEvent]) -> tuple[Step, str]:
+    """Step and reason with which an install failed."""
+    last = events[-1]
+    assert last.failure is not None, last
+    assert last.failure.help
+    return last.step, last.failure.reason
+
+
+async def until(events: Any, wanted: Step, bytes_done: int = 0) -> InstallEvent:
+    """The first event of a running install at a step, with at least so many bytes."""
+    while True:
+        event: InstallEvent = await within(anext(events))
+        assert not event.step.terminal or event.step is wanted, event
+        if event.step is wanted and event.bytes_done >= bytes_done:
+            return event
 
 
 class Relay(asyncio.DatagramProtocol):
