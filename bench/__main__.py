@@ -45,7 +45,8 @@ async def main(parts: Sequence[str], pairs: Sequence[tuple[str, str]], plugins: 
                 optimizer.write(tried, RESULTS / "optimizer.json")
                 console.print(optimizer.table(tried))
             if "services" in parts:
-                figures = await services.measure(client, ROOT / "zoo", suite.records()["gateway"].pid)
+                gateway = services.Gateway(suite.gateway_address, suite.token, suite.records()["gateway"].pid)
+                figures = await services.measure(client, ROOT / "zoo", gateway)
                 services.show(figures, console)
                 services.write(figures, RESULTS / "services.json")
     finally:

@@ -1,4 +1,4 @@
-"""What the services cost: builds that are known already, explain calls, uploads.
+"""What the services cost: builds that are known already, explain calls, also while another project floods, uploads.
 
 Rates are per core of the gateway: calls divided by the CPU seconds that its process spent on them, so that client, registry
 and other work on the machine do not count. Latencies are what the client saw.
@@ -10,17 +10,19 @@ import asyncio
 import hashlib
 import json
 import math
+import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from tinymlaas.registry.v1 import artifacts_pb2
+from tinymlaas.registry.v1 import artifacts_pb2, models_pb2
 from tinymlaas_client import AsyncClient, model_format
 from tinymlaas_client.targets import named_target
 
@@ -28,6 +30,8 @@ UPLOAD_BYTES = 64 * 1024 * 1024
 REPEATS = 20
 LOAD_CALLS = 2000
 LOAD_AT_ONCE = 16
+FLOOD_AT_ONCE = 128
+CALM_CALLS = 60
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,83 @@ async def load(call: Callable[[], Awaitable[object]], gateway_pid: int) -> Load:
     return Load(len(durations) / spent, 1000 * statistics.median(durations), 1000 * p99)
 
 
-async def measure(client: AsyncClient, zoo: Path, gateway_pid: int) -> list[Row]:
-    """Measure on a suite that has built kws for cortex-m4 already, or build it first."""
+@dataclass(frozen=True)
+class Gateway:
+    """Where the measured gateway listens, the token that it wants, and its process."""
+
+    address: str
+    token: str
+    pid: int
+
+
+async def fairness(gateway: Gateway, zoo: Path) -> list[Row]:
+    """Explain calls of a project, one after the other: alone, then while another keeps FLOOD_AT_ONCE of its own waiting.
+
+    The flood comes from a process of its own, so that only the gateway is shared.
+    """
+    alone: list[float] = []
+    beside: list[float] = []
+    async with AsyncClient(gateway.address, token=gateway.token, project="calm") as client:
+        version = await _kws(client, zoo)
+
+        async def timed(durations: list[float]) -> None:
+            began = time.perf_counter()
+            await client.explain(version.name, targets=[named_target("cortex-m4")])
+            durations.append(1000 * (time.perf_counter() - began))
+
+        await timed([])
+        for _ in range(CALM_CALLS):
+            await timed(alone)
+        spawn = multiprocessing.get_context("spawn")
+        ends, other = spawn.Pipe()
+        process = spawn.Process(target=_flood, args=(gateway, zoo, other), daemon=True)
+        process.start()
+        try:
+            await asyncio.to_thread(ends.recv)  # it has begun
+            for _ in range(CALM_CALLS):
+                await timed(beside)
+            ends.send(None)
+            flood: list[float] = await asyncio.to_thread(ends.recv)
+        finally:
+            process.kill()
+    method = f"{CALM_CALLS} calls one after another"
+    with_flood = f"{method}, another project has {FLOOD_AT_ONCE} calls at once"
+    return [
+        Row("explain, alone, median", statistics.median(alone), "ms", method),
+        Row("explain beside a flood, median", statistics.median(beside), "ms", with_flood),
+        Row("explain of the flood, median", statistics.median(flood), "ms", f"{FLOOD_AT_ONCE} calls at once"),
+    ]
+
+
+def _flood(gateway: Gateway, zoo: Path, pipe: Connection) -> None:
+    """Say when calls have begun to be answered; call until told to stop, then send how long each call took, in ms."""
+    durations: list[float] = []
+
+    async def again_and_again(client: AsyncClient, name: str) -> None:
+        while not pipe.poll():
+            began = time.perf_counter()
+            await client.explain(name, targets=[named_target("cortex-m4")])
+            durations.append(1000 * (time.perf_counter() - began))
+            if len(durations) == FLOOD_AT_ONCE:
+                pipe.send(None)
+
+    async def all_at_once() -> None:
+        async with AsyncClient(gateway.address, token=gateway.token, project="flood") as client:
+            name = (await _kws(client, zoo)).name
+            await asyncio.gather(*(again_and_again(client, name) for _ in range(FLOOD_AT_ONCE)))
+
+    asyncio.run(all_at_once())
+    pipe.send(durations)
+
+
+async def _kws(client: AsyncClient, zoo: Path) -> models_pb2.ModelVersion:
     path = zoo / "kws" / "kws_int8.tflite"
-    version = await client.import_model(path.read_bytes(), "kws", model_format(path))
+    return await client.import_model(path.read_bytes(), "kws", model_format(path))
+
+
+async def measure(client: AsyncClient, zoo: Path, gateway: Gateway) -> list[Row]:
+    """Measure on a suite that has built kws for cortex-m4 already, or build it first."""
+    version = await _kws(client, zoo)
     target = named_target("cortex-m4")
 
     async def build() -> None:
@@ -90,13 +167,13 @@ async def measure(client: AsyncClient, zoo: Path, gateway_pid: int) -> list[Row]
         began = time.perf_counter()
         await build()
         durations.append(time.perf_counter() - began)
-    builds = await load(build, gateway_pid)
+    builds = await load(build, gateway.pid)
 
     async def explain() -> None:
         await client.explain(version.name, targets=[target])
 
     await explain()
-    explains = await load(explain, gateway_pid)
+    explains = await load(explain, gateway.pid)
 
     began = time.perf_counter()
     await upload(client, UPLOAD_BYTES)
@@ -107,6 +184,7 @@ async def measure(client: AsyncClient, zoo: Path, gateway_pid: int) -> list[Row]
         Row("cached build, worst", 1000 * max(durations), "ms", f"{REPEATS} calls one after another"),
         *_rows("cached build", builds, many),
         *_rows("explain", explains, f"{many}, every compiler asked CheckModel before"),
+        *await fairness(gateway, zoo),
         Row("catalogue upload", rate, "MB/s", f"{UPLOAD_BYTES >> 20} MiB through gateway and registry, digest checked"),
     ]
 
