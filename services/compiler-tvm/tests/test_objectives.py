@@ -14,9 +14,9 @@ from tflite_reference import Case
 from tinymlaas.type.v1 import target_pb2, tensor_pb2
 from tinymlaas_compiler_tvm import DoesNotFit, compile_model
 from tinymlaas_compiler_tvm.compile import compile_graph, tuned
+from tinymlaas_compiler_tvm.fitting import compile_to_fit
 from tinymlaas_compiler_tvm.int8.variants import shipped, signature
 from tinymlaas_compiler_tvm.options import Options
-from tinymlaas_compiler_tvm.plugin import compile_to_fit
 from tinymlaas_compiler_tvm.target import machine_for
 from tinymlaas_compiler_tvm.tune import Figures
 from tinymlaas_modelkit.graph import OpKind
@@ -107,7 +107,7 @@ def test_the_log_states_the_arena_beside_its_lower_bound() -> None:
     assert f"lower bound {parts.certificate.arena_lower_bound} B (no plan is smaller)" in line
 
 
-def test_balanced_turns_to_flash_where_flash_is_short(tmp_path: Path) -> None:
+def test_balanced_gives_up_speed_layer_by_layer_where_flash_is_short(tmp_path: Path) -> None:
     target = target_pb2.Target(cpu="cortex-m0plus", isa="armv6-m", features=["thumb2"])
     regions = ((target_pb2.MemoryRegion.KIND_RAM, 32 << 10), (target_pb2.MemoryRegion.KIND_FLASH, 43_520))
     for kind, size in regions:
@@ -120,11 +120,18 @@ def test_balanced_turns_to_flash_where_flash_is_short(tmp_path: Path) -> None:
         target_pb2.PAYLOAD_KIND_NATIVE,
         tmp_path,
     )
-    parts = compile_to_fit(job)
-    assert "objective flash" in parts.log[0]
     x, expected = Samples("kws").int8[0]
-    outputs, _ = run_parts(parts, "cortex-m0plus", [x], strict=False)
-    np.testing.assert_array_equal(outputs[0].reshape(-1), expected.reshape(-1))
+    counts = []
+    for flash, kept in ((41_500, "0 of 5"), (43_520, "1 of 5"), (47_000, "5 of 5")):
+        target.memory_regions[1].total_bytes = flash
+        made = compile_to_fit(job)
+        assert f"objective flash but for {kept} layers" in made.parts.log[0]
+        assert made.image_bytes <= flash
+        outputs, run = run_parts(made.parts, "cortex-m0plus", [x], strict=False)
+        np.testing.assert_array_equal(outputs[0].reshape(-1), expected.reshape(-1))
+        counts.append(run.instructions)
+    assert counts[0] > counts[1] > counts[2]
+    target.memory_regions[1].total_bytes = 43_520
     with pytest.raises(DoesNotFit):  # what was asked for is not overruled
         compile_to_fit(dataclasses.replace(job, options={"objective": "latency"}))
     target.memory_regions[1].total_bytes = 20_000

@@ -147,7 +147,7 @@ def _ring_convolution(state: Lowering, op: Op, layer: Layer, kh: int, kw: int) -
     padded_columns = max((ow - 1) * sw + (kw - 1) * dw + 1, left + iw)
     padded_rows = (oh - 1) * sh + (kh - 1) * dh + 1
     right = padded_columns - left - iw
-    family = family_of(state, layer, compact=state.settings.compact)
+    family = family_of(state, layer, compact=state.compact)
     # Pixels that are taken together may lie in neighbouring rows of the output; the ring holds the rows of all.
     ring_rows = min(padded_rows, (kh - 1) * dh + 1 + sh * _rows_spanned(_PIXELS[family], oh, ow))
     needs_ring = padded_columns != iw or top > 0 or padded_rows > ih or (source.planar and channels > 1)

@@ -158,7 +158,7 @@ def _long(state: Lowering, op: Op, in_name: str, layer: Layer, rows: int, macs: 
 def _small(state: Lowering, op: Op, in_name: str, layer: Layer, rows: int, macs: int) -> None:
     channels, k = layer.weights.shape
     narrow = narrow_of(layer)
-    chunk = small_dense.best_chunk(layer, 4 * state.unroll())
+    chunk = small_dense.best_chunk(layer, 4 if state.settings.compact else 4 * state.unroll())
     rest = -(-(channels % small_dense.PASS) // 4) or small_dense.PASS // 4
     full, less = (
         small_dense.dense(count, chunk, narrow.shift, narrow.signed, narrow.uniform)

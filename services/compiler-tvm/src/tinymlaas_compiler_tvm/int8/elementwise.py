@@ -72,7 +72,7 @@ def _add(state: Lowering, op: Op, x: Operands) -> tuple[Kernel, Kernel | None]:
         p.zero_point_out, low, high, sign,
     ]  # fmt: skip
     flat = Kernel("add_exact", "tim_add_exact", values)
-    tabled = None if state.settings.compact else tables.tabled_add(wanted, x.scales, low, high, sign)
+    tabled = None if state.compact else tables.tabled_add(wanted, x.scales, low, high, sign)
     if tabled is not None:
         swapped, beta, shift, table = tabled
         flat = Kernel("add_tabled", "tim_add_tabled", [int(swapped), beta, shift, low, high, *map(int, table)])

@@ -36,13 +36,14 @@ ELEMENTWISE = frozenset(
 class Settings:
     """What the options mean for lowering: how far loops unroll, whether operators may work in place,
     whether fully connected layers do without a widened copy of their input, whether convolutions do without parameters that
-    only save time, whose rounding the kernels follow, and how far the loops of a layer unroll that has a variant of its own
-    (by `variants.signature`)."""
+    only save time (but for operators with outputs in `faster`), whose rounding the kernels follow, and how far the loops of a
+    layer unroll that has a variant of its own (by `variants.signature`)."""
 
     unroll: int = 8
     in_place: bool = True
     scratch_free_dense: bool = False
     compact: bool = False
+    faster: frozenset[str] = frozenset()
     rounding: str = "tflite"
     variants: Mapping[str, int] = field(default_factory=dict)
 
@@ -156,6 +157,11 @@ class Lowering:
         """How far the loops of the operator at hand may unroll."""
         chosen = self.settings.variants
         return chosen.get(signature(self.graph, self.graph.ops[self.current]), self.settings.unroll)
+
+    @property
+    def compact(self) -> bool:
+        """Whether the operator at hand does without parameters that only save time."""
+        return self.settings.compact and self.graph.ops[self.current].outputs[0] not in self.settings.faster
 
     def constant(self, data: bytes, alignment: int = 4) -> int:
         """Offset of a constant."""

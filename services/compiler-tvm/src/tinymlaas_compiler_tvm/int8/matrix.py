@@ -111,7 +111,7 @@ def _unroll(eights: int, limit: int) -> int:
 
 def make_matrix(state: Lowering, layer: Layer, pixel_stride: int, channel_stride: int) -> Matrix:
     """Kernels, streams and arguments of a layer whose outputs lie at these strides."""
-    family = family_of(state, layer, compact=state.settings.compact)
+    family = family_of(state, layer, compact=state.compact)
     if family is Family.SMALL:
         return _small_matrix(state, layer, pixel_stride, channel_stride)
     channels, k = layer.weights.shape
@@ -164,7 +164,9 @@ def _small_matrix(state: Lowering, layer: Layer, pixel_stride: int, channel_stri
         turn = 4 * unit * small_asm.unrolled(fours // unit, max(limit // unit, 1))
         return small_asm.matrix(turn, chunk, pixels, narrow.shift, narrow.signed)
 
-    kernel, rest = made(4, state.unroll()), made(2, 2)
+    # The kernel of four pixels can do a rest, too; where flash is short it does.
+    kernel = made(4, 1 if state.settings.compact else state.unroll())
+    rest = kernel if state.settings.compact else made(2, 2)
     for each in (kernel, rest, small_asm.pack()):
         state.program.asm_kernels[each.name] = each
     data = b"".join(small_streams.channel_stream(layer, channel, chunk) for channel in range(layer.weights.shape[0]))

@@ -121,13 +121,15 @@ def matrix(turn: int, chunk: int, pixels: int, shift: int, signed: bool) -> AsmK
     lines += ["1:", "ldr r0, [sp, #28]", "ldr r2, [sp, #0]", "mov r12, r2", "ldr r2, [sp, #24]", "movs r3, #0"]
     lines += [f"mov {register}, {'r3' if number % 2 else 'r2'}" for number, register in enumerate(sums)]
     lines += ["2:", *_weights(turn, chunk, totals, more), "cmp r0, r12", *_back("2", "eq", "3")]
-    # What is over: how many of a batch, words of an offset into the patch and a weight, and so on until there are none.
-    lines += ["ldmia r1!, {r5}", "cmp r5, #0", "beq 5f", "9:", *[f"movs {t}, #0" for t in totals]]
+    # The span and whether something is over: how many of a batch, words of an offset into the patch and a weight, and so on
+    # until there are none.
+    lines += ["ldmia r1!, {r4}", "lsrs r4, r4, #1", "bcc 5f", "mov r12, r4", "ldmia r1!, {r5}"]
+    lines += ["9:", *[f"movs {t}, #0" for t in totals]]
     lines += ["4:", "ldmia r1!, {r3}", "asrs r2, r3, #16", "uxth r3, r3", "ldr r4, [sp, #28]", "adds r4, r4, r3"]
     lines += ["ldm r4, {r3, r4}", *[f"muls {x}, r2, {x}" for x in more]]
     lines += [f"adds {t}, {t}, {x}" for t, x in zip(totals, more, strict=True)]
     lines += ["subs r5, #1", "bne 4b", *_fold_exactly(totals, "r3"), "ldmia r1!, {r5}", "cmp r5, #0", "bne 9b"]
-    lines += ["5:", "ldmia r1!, {r3, r4, r5, r6, r7}", "mov r12, r5"]
+    lines += ["mov r4, r12", "5:", "ldmia r1!, {r3, r5, r6, r7}", "mov r12, r5"]
     lines += [] if signed else ["ldr r0, [sp, #32]"]
     for number, total in enumerate(sums):
         if number % 2:

@@ -78,17 +78,18 @@ def best_chunk(layer: Layer) -> int:
 
 
 def channel_stream(layer: Layer, channel: int, chunk: int) -> bytes:
-    """One channel for `small_asm.matrix`: weights, batches of those that are over, negated base, span, offset, low, high[, ...].
+    """One channel for `small_asm.matrix`: weights, span * 2, batches of what is over, negated base, offset, low, high[, ...].
 
-    A batch begins with its count; 0 ends them.
+    Where something is over 1 is added to the second; a batch begins with its count, and 0 ends them.
     """
     weights = layer.weights[channel]
     kept, over = limited(np.pad(weights, (0, -weights.size % 4)), chunk)
     narrow = narrow_of(layer)
-    values = []
+    values = [2 * int(narrow.spans[channel]) + bool(over)]
     for batch in batches(over):
         values += [len(batch), *((weight << 16) + PATCH_BYTES * k for k, weight in batch)]
-    values += [0, int(layer.biases[channel] - narrow.bases[channel]), int(narrow.spans[channel])]
+    values += [0] if over else []
+    values.append(int(layer.biases[channel] - narrow.bases[channel]))
     values += [int(each[channel]) for each in (narrow.offsets, narrow.lows, narrow.highs)]
     if narrow.signed:
         values += [int(narrow.corners[channel]), int(narrow.extras[channel])]
