@@ -440,7 +440,7 @@ async def begin_builds(client: AsyncClient, count: int, first: int) -> list[str]
     names = []
     for number in range(first, first + count):
         target = named_target(cpus[number % len(cpus)])
-        target.memory_regions[1].total_bytes -= 256 * number
+        target.memory_regions[1].total_bytes -= 16 * number
         names.append((await client.create_build(model, target, samples_sha256=digest)).name)
     return names
 
