@@ -50,8 +50,14 @@ class DyingBridge(OneBridge):
             await context.abort(grpc.StatusCode.CANCELLED)
         yield bridge_pb2.InstallResponse(step=bridge_pb2.InstallResponse.STEP_READY)
 
+    async def Activate(self, request: bridge_pb2.ActivateRequest, context: Any) -> devices_pb2.Device:
+        self._here()
+        if self.asked == 3:
+            await context.abort(grpc.StatusCode.CANCELLED)
+        return devices_pb2.Device(name=request.device)
 
-async def test_an_install_whose_stream_is_cancelled_under_it_is_asked_for_again() -> None:
+
+async def test_a_call_that_is_cancelled_under_us_is_asked_for_again() -> None:
     """DO-BRIDGE-005: only an event says that an install was cancelled, never the end of a call."""
     settings = ServiceSettings(listen="127.0.0.1:0", token=TOKEN, grace_seconds=0.1)  # type: ignore[arg-type]
     bridge = DyingBridge()
@@ -64,6 +70,8 @@ async def test_an_install_whose_stream_is_cancelled_under_it_is_asked_for_again(
             steps = [event.step async for event in directory.install(request)]
             assert steps == [bridge_pb2.InstallResponse.STEP_READY]
             assert bridge.asked == 2
+            assert (await directory.activate(DEVICE, 0)).name == DEVICE
+            assert bridge.asked == 4
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)

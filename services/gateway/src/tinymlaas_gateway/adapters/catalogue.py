@@ -26,7 +26,7 @@ from tinymlaas.registry.v1 import (
     plugins_pb2_grpc,
 )
 from tinymlaas.type.v1 import measurement_pb2, tensor_pb2
-from tinymlaas_servicekit import DataLoss, ResourceExhausted, ServiceError, Unavailable, adapt
+from tinymlaas_servicekit import Cancelled, DataLoss, ResourceExhausted, ServiceError, Unavailable, adapt
 
 from .endpoints import Endpoint
 from .memory import ByteCache, Recent
@@ -44,7 +44,11 @@ MAX_DEVICES = 1000
 
 
 async def patiently(call: Callable[[], Awaitable[Result]], seconds: float = PATIENCE_SECONDS) -> Result:
-    """Repeat a repeatable call while the other side is Unavailable, with growing pauses; then its error stands."""
+    """Repeat a repeatable call while the other side is Unavailable, with growing pauses; then its error stands.
+
+    CANCELLED is how a call ends whose server dies under it, or finds that its time ran out before we do (a call that we cancel
+    ourselves raises CancelledError).
+    """
     loop = asyncio.get_running_loop()
     end, pause = loop.time() + seconds, 0.1
     while True:
@@ -52,7 +56,7 @@ async def patiently(call: Callable[[], Awaitable[Result]], seconds: float = PATI
             return await call()
         except (ServiceError, grpc.RpcError) as error:
             adapted = adapt(error)
-            if not isinstance(adapted, Unavailable) or loop.time() + pause > end:
+            if not isinstance(adapted, Unavailable | Cancelled) or loop.time() + pause > end:
                 raise (adapted or error) from error
         await asyncio.sleep(pause)
         pause = min(pause * 2, 2.0)
