@@ -35,3 +35,9 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     """Fake registry and bridge in this process; plugins and gateway as processes that the test starts."""
     async with make_world(tmp_path) as made:
         yield made
+
+
+@pytest.fixture
+def on_each_database(world: World, database_url: str) -> None:
+    """The test's gateways keep their records in SQLite, then in a real PostgreSQL server."""
+    world.settings["TINYMLAAS_DATABASE_URL"] = database_url

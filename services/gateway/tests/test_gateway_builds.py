@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from gateway_fakes import PROJECT, toy_target
 from gateway_world import World
 
 from tinymlaas.gateway.v1 import builds_pb2
 from tinymlaas.type.v1 import measurement_pb2, tensor_pb2
 
+pytestmark = pytest.mark.usefixtures("on_each_database")
 Build = builds_pb2.Build
 Candidate = builds_pb2.Candidate
 
