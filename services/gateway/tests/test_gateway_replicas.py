@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from tinymlaas.plugin.v1 import compiler_pb2
 from tinymlaas.registry.v1 import plugins_pb2
 from tinymlaas_gateway.adapters.manifest import Manifest
 from tinymlaas_gateway.adapters.plugins import PluginDirectory
@@ -107,3 +108,25 @@ async def test_replicas_are_one_plugin_whose_calls_are_shared_and_none_is_cut(
     assert catalogue.written[-1].state == plugins_pb2.Plugin.STATE_UNREACHABLE
     with pytest.raises(PluginUnavailable):
         directory._seat(NAME)
+
+
+async def test_a_call_that_finds_a_replica_gone_is_tried_at_another(tmp_path: Path) -> None:
+    plugin = Plugin("io.example.fast", "1.0", compiler=Compiler("json:loads", "json:loads", [], []))
+    catalogue: Any = Recorder()
+    refutations: Any = NoneRefuted()
+    async with plugin.server(ServiceSettings(listen="127.0.0.1:0")) as stays:
+        async with plugin.server(ServiceSettings(listen="127.0.0.1:0")) as goes:
+            entries = [{"address": goes.address}, {"address": stays.address}]
+            (tmp_path / "own.json").write_text(json.dumps(entries), encoding="ascii")
+            directory = PluginDirectory(Manifest([], tmp_path), catalogue, refutations)
+            async with asyncio.timeout(60):
+                while len([seat for seat in directory._named(NAME) if seat.known and _ready(seat.known.plugin)]) < 2:
+                    await directory.look()
+            assert directory._seat(NAME)[0].address == goes.address
+        with pytest.raises(PluginUnavailable):
+            await directory.check_model(NAME, compiler_pb2.CompileHeader(), b"")
+        assert directory._seat(NAME)[0].address == stays.address
+
+
+def _ready(plugin: plugins_pb2.Plugin) -> bool:
+    return plugin.state == plugins_pb2.Plugin.STATE_READY
