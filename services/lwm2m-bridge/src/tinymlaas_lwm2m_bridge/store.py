@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from tinymlaas_lwm2m import ObjectLink
-from tinymlaas_servicekit.sql import WRITE, open_engine, upsert
+from tinymlaas_servicekit.sql import WRITE, open_engine, patient, upsert
 
 from . import schema
 from .core.bootstrap import BootstrapRecord, BootstrapState
@@ -75,6 +75,7 @@ class SqlStore:
                 mine = table.c.endpoint == sa.bindparam("gone"), table.c.owner == self.instance
                 connection.execute(table.delete().where(*mine), gone)
 
+    @patient
     def get_install(self, install_id: str) -> InstallRecord | None:
         """The record of an install, or None."""
         with self._engine.connect() as connection:
@@ -82,6 +83,7 @@ class SqlStore:
             body = connection.execute(query).scalar()
         return None if body is None else record_of(body)
 
+    @patient
     def put_install(self, record: InstallRecord) -> None:
         """Store a record, replacing the earlier one, unless another instance has taken it meanwhile."""
         row = {
@@ -99,6 +101,7 @@ class SqlStore:
             statement = insert(table).values(row)
             connection.execute(statement.on_conflict_do_update(index_elements=["install_id"], set_=row, where=free))
 
+    @patient
     def open_installs(self) -> list[InstallRecord]:
         """Records of this instance that have not ended, oldest first; those that are nobody's are its own from now on."""
         table = schema.installs
@@ -109,6 +112,7 @@ class SqlStore:
             query = sa.select(table.c.body).where(*mine).order_by(table.c.created_at)
             return [record_of(body) for body in connection.execute(query).scalars()]
 
+    @patient
     def add_event(self, event: InstallEvent) -> None:
         """Append to an install's timeline."""
         with self._writer.begin() as connection:
@@ -116,6 +120,7 @@ class SqlStore:
                 schema.events.insert().values(install_id=event.install_id, body=json.dumps(asdict(event)))
             )
 
+    @patient
     def events(self, install_id: str) -> list[InstallEvent]:
         """Timeline of an install, oldest first."""
         query = (
