@@ -64,13 +64,14 @@ if __name__ == "__main__":
     parser.add_argument("--all-targets", action="store_true", help="every model on every CPU")
     parser.add_argument("--native", action="store_true", help=f"only {compilers.NATIVE}")
     parser.add_argument("--compiler", action="append", default=[], help="only this plugin; may be repeated")
-    parser.add_argument("--models", nargs="*", default=list(compilers.MODELS), help="only these")
+    parser.add_argument("--models", nargs="*", default=[*compilers.MODELS, *compilers.FLOAT_MODELS], help="only these")
     parser.add_argument("--targets", nargs="*", default=list(compilers.TARGETS), help="only these")
     arguments = parser.parse_args()
     unknown = [part for part in arguments.part if part not in names]
     if unknown:
         parser.error(f"unknown part {unknown[0]!r}; known: {', '.join(names)}")
     every = compilers.ALL_PAIRS if arguments.all_targets else compilers.PAIRS
+    every = [*every, *compilers.FLOAT_PAIRS]
     pairs = [pair for pair in every if pair[0] in arguments.models and pair[1] in arguments.targets]
     plugins = [*arguments.compiler, *([compilers.NATIVE] if arguments.native else [])]
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:

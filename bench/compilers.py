@@ -20,6 +20,8 @@ from tinymlaas_client.targets import named_target, target_names
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("kws", "ic", "vww", "ad", "sww")
+# The float files of four of them, for a CPU with a floating-point unit; the peer's figures are of int8.
+FLOAT_MODELS = ("kws-float", "ic-float", "vww-float", "ad-float")
 PEER_MODELS = ("kws", "ic", "vww", "ad")
 ORDER = ("cortex-m4", "cortex-m3", "cortex-m0plus", "cortex-m7", "cortex-m33", "cortex-m55", "rv32imc")
 TARGETS = tuple(name for name in ORDER if name in target_names())
@@ -28,6 +30,7 @@ AT_ONCE = 2
 NATIVE = "io.tinymlaas.compiler-tvm"
 # Every model on the CPU of the peer's best figures, and one model on every CPU.
 PAIRS = [(model, target) for model in MODELS for target in TARGETS if target == "cortex-m4" or model == "kws"]
+FLOAT_PAIRS = [(model, "cortex-m4") for model in FLOAT_MODELS]
 ALL_PAIRS = [(model, target) for target in TARGETS for model in MODELS]
 
 
@@ -58,6 +61,12 @@ class Row:
     instructions_ratio: float | None = None
 
 
+def model_file(zoo: Path, model: str) -> Path:
+    """The model's file in a form that both compilers take."""
+    name, _, form = model.partition("-")
+    return zoo / name / f"{name}_{form or 'int8'}.tflite"
+
+
 async def measure(
     client: AsyncClient,
     zoo: Path,
@@ -72,11 +81,14 @@ async def measure(
     After each build the rows are merged into the file `kept`, so a run that was cut leaves what it measured.
     """
     rows: list[Row] = []
-    samples = {model: await client.write_artifact((zoo / model / "samples.npz").read_bytes()) for model in MODELS}
+    folders = {model: zoo / model.partition("-")[0] for model, _ in pairs}
+    samples = {
+        model: await client.write_artifact((folder / "samples.npz").read_bytes()) for model, folder in folders.items()
+    }
     at_once = asyncio.Semaphore(AT_ONCE)
 
     async def race(model: str, target: str) -> list[Row]:
-        path = zoo / model / f"{model}_int8.tflite"
+        path = model_file(zoo, model)
         device = named_target(target)
         for region in device.memory_regions:  # figures are wanted for what does not fit, too
             region.total_bytes = max(region.total_bytes, 2 * 1024 * 1024)
@@ -249,7 +261,7 @@ def write(rows: Sequence[Row], path: Path) -> None:
 
 
 def _place(entry: Row) -> tuple[int, int, tuple[str, str, str, str]]:
-    return MODELS.index(entry.model), ORDER.index(entry.target), _key(entry)
+    return (*MODELS, *FLOAT_MODELS).index(entry.model), ORDER.index(entry.target), _key(entry)
 
 
 def _key(entry: Row) -> tuple[str, str, str, str]:

@@ -22,11 +22,12 @@ INSTRUCTIONS_AIM_M55 = 0.80
 FLASH_MUST, FLASH_AIM = 24 * KIB, 12 * KIB
 RAM_MUST = 0.80
 RAM_AIM_OVER_LIVE = 1.05
+WEIGHTS = (DType.INT8, DType.FLOAT32)
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Bytes of the model's int8 constants, and the most bytes of activations that live at one time in its graph."""
+    """Bytes of the model's weights (int8 constants, or float32 ones), and the most that its activations have at one time."""
 
     weights_bytes: int
     live_bytes: int
@@ -50,7 +51,7 @@ def model_facts(file: Path) -> ModelFacts:
     """Facts of a TFLite file: an activation lives from the operator that writes it to the last that reads it."""
     graph = read_tflite(file.read_bytes())
     tensors = graph.tensors
-    constants = [tensor for tensor in tensors.values() if tensor.is_constant and tensor.dtype is DType.INT8]
+    constants = [tensor for tensor in tensors.values() if tensor.is_constant and tensor.dtype in WEIGHTS]
     steps = [op for op in graph.ops if op.kind is not OpKind.RESHAPE]  # a view of the same bytes
     first = dict.fromkeys(graph.inputs, 0)
     last = dict.fromkeys(graph.outputs, len(steps) - 1)

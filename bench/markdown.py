@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.compilers import MODELS, ORDER, Row
+from bench.compilers import FLOAT_MODELS, MODELS, ORDER, Row
 from bench.goals import ModelFacts, goals
 from bench.peers import peer_of
 
@@ -42,7 +42,8 @@ def _number(value: float | None) -> str:
 
 def _rows(entries: list[dict[str, Any]]) -> list[Row]:
     rows = [Row(**entry) for entry in entries]
-    return sorted(rows, key=lambda row: (ORDER.index(row.target), MODELS.index(row.model), row.compiler))
+    models = (*MODELS, *FLOAT_MODELS)
+    return sorted(rows, key=lambda row: (ORDER.index(row.target), models.index(row.model), row.compiler))
 
 
 def compilers(entries: list[dict[str, Any]]) -> str:
@@ -72,7 +73,16 @@ def compilers(entries: list[dict[str, Any]]) -> str:
                 row.fidelity,
             ]
         )
-    head = ["target", "model (int8)", "compiler", "flash B", "– weights", "arena B", "stack B", "instructions"]
+    head = [
+        "target",
+        "model (int8 or float)",
+        "compiler",
+        "flash B",
+        "– weights",
+        "arena B",
+        "stack B",
+        "instructions",
+    ]
     return _table([*head, "cycles est", "accuracy", "fidelity"], found)
 
 

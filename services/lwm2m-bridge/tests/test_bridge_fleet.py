@@ -5,6 +5,7 @@ The database is what both share; the relay plays the load balancer in front of t
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,6 +109,34 @@ async def test_a_killed_bridge_s_device_and_install_go_on_at_the_other(
     assert two.board.slot(0).digest == bytes.fromhex(REQUEST.digest)
     await within(two.second.activate("node-1", 0))
     assert two.board.active_slot() == 0
+
+
+async def test_a_device_that_knows_only_the_bridge_that_died_is_asked_again_once_it_has_come(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DO-BRIDGE-012. A device answers 4.01 to any server but its own; no relay hides here that another one asks."""
+    rig = Rig(tmp_path, Artifacts(IMAGE), database_url=database_url)
+    first, second = await rig.bridge(instance="first"), await rig.bridge(instance="second")
+    board = FaultBoard()
+    device = await rig.device(board, server_port=int(first.endpoint.address.rsplit(":", 1)[1]))
+    await within(device.registered.wait())
+    kill(first, monkeypatch)
+    await first.close()
+    await eventually(lambda: len(second.directory) == 1, "the other bridge took the device")
+    said: list[InstallEvent] = []
+
+    async def follow() -> None:
+        async for event in second.install(REQUEST):
+            said.append(event)
+
+    following = asyncio.create_task(follow())
+    await eventually(lambda: any("next registration" in event.detail for event in said), "the device refused")
+    await device.close()
+    device = await rig.device(board, server_port=int(second.endpoint.address.rsplit(":", 1)[1]))
+    await within(following)
+    assert said[-1].step is Step.READY, said[-1]
+    await device.close()
+    await second.close()
 
 
 async def test_a_device_that_registers_at_another_bridge_is_let_go_with_its_install(two: Two) -> None:

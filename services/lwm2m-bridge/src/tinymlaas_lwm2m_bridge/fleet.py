@@ -35,6 +35,7 @@ class Fleet:
         self._refresh_keys = refresh_keys
         self._poll_s = poll_s
         self._task: asyncio.Task[None] | None = None
+        self._stop = asyncio.Event()
         self.address: Callable[[], str] = lambda: ""
         """What this instance is called by; others tell it to callers."""
         self._renew_at = 0.0
@@ -51,10 +52,10 @@ class Fleet:
 
     async def close(self) -> None:
         """Give the lease up: others may have the devices at once. Call it when nothing is worked on here any more."""
+        self._stop.set()
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            # Not cancelled: what a thread is doing in the database would go on behind its back.
+            await self._task
         with suppress(SQLAlchemyError):
             self._store.leases.release()
 
@@ -75,8 +76,7 @@ class Fleet:
 
     async def _keep(self) -> None:
         loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(self._poll_s)
+        while not await self._stopped():
             try:
                 if loop.time() >= self._renew_at:
                     await self._renew()
@@ -87,6 +87,13 @@ class Fleet:
             except Exception:
                 # The database may be away for a while: devices stay whose they are until it is back.
                 log.exception("the fleet could not be looked after")
+
+    async def _stopped(self) -> bool:
+        """Wait until it is time to look again, or until the end; whether it is the end."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._poll_s):
+                await self._stop.wait()
+        return self._stop.is_set()
 
     async def _renew(self) -> None:
         leases = self._store.leases

@@ -76,6 +76,8 @@ class Directory:
         self._endpoint_of_id: dict[str, str] = {}
         self._expiries: list[tuple[float, str]] = []
         self._watchers: set[asyncio.Queue[DeviceEvent]] = set()
+        # Registrations that were taken over, as long as the device has not registered or updated here.
+        self._adopted: dict[str, Registration] = {}
         for registration in store.load_registrations():
             self._keep(registration)
 
@@ -151,11 +153,17 @@ class Directory:
                 return
             del self._endpoint_of_id[before.id]
         self._keep(registration)
+        self._adopted[registration.endpoint] = registration
         self._tell(DeviceChange.REGISTERED, registration)
+
+    def knows_this_instance(self, registration: Registration) -> bool:
+        """False for a device that was taken over and has not registered or updated here: it may answer only where it did."""
+        return self._adopted.get(registration.endpoint) != registration
 
     def drop(self, endpoint: str) -> None:
         """Forget a device that is another instance's now; that one tells its watchers."""
         registration = self._by_endpoint.pop(endpoint, None)
+        self._adopted.pop(endpoint, None)
         if registration is not None:
             del self._endpoint_of_id[registration.id]
 
@@ -227,6 +235,7 @@ class Directory:
         return self.get(endpoint)
 
     def _keep(self, registration: Registration) -> None:
+        self._adopted.pop(registration.endpoint, None)
         self._by_endpoint[registration.endpoint] = registration
         self._endpoint_of_id[registration.id] = registration.endpoint
         heapq.heappush(self._expiries, (registration.expires_at, registration.endpoint))
@@ -236,6 +245,7 @@ class Directory:
             heapq.heapify(self._expiries)
 
     def _forget(self, registration: Registration) -> None:
+        self._adopted.pop(registration.endpoint, None)
         del self._by_endpoint[registration.endpoint]
         del self._endpoint_of_id[registration.id]
         self._store.delete_registration(registration.endpoint)

@@ -70,6 +70,8 @@ class Failure:
 class InstallRecord:
     """An install as stored. `attempts` counts transfers that were started; times are seconds since the epoch.
 
+    `uri` is where the device was last told to fetch.
+
     `trace` is the context (W3C traceparent) of the call that began it, so that what is done after a restart is in its trace.
     """
 
@@ -78,6 +80,7 @@ class InstallRecord:
     slot: int | None = None
     bytes_total: int = 0
     attempts: int = 0
+    uri: str = ""
     pushing: bool = False
     install_sent: bool = False
     test_sent: bool = False

@@ -108,9 +108,13 @@ class InstallRun:
                     return seen, None
                 self._offline_since = None
             except BridgeError as error:
-                if error.reason not in (Reason.DEVICE_UNREACHABLE, Reason.DEVICE_UNKNOWN):
+                if error.reason in (Reason.DEVICE_UNREACHABLE, Reason.DEVICE_UNKNOWN):
+                    return seen, error
+                unauthorized = error.reason == Reason.DEVICE_REJECTED and error.metadata.get("coap_code") == "4.01"
+                if seen is None or not unauthorized or self._in.directory.knows_this_instance(seen):
                     raise
-                return seen, error
+                detail = "it answers this bridge from its next registration or update on"
+                return seen, BridgeError(Reason.DEVICE_UNREACHABLE, detail, device=seen.endpoint)
 
     async def fail(self, error: BridgeError) -> None:
         """End the install; leave no half module in the slot where the device can still be asked."""
@@ -153,7 +157,7 @@ class InstallRun:
         try:
             action = next_action(self._record, slot, self._digest)
         except BridgeError as error:
-            if not self._retry(error, slot):
+            if not self._retry(error, device, slot):
                 raise
             action = Action.TRANSFER
         if action in (Action.CLEAR, Action.TRANSFER):
@@ -184,10 +188,12 @@ class InstallRun:
             self._save(attempts=self._record.attempts + 1)
         return True
 
-    def _retry(self, error: BridgeError, slot: SlotView) -> bool:
+    def _retry(self, error: BridgeError, device: Registration, slot: SlotView) -> bool:
         """True where another attempt may do better: a lost link, or push where pull is not possible."""
-        if error.reason == Reason.URI_INVALID and slot.digest == self._digest and slot.received:
-            # The URI has worked before: whoever answered 4.xx meanwhile was not this bridge in good order.
+        worked = slot.digest == self._digest and slot.received > 0
+        of_another = self._record.uri not in ("", self._in.packages.uri(self._request.digest, device))
+        if error.reason == Reason.URI_INVALID and (worked or of_another):
+            # The URI has worked before, or led to a bridge that is gone: who answered 4.xx was not this one in good order.
             return self._record.attempts < self._in.settings.attempts
         if error.reason == Reason.URI_INVALID and self._request.transfer is Transfer.AUTO and not self._record.pushing:
             self._save(pushing=True)
@@ -231,7 +237,7 @@ class InstallRun:
             uri = self._in.packages.uri(self._request.digest, device)
             self._tell(Step.DOWNLOADING, "pull", done=self._bytes_done)
             await self._in.link.write(device, slot.target.package_uri, uri)
-            self._save(attempts=self._record.attempts + 1)
+            self._save(attempts=self._record.attempts + 1, uri=uri)
             await self._pause()
             return
         self._tell(Step.DOWNLOADING, "push", done=0)
