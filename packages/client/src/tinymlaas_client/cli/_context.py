@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +36,9 @@ class Session:
     @property
     def console(self) -> Console:
         """Where results go."""
-        return Console(highlight=False)
+        # A file or a pipe has no edge: tables keep their words whole there. COLUMNS says otherwise.
+        wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+        return Console(highlight=False, width=160 if wide else None)
 
     def suite(self) -> Suite:
         """The local suite, started or not."""

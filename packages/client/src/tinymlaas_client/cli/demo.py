@@ -249,7 +249,7 @@ async def _summary(
             figures = {title: _figures.find(manifest.measurements, metric) for title, metric in FIGURES}
             table.add_row(
                 endpoint,
-                manifest.plugin_name,
+                _short(manifest.plugin_name),
                 *(_figures.show(figure) for figure in figures.values()),
                 _figures.numerics(manifest.numerics),
                 self_test,
@@ -275,7 +275,7 @@ async def _summary(
 def _add_rejected(report: Report, table: Table, endpoint: str, verdict: routing_pb2.Verdict) -> None:
     compiler = verdict.plugin.removeprefix("plugins/")
     for objection in verdict.objections:
-        table.add_row(endpoint, compiler, f"{objection.reason}: {objection.message}", objection.remedy)
+        table.add_row(endpoint, _short(compiler), f"{objection.reason}: {objection.message}", objection.remedy)
         report.rejected.append(
             {
                 "device": endpoint,
@@ -286,6 +286,11 @@ def _add_rejected(report: Report, table: Table, endpoint: str, verdict: routing_
                 "remedy": objection.remedy,
             }
         )
+
+
+def _short(plugin: str) -> str:
+    """The last part of a plugin's reverse-DNS name: tables have little room, and the demo's plugins differ in it."""
+    return plugin.rsplit(".", 1)[-1]
 
 
 def _endpoint(device: str) -> str:
