@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx
 import onnx.defs
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
 from ._dataflow import Step, check_dataflow, find_cycle
 from ._limits import Limits
@@ -81,7 +81,7 @@ def check_onnx_structure(data: bytes, limits: Limits) -> CheckedOnnx:
     ]
     check_dataflow(steps, [*inputs, *constants], [value.name for value in graph.output])
     everything = {**constants, **_constant_nodes(graph, limits)}
-    infinite = _infinite(graph, everything)
+    infinite = _infinite(graph, everything, limits)
     for node in graph.node:
         _check_infinities(node, infinite)
         _check_scales(node, everything)
@@ -272,15 +272,21 @@ def _constant_nodes(graph: GraphProto, limits: Limits) -> dict[str, npt.NDArray[
     }
 
 
-def _infinite(graph: GraphProto, constants: Values) -> frozenset[str]:
+def _infinite(graph: GraphProto, constants: Values, limits: Limits) -> frozenset[str]:
     """Names of the constants that hold an infinity, ConstantOfShape's among them."""
-    names = {name for name, values in constants.items() if values.dtype.kind == "f" and np.isinf(values).any()}
-    for node in graph.node:
-        if node.op_type == "ConstantOfShape" and any(
-            np.isinf(numpy_helper.to_array(a.t)).any() for a in node.attribute
-        ):
-            names.update(node.output)
-    return frozenset(names)
+    fills = {
+        name: check_tensor(attribute.t, _label(node), limits)
+        for node in graph.node
+        if node.op_type == "ConstantOfShape"
+        for attribute in node.attribute
+        if attribute.HasField("t")
+        for name in node.output
+    }
+    return frozenset(
+        name
+        for name, values in (*constants.items(), *fills.items())
+        if values.dtype.kind == "f" and np.isinf(values).any()
+    )
 
 
 def _check_infinities(node: NodeProto, infinite: frozenset[str]) -> None:

@@ -381,6 +381,15 @@ BAD_ONNX: Final[tuple[tuple[str, Problem, Callable[[], bytes]], ...]] = (
         ),
     ),
     (
+        "fill_without_tensor.onnx",
+        Problem.MALFORMED,
+        _saved(
+            lambda: onnx_model(
+                [_N("ConstantOfShape", ["s"], ["w"], value=1), _matmul()], [constant("s", [3, 4], np.int64)]
+            )
+        ),
+    ),
+    (
         "infinite_attribute.onnx",
         Problem.BAD_VALUE,
         _saved(lambda: _through(_N("LeakyRelu", ["x"], ["a"], alpha=float("inf")))),
