@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from gateway_world import World, make_world
 
 import postgres_server
+from tinymlaas_gateway.adapters.store import open_engine
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +30,20 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'state' / 'gateway.sqlite'}"
     return postgres_server.database(request.getfixturevalue("postgresql"), str(tmp_path))
+
+
+@pytest.fixture
+def opened(database_url: str) -> Iterator[Callable[[], sa.Engine]]:
+    """Opens the database as one more gateway."""
+    engines: list[sa.Engine] = []
+
+    def open_one() -> sa.Engine:
+        engines.append(open_engine(database_url))
+        return engines[-1]
+
+    yield open_one
+    for engine in engines:
+        engine.dispose()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,26 +12,11 @@ import sqlalchemy as sa
 from tinymlaas.gateway.v1 import deployments_pb2
 from tinymlaas_gateway.adapters.deployments import Deployments
 from tinymlaas_gateway.adapters.schema import SCHEMA, resources
-from tinymlaas_gateway.adapters.store import open_engine
 from tinymlaas_gateway.engine.deployments import ended
 
 Deployment = deployments_pb2.Deployment
 Rollout = deployments_pb2.DeviceRollout
 NAME = "projects/default/deployments/one"
-
-
-@pytest.fixture
-def opened(database_url: str) -> Iterator[Callable[[], sa.Engine]]:
-    """Opens the database as one more gateway."""
-    engines: list[sa.Engine] = []
-
-    def open_one() -> sa.Engine:
-        engines.append(open_engine(database_url))
-        return engines[-1]
-
-    yield open_one
-    for engine in engines:
-        engine.dispose()
 
 
 def device(number: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -21,20 +21,6 @@ from tinymlaas_servicekit.leases import Leases
 Build = builds_pb2.Build
 NAME = "projects/default/builds/one"
 TOGETHER = 8
-
-
-@pytest.fixture
-def opened(database_url: str) -> Iterator[Callable[[], sa.Engine]]:
-    """Opens the database as one more gateway."""
-    engines: list[sa.Engine] = []
-
-    def open_one() -> sa.Engine:
-        engines.append(open_engine(database_url))
-        return engines[-1]
-
-    yield open_one
-    for engine in engines:
-        engine.dispose()
 
 
 def builds_of(engine: sa.Engine) -> Resources[builds_pb2.Build]:
