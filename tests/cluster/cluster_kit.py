@@ -1,7 +1,8 @@
 """A cluster to test on: the one of KUBECONFIG, else a kit's own, which is started; and the command-line tools that it needs.
 
-A kit is a folder with `up`, `down`, `image-build` and `image` (CLUSTER_KIT names it; `shared/cluster` beside the checkout is looked
-at too). Its README tells how it is built. Without KUBECONFIG and without a kit there is no cluster, and the tests say so.
+A kit is a folder with `build`, `base-images`, `up`, `down`, `image-build` and `image`: CLUSTER_KIT names it; where that is not set,
+`shared/cluster` beside the checkout is looked at. Its README tells how it is built. Without KUBECONFIG and without a kit there is
+no cluster, and the tests say so; a kit that is there and fails, fails them.
 """
 
 from __future__ import annotations
@@ -45,10 +46,8 @@ def tool(name: str) -> str | None:
 
 def kit_folder() -> Path | None:
     """The kit, if there is one."""
-    for folder in (os.environ.get("CLUSTER_KIT", ""), str(ROOT.parent / "shared" / "cluster")):
-        if folder and (Path(folder) / "up").exists():
-            return Path(folder)
-    return None
+    folder = Path(os.environ.get("CLUSTER_KIT") or ROOT.parent / "shared" / "cluster")
+    return folder if (folder / "up").exists() else None
 
 
 @dataclass(frozen=True)
@@ -77,38 +76,30 @@ class Cluster:
 
 
 def start() -> Cluster | str:
-    """The cluster, or why there is none."""
-    for name in ("kubectl", "helm"):
-        if tool(name) is None and kit_folder() is None:
-            return f"{name} is not on PATH"
-    named = os.environ.get("KUBECONFIG")
+    """The cluster, or what is missing here for one. CalledProcessError or TimeoutExpired for a kit that fails."""
+    named, kit = os.environ.get("KUBECONFIG"), kit_folder()
     if named:
-        return Cluster(Path(named), None)
-    kit = kit_folder()
+        absent = [name for name in ("kubectl", "helm") if tool(name) is None]
+        return f"{absent[0]} is not on PATH" if absent else Cluster(Path(named), None)
     if kit is None:
-        return "no KUBECONFIG and no CLUSTER_KIT: name a cluster, or a kit that starts one"
+        return "no KUBECONFIG and no kit in CLUSTER_KIT: name a cluster, or a kit that starts one"
     if os.geteuid() != 0 or not os.access("/sys/fs/cgroup", os.W_OK):
-        return f"{kit} starts a cluster as root, where cgroups can be written"
+        return f"no KUBECONFIG, and {kit} starts a cluster only as root, where cgroups can be written"
     if not all((CACHE / "images" / f"{name}.tar").exists() for name in BASES):
         for step in ("build", "base-images"):
-            if _step(kit / step) is None:
-                return f"{kit / step} failed; its message is above"
-    told = _step(kit / "up")
-    if told is None:
-        _step(kit / "down")
-        return f"{kit / 'up'} failed; its message is above"
-    words = shlex.split(told.strip().splitlines()[-1])
-    settings = dict(word.split("=", 1) for word in words if "=" in word)
-    return Cluster(Path(settings["KUBECONFIG"]), kit)
-
-
-def _step(program: Path) -> str | None:
-    """What a program of the kit printed; None where it failed or took longer than any machine needs."""
+            _step(kit / step)
     try:
-        done = subprocess.run([str(program)], stdout=subprocess.PIPE, text=True, check=False, timeout=KIT_SECONDS)
-    except subprocess.TimeoutExpired:
-        return None
-    return done.stdout if done.returncode == 0 else None
+        words = shlex.split(_step(kit / "up").strip().splitlines()[-1])
+        settings = dict(word.split("=", 1) for word in words if "=" in word)
+        return Cluster(Path(settings["KUBECONFIG"]), kit)
+    except BaseException:
+        _step(kit / "down")
+        raise
+
+
+def _step(program: Path) -> str:
+    """What a program of the kit printed; what it says of its work goes to stderr."""
+    return subprocess.run([program], stdout=subprocess.PIPE, text=True, check=True, timeout=KIT_SECONDS).stdout
 
 
 def provide_images(cluster: Cluster) -> None:
