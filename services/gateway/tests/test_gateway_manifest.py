@@ -101,6 +101,7 @@ def test_a_call_goes_to_the_replica_that_is_ready_and_has_least_to_do() -> None:
     assert best([Replica(ready, 2, 0), Replica(ready, 1, 1), Replica(loading, 0, 2)]) == Replica(ready, 1, 1)
     assert best([Replica(away, 0, 0), Replica(loading, 5, 1)]) == Replica(loading, 5, 1)
     assert best([Replica(ready, 1, 0), Replica(ready, 1, 1)]) == Replica(ready, 1, 0)
+    assert best([Replica(ready, 0, 0, 7), Replica(ready, 0, 1, 6)]) == Replica(ready, 0, 1, 6), "in turn"
 
 
 @pytest.mark.parametrize("entry", [{}, {"service": "no-port"}, {"service": "a:1", "address": "b:1"}])

@@ -38,13 +38,17 @@ R = TypeVar("R", bound=Message)
 
 @dataclass(slots=True)
 class _Seat:
-    """One entry of the manifest, or one replica of it, with the plugin that sits there. `busy`: calls under way or waiting."""
+    """One entry of the manifest, or one replica of it, with the plugin that sits there.
+
+    `busy`: calls under way or waiting. `turn`: how many calls all seats had taken with this one's last.
+    """
 
     entry: Entry
     address: str | None = None
     client: PluginClient | None = None
     known: KnownPlugin | None = None
     busy: int = 0
+    turn: int = 0
     places: FairPlaces = field(default_factory=lambda: FairPlaces(1))
 
 
@@ -74,6 +78,7 @@ class PluginDirectory:
         # Builds with a refuted claim by plugin and version, and how often this process has added one.
         self._refuted: dict[tuple[str, str], int] = {}
         self._noted = 0
+        self._turns = 0
         self._known: tuple[KnownPlugin, ...] = ()
         self._looked = asyncio.Event()
 
@@ -93,9 +98,9 @@ class PluginDirectory:
         return [seat for seat in self._seats.values() if seat.known is not None and seat.known.plugin.name == plugin]
 
     def _best(self, seats: list[_Seat], *, idle: bool = False) -> _Seat | None:
-        """The seat that a call goes to; `idle`: whatever they have to do."""
+        """The seat that a call goes to; `idle`: whatever they do and did."""
         replicas = [
-            Replica(seat.known.plugin.state, 0 if idle else seat.busy, place)
+            Replica(seat.known.plugin.state, 0 if idle else seat.busy, place, 0 if idle else seat.turn)
             for place, seat in enumerate(seats)
             if seat.known is not None
         ]
@@ -291,7 +296,8 @@ class PluginDirectory:
             else:
                 listener(Sign(log=event.text))
 
-        seat.busy += 1
+        self._turns += 1
+        seat.busy, seat.turn = seat.busy + 1, self._turns
         try:
             async with seat.places.taken():
                 return await call.finish(on_event)

@@ -1,4 +1,4 @@
-"""Replicas of one plugin: found by the name of a service, chosen by who has least to do."""
+"""Replicas of one plugin: found by the name of a service, chosen by who has least to do and was not called of late."""
 
 from __future__ import annotations
 
@@ -22,16 +22,20 @@ _RANK = {
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """What the choice among replicas needs: state, calls under way or waiting, and its place in the manifest."""
+    """What the choice among replicas needs: state, calls under way or waiting, its place in the manifest, and its last turn.
+
+    `turn` counts the calls of all replicas up to this one's last, 0 before its first.
+    """
 
     state: plugins_pb2.Plugin.State.ValueType
     busy: int
     place: int
+    turn: int = 0
 
 
 def best(replicas: Iterable[Replica]) -> Replica | None:
-    """The replica that a call goes to: ready before loading before the rest, then the least busy, then the first."""
-    return min(replicas, key=lambda each: (_RANK.get(each.state, 3), each.busy, each.place), default=None)
+    """The replica that a call goes to: ready before loading before the rest, then the least busy, then in turn."""
+    return min(replicas, key=lambda each: (_RANK.get(each.state, 3), each.busy, each.turn, each.place), default=None)
 
 
 class Resolver:
