@@ -149,12 +149,28 @@ def cluster(entries: list[dict[str, Any]]) -> str:
     return _table(["case", "value", "unit"], [[e["case"], f"{e['value']:,g}", e["unit"]] for e in entries])
 
 
+def _figure(value: float | None) -> str:
+    """Three digits at least; nothing where it was not measured."""
+    return "–" if value is None else f"{value:,.3g}" if abs(value) < 10 else f"{value:,.0f}"
+
+
+def lwm2m(entries: list[dict[str, Any]]) -> str:
+    """Storms, a rollout and hostile input, beside Leshan's server where it was measured too."""
+    parts = ("storm", "rollout", "fuzz")
+    cells = [
+        [entry["case"], _figure(entry["value"]), entry["unit"], _figure(entry["peer_value"]), entry["method"]]
+        for entry in sorted(entries, key=lambda entry: parts.index(entry["part"]))
+    ]
+    return _table(["case", "value", "unit", "Leshan", "method"], cells)
+
+
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "compilers": ("compilers.json", compilers),
     "goals": ("compilers.json", wanted),
     "objectives": ("objectives.json", objectives),
     "cost": ("compile-cost.json", cost),
     "nodes": ("onnx-node-tests.json", nodes),
+    "lwm2m": ("lwm2m.json", lwm2m),
     "cluster": ("cluster.json", cluster),
 }
 
