@@ -45,7 +45,10 @@ def test_each_model_compiles_and_runs_in_the_arena_that_is_claimed(zoo: Path, mo
         if suffix == "int8":
             np.testing.assert_array_equal(interpreter.get_output(0)[0], wanted)
         else:
-            np.testing.assert_allclose(interpreter.get_output(0)[0], wanted, rtol=1e-4, atol=1e-4)
+            bound = {"rtol": parts.numerics.relative, "atol": parts.numerics.absolute}
+            np.testing.assert_allclose(interpreter.get_output(0)[0], wanted, **bound)
+            assert bound["rtol"] == 1e-5
+            assert 0 < bound["atol"] <= 1e-5 * max(1.0, float(np.abs(expected).max()))
     assert parts.numerics.kind is (NumericsKind.BIT_EXACT if suffix == "int8" else NumericsKind.WITHIN_TOLERANCE)
 
 

@@ -13,6 +13,9 @@ from tinymlaas_compiler_tvm import compile_model
 def test_float_outputs_are_within_the_declared_tolerance_on_cortex_m4(name: str) -> None:
     parts = compile_model(zoo_model(name, "float"), TARGETS["cortex-m4"])
     assert parts.numerics.reference == "onnx"
+    scale = max(float(np.abs(expected).max()) for _, expected in Samples(name).float)
+    assert parts.numerics.relative == 1e-5
+    assert 0 < parts.numerics.absolute <= 1e-5 * max(scale, 1.0)  # a softmax's range is 1
     for x, expected in Samples(name).float:  # near zero, sums that cancel differ most
         outputs, _ = run_parts(parts, "cortex-m4", [x], strict=False)
         np.testing.assert_allclose(

@@ -43,8 +43,8 @@ class ArenaReport:
     """Arena figures of the interpreter on this 64-bit host, in bytes.
 
     `head` holds the activations, `tail` everything else; `total` is what was in use at the end; `smallest` is the
-    smallest
-    arena (multiple of 16) with which the model was allocated and run once, 0 when that was not asked for.
+    smallest arena (multiple of 16) with which the model was allocated and run once, `largest_output` the largest magnitude
+    of its float outputs with pseudo-random inputs in -1..1; both 0 when not asked for.
     """
 
     total: int
@@ -52,6 +52,7 @@ class ArenaReport:
     tail: int
     records: tuple[ArenaRecord, ...]
     smallest: int = 0
+    largest_output: float = 0.0
 
 
 def tool_version() -> str:
@@ -59,17 +60,24 @@ def tool_version() -> str:
     return importlib.metadata.version(TOOL)
 
 
-def inspect(model: bytes, *, measure: bool = True, limits: Limits | None = None) -> ArenaReport:
-    """Open a TFLite model; with `measure`, run it and search the smallest arena.
+def inspect(
+    model: bytes,
+    *,
+    measure: bool = True,
+    limits: Limits | None = None,
+    float_tensors: tuple[int, int] | None = None,
+) -> ArenaReport:
+    """Open a TFLite model; with `measure`, run it and search the smallest arena, and with the numbers of its inputs and
+    outputs in `float_tensors` the largest magnitude of its outputs.
 
     Errors: UnsupportedOperator (the interpreter lacks an operator, or refuses one in this form), LimitExceeded (arena
-    over
-    64 MiB, or time), ToolCrash (the interpreter died), MalformedModel.
+    over 64 MiB, or time), ToolCrash (the interpreter died), MalformedModel.
     """
     limits = limits or Limits()
     request = {
         "arena_bytes": LARGEST_ARENA,
         "measure": measure,
+        "float_tensors": float_tensors,
         "cpu_seconds": limits.seconds,
         "memory_bytes": limits.memory_bytes,
     }
@@ -77,7 +85,14 @@ def inspect(model: bytes, *, measure: bool = True, limits: Limits | None = None)
     if not answer["opened"]:
         raise refusal(str(answer["log"]))
     records = tuple(ArenaRecord(r["name"], r["used"], r["count"]) for r in answer["records"])
-    return ArenaReport(answer["total"], answer["head"], answer["tail"], records, answer.get("smallest", 0))
+    return ArenaReport(
+        answer["total"],
+        answer["head"],
+        answer["tail"],
+        records,
+        answer.get("smallest", 0),
+        answer.get("largest_output", 0.0),
+    )
 
 
 def _ask(data: bytes, limits: Limits) -> dict[str, Any]:

@@ -93,6 +93,22 @@ def _smallest(model: bytes, low: int, high: int) -> int:
     return top * STEP
 
 
+def _largest_output(model: bytes, arena: int, inputs: int, outputs: int) -> float:
+    """The largest finite magnitude among float outputs, with pseudo-random float inputs in -1..1; 0 where there is none."""
+    import numpy as np
+
+    interpreter, _ = _open(model, arena)
+    random = np.random.Generator(np.random.PCG64(0))
+    for index in range(inputs):
+        details = interpreter.get_input_details(index)
+        if details["dtype"] == np.float32:
+            interpreter.set_input(random.uniform(-1.0, 1.0, details["shape"]).astype(np.float32), index)
+    with _captured():
+        interpreter.invoke()
+    found = [interpreter.get_output(index) for index in range(outputs)]
+    return max((float(np.abs(o[np.isfinite(o)]).max(initial=0.0)) for o in found if o.dtype == np.float32), default=0.0)
+
+
 def answer(request: dict[str, Any], model: bytes) -> dict[str, Any]:
     """Open the model with the largest arena; measure if that works, else say what the interpreter said."""
     largest = int(request["arena_bytes"])
@@ -108,6 +124,8 @@ def answer(request: dict[str, Any], model: bytes) -> dict[str, Any]:
         return {"opened": False, "log": "the interpreter opens the model and cannot run it"}
     # The recorded total leaves out what planning needs for a moment, so it can be less than what has to be there.
     high = min(max(2 * figures["total"], 65_536), largest)
+    if request["float_tensors"] is not None:
+        figures["largest_output"] = _largest_output(model, largest, *request["float_tensors"])
     figures["smallest"] = _smallest(model, figures["head"], high if _runs(model, high) else largest)
     return {"opened": True, "log": said, **figures}
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from tinymlaas_compiler_tvm import tune
 from tinymlaas_compiler_tvm.errors import CompilerFault, ModelInvalid, OpUnsupported, refusal
+from tinymlaas_compiler_tvm.float_bound import float_numerics
 from tinymlaas_compiler_tvm.int8.dead_channels import thinned
 from tinymlaas_compiler_tvm.int8.lowering import Settings, lower_graph
 from tinymlaas_compiler_tvm.int8.operators import INT8_OPERATORS
@@ -15,7 +16,7 @@ from tinymlaas_compiler_tvm.islands import on_reals
 from tinymlaas_compiler_tvm.native.assemble import Interface, assemble
 from tinymlaas_compiler_tvm.native.program import Buffer, Program
 from tinymlaas_compiler_tvm.options import Options
-from tinymlaas_compiler_tvm.parts import CompiledParts, Numerics, NumericsClass
+from tinymlaas_compiler_tvm.parts import CompiledParts
 from tinymlaas_compiler_tvm.prepare import numerics_of, prepare
 from tinymlaas_compiler_tvm.target import Machine, TargetSpec, machine_for
 from tinymlaas_modelkit.check import CheckerUnavailable, Limits, ModelRejected, check_structure
@@ -75,8 +76,8 @@ def compile_float(
     from tinymlaas_compiler_tvm.relax.lowering import lower_model
 
     program, inputs, outputs = lower_model(onnx_bytes)
-    # Sums whose terms of some tens cancel keep their terms' rounding: 6e-5 at outputs near zero of the zoo's autoencoder.
-    numerics = NumericsClass(Numerics.WITHIN_TOLERANCE, "onnx", relative=1e-4, absolute=1e-4)
+    numerics, line = float_numerics(onnx_bytes)
+    program.log.append(line)
     return assemble(program, machine, target, inputs, outputs, numerics, "-O2")
 
 
