@@ -153,7 +153,7 @@ def test_what_was_refuted_before_a_release_counts_no_more(opened: Callable[[], s
 def test_migrations_make_the_tables_that_the_code_uses_and_go_back(database_url: str) -> None:
     engine = open_engine(database_url)
     with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"version_table": "gateway_schema_version"})
+        context = MigrationContext.configure(connection, opts={"version_table": SCHEMA.versions})
         assert compare_metadata(context, metadata) == []
     builds_of(engine).create("default", Build(name=NAME), "print")
     SCHEMA.downgrade(engine, "0001")
@@ -166,6 +166,18 @@ def test_migrations_make_the_tables_that_the_code_uses_and_go_back(database_url:
     SCHEMA.upgrade(engine)
     assert builds_of(engine).unfinished() == []
     engine.dispose()
+
+
+def test_a_gateway_of_the_version_before_starts_on_a_database_that_was_upgraded_and_changes_no_table(
+    database_url: str, opened: Callable[[], sa.Engine]
+) -> None:
+    builds_of(opened()).create("default", Build(name=NAME), "print")
+    version = sa.table(SCHEMA.versions, sa.column("version_num"))
+    with opened().begin() as connection:
+        connection.execute(version.update().values(version_num="of a later version"))
+    assert builds_of(opened()).get(NAME) is not None
+    with opened().begin() as connection:
+        assert connection.scalars(sa.select(version.c.version_num)).all() == ["of a later version"]
 
 
 def test_a_database_from_before_migrations_is_taken_over_with_its_rows(database_url: str) -> None:

@@ -15,8 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
+import structlog
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, Float, Table, create_engine, event, func, literal_column
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import OperationalError
@@ -26,6 +29,7 @@ from .errors import Unavailable
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
+_log = structlog.get_logger("tinymlaas.sql")
 PATIENCE_SECONDS = 60.0
 
 WRITE = {"write": True}
@@ -86,15 +90,30 @@ def with_driver(url: str) -> str:
 class Schema:
     """The tables of a service: its Alembic scripts lie in `package`.migrations, its constraints and rows are its own.
 
-    `lock` is the key of the advisory lock that is held on PostgreSQL while the tables change.
+    `lock` is the key of the advisory lock that is held on PostgreSQL while the tables change; `versions` the table in which
+    Alembic keeps the revision, one for each service since services may share a database.
     """
 
     package: str
     lock: int
+    versions: str = "alembic_version"
 
     def upgrade(self, engine: Engine, revision: str = "head") -> None:
-        """Brings a database to a later revision, "head" for the newest; several processes may do it at once."""
-        self._run(engine, command.upgrade, revision)
+        """Brings a database to a later revision, "head" for the newest; several processes may do it at once.
+
+        A database that a newer version of the service has changed is left as it is: each migration keeps what the version
+        before reads and writes, so an instance of that version that starts again amid an upgrade works on.
+        """
+        self._run(engine, self._upgrade_unless_newer, revision)
+
+    def _upgrade_unless_newer(self, config: Config, revision: str) -> None:
+        connection = config.attributes["connection"]
+        found = MigrationContext.configure(connection, opts={"version_table": self.versions}).get_current_heads()
+        known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+        if newer := set(found) - known:
+            _log.warning("the database is of a newer version and left as it is", table=self.versions, revisions=newer)
+        else:
+            command.upgrade(config, revision)
 
     def downgrade(self, engine: Engine, revision: str) -> None:
         """Takes a database back to an earlier revision, "base" for none of this service's tables."""
@@ -106,7 +125,7 @@ class Schema:
         with engine.execution_options(**WRITE).begin() as connection:
             if connection.dialect.name == "postgresql":
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({self.lock})")
-            config.attributes["connection"] = connection
+            config.attributes |= {"connection": connection, "versions": self.versions}
             change(config, revision)
 
     def main(self, url: str) -> None:

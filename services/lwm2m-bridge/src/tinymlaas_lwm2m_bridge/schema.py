@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from tinymlaas_servicekit.leases import lease_table
 from tinymlaas_servicekit.sql import Schema
 
-SCHEMA = Schema("tinymlaas_lwm2m_bridge", 0x4C774D32)
+SCHEMA = Schema("tinymlaas_lwm2m_bridge", 0x4C774D32, "bridge_schema_version")
 
 metadata = sa.MetaData()
 registrations = sa.Table(

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from tinymlaas_servicekit.leases import lease_table
 from tinymlaas_servicekit.sql import Schema
 
-SCHEMA = Schema("tinymlaas_gateway", 0x74696E79_67770001)
+SCHEMA = Schema("tinymlaas_gateway", 0x74696E79_67770001, "gateway_schema_version")
 
 metadata = sa.MetaData()
 

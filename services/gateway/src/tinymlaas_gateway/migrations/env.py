@@ -4,10 +4,12 @@ from alembic import context
 
 from tinymlaas_gateway.adapters.schema import metadata
 
-connection = context.config.attributes["connection"]
-# A table of its own: the services may share one database.
+attributes = context.config.attributes
 context.configure(
-    connection=connection, target_metadata=metadata, render_as_batch=True, version_table="gateway_schema_version"
+    connection=attributes["connection"],
+    target_metadata=metadata,
+    render_as_batch=True,
+    version_table=attributes["versions"],
 )
 with context.begin_transaction():
     context.run_migrations()
