@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from compiler_tvm_bench import TARGETS, zoo_model
 
 from tinymlaas_compiler_tvm import CompiledParts, compile_model
+from tinymlaas_compiler_tvm.certificates import certificate_message
 
 
 def unwritten_reads(parts: CompiledParts) -> list[str]:
@@ -36,3 +39,16 @@ def unwritten_reads(parts: CompiledParts) -> list[str]:
 @pytest.mark.parametrize("name", ["kws", "ic", "vww", "ad", "sww"])
 def test_a_step_reads_only_what_was_written_before(name: str, cpu: str) -> None:
     assert unwritten_reads(compile_model(zoo_model(name, "int8_qdq"), TARGETS[cpu])) == []
+
+
+def test_functions_have_short_names_in_the_certificate_that_no_two_share() -> None:
+    parts = compile_model(zoo_model("ad", "int8_qdq"), TARGETS["cortex-m4"])
+    evidence = parts.certificate
+    frames = {**evidence.stack_frames, "memcpy": 0, "tim_memcpy": 0, "s1": 0}
+    message = certificate_message(
+        dataclasses.replace(parts, certificate=dataclasses.replace(evidence, stack_frames=frames))
+    )
+    names = [frame.function for frame in message.frames]
+    assert len(set(names)) == len(names) == len(frames)
+    assert {step.name for step in message.steps} <= set(names)
+    assert {callee for frame in message.frames for callee in frame.calls} <= set(names)

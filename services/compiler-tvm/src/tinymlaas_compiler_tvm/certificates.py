@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from tinymlaas.module.v1 import certificate_pb2
+from tinymlaas_compiler_tvm.native.codegen import PREFIX
 from tinymlaas_compiler_tvm.parts import CompiledParts, MemoryCertificate, Range
 
 
 def certificate_message(parts: CompiledParts) -> certificate_pb2.MemoryCertificate:
     """The memory certificate in the contract's form: buffers by name, accesses relative to them.
 
-    Names are short (`t`ensor, `w`orkspace, and a number), since devices keep the certificate in flash, and each access repeats
-    one; the model's own names can be some hundred bytes long.
+    Names are short (`t`ensor, `w`orkspace, `s`tep, and a number; kernels without the prefix of their symbols), since devices
+    keep the certificate in flash, and each access and call repeats one; the model's own names can be some hundred bytes long.
     """
     evidence = parts.certificate
+    functions = _short_names(evidence)
     names = [f"{buffer.kind[0]}{index}" for index, buffer in enumerate(evidence.buffers)]
     inputs = {tensor.offset for tensor in parts.inputs}
     outputs = {tensor.offset for tensor in parts.outputs}
@@ -27,12 +31,16 @@ def certificate_message(parts: CompiledParts) -> certificate_pb2.MemoryCertifica
         arena_bytes=evidence.arena_bytes,
         arena_alignment=parts.arena_alignment,
         stack_bytes=evidence.stack_bytes,
-        stack_method="stack-usage, deepest path of the call graph",
+        stack_method="stack-usage",
         frames=[
-            certificate_pb2.MemoryCertificate.Frame(function=name, bytes=size, calls=evidence.stack_calls.get(name, ()))
+            certificate_pb2.MemoryCertificate.Frame(
+                function=functions[name],
+                bytes=size,
+                calls=[functions[callee] for callee in evidence.stack_calls.get(name, ())],
+            )
             for name, size in evidence.stack_frames.items()
         ],
-        entry_function=evidence.stack_chain[0],
+        entry_function=functions[evidence.stack_chain[0]],
     )
     kinds = certificate_pb2.MemoryCertificate.Buffer
     for name, buffer in zip(names, evidence.buffers, strict=True):
@@ -51,11 +59,22 @@ def certificate_message(parts: CompiledParts) -> certificate_pb2.MemoryCertifica
         )
     for step in evidence.steps:
         message.steps.add(
-            name=step.symbol,
+            name=functions[step.symbol],
             reads=[_access(evidence, names, step.index, touched) for touched in step.reads],
             writes=[_access(evidence, names, step.index, touched) for touched in step.writes],
         )
     return message
+
+
+def _short_names(evidence: MemoryCertificate) -> dict[str, str]:
+    """What the certificate calls each function: those that are steps by their number, others without the common prefix.
+
+    A function keeps its name where the short one is another's.
+    """
+    wanted = {name: name.removeprefix(PREFIX) for name in evidence.stack_frames}
+    wanted |= {step.symbol: f"s{step.index}" for step in evidence.steps}
+    counts = Counter([*wanted, *wanted.values()])
+    return {name: short if counts[short] == 1 else name for name, short in wanted.items()}
 
 
 def _access(

@@ -11,8 +11,9 @@ from tinymlaas_compiler_tvm.native import runtime, softfloat
 from tinymlaas_compiler_tvm.native.program import Program
 from tinymlaas_compiler_tvm.target import Machine
 
-ENTRY = "tim_entry"
-CONSTANTS = "tim_constants"
+PREFIX = "tim_"
+ENTRY = f"{PREFIX}entry"
+CONSTANTS = f"{PREFIX}constants"
 CONSTANTS_FILE = "constants.bin"
 
 _PRELUDE = """\
