@@ -139,6 +139,31 @@ async def test_a_device_that_knows_only_the_bridge_that_died_is_asked_again_once
     await second.close()
 
 
+async def test_a_device_that_knows_only_the_bridge_that_had_this_name_before_is_asked_again_once_it_has_come(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DO-BRIDGE-012. A pod of the same name has another address; what it asks before the device came is unreachable, no refusal."""
+    rig = Rig(tmp_path, Artifacts(IMAGE), database_url=database_url)
+    before = await rig.bridge(instance="bridge-0")
+    board = FaultBoard()
+    device = await rig.device(board, server_port=int(before.endpoint.address.rsplit(":", 1)[1]))
+    await within(device.registered.wait())
+    kill(before, monkeypatch)
+    await before.close()
+    after = await rig.bridge(instance="bridge-0")
+    assert len(after.directory) == 1
+    with pytest.raises(BridgeError, match="next registration") as refused:
+        await within(after.activate("node-1", 0))
+    assert refused.value.reason == "DEVICE_UNREACHABLE"
+    assert refused.value.code == "UNAVAILABLE"
+    await device.close()
+    device = await rig.device(board, server_port=int(after.endpoint.address.rsplit(":", 1)[1]))
+    timeline = await run_install(after, REQUEST)
+    assert timeline[-1].step is Step.READY, timeline[-1]
+    await device.close()
+    await after.close()
+
+
 async def test_a_device_that_registers_at_another_bridge_is_let_go_with_its_install(two: Two) -> None:
     """DO-BRIDGE-012."""
     await eventually(lambda: len(two.first.directory) == 1, "registered")

@@ -80,6 +80,7 @@ class CoapEndpoint:
         link = CoapLink(context, link_settings or LinkSettings(), types)
         sources = Sources(asyncio.get_running_loop().time, per_second=settings.datagrams_per_second)
         link.answered = sources.verify
+        link.known_to = directory.knows_this_instance
         packages = Packages(sources)
         packages.announce(settings.public_address or None)
         registrar = Registrar(directory, written or _at_once, link.remember)

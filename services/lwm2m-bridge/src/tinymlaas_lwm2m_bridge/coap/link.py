@@ -69,6 +69,8 @@ class CoapLink:
         """Is told the endpoint of each answer: a device that sleeps was awake then."""
         self.answered: Callable[[str], None] = lambda host: None
         """Is told the IP address that each answer came from: whoever answers there gets what is sent there."""
+        self.known_to: Callable[[Registration], bool] = lambda device: True
+        """Tells whether a device has registered or updated here; one that did so elsewhere answers 4.01 until it does."""
 
         class Tuning(TransportTuning):  # type: ignore[misc]  # aiocoap is not typed
             ACK_TIMEOUT = settings.ack_timeout_s
@@ -228,6 +230,7 @@ class CoapLink:
         request = self._context.request(message, handle_blockwise=False)
         try:
             answer = await self._await(request.response, self._settings.answer_s, path)
+            self._expect_known(device, answer)
             yield await self._notified(device, answer, path)
             if answer.opt.observe is None:
                 raise BridgeError(Reason.DEVICE_REJECTED, f"{path} can't be observed", path=str(path))
@@ -303,7 +306,14 @@ class CoapLink:
         answer = await self._await(self._context.request(message, handle_blockwise=False).response, limit, path)
         self.heard(device.endpoint)
         self.answered(answer.remote.sockaddr[0])
+        self._expect_known(device, answer)
         return answer
+
+    def _expect_known(self, device: Registration, answer: Message) -> None:
+        """DEVICE_UNREACHABLE for the 4.01 of a device that has not come to this bridge yet."""
+        if answer.code is Code.UNAUTHORIZED and not self.known_to(device):
+            detail = "it answers this bridge from its next registration or update on"
+            raise BridgeError(Reason.DEVICE_UNREACHABLE, detail, device=device.endpoint)
 
     @staticmethod
     async def _await(response: asyncio.Future[Message], limit: float, path: Path) -> Message:

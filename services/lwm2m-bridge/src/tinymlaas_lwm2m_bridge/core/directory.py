@@ -76,8 +76,8 @@ class Directory:
         self._endpoint_of_id: dict[str, str] = {}
         self._expiries: list[tuple[float, str]] = []
         self._watchers: set[asyncio.Queue[DeviceEvent]] = set()
-        # Registrations that were taken over, as long as the device has not registered or updated here.
-        self._adopted: dict[str, Registration] = {}
+        # When devices first registered or updated here, not at another instance or at the one that had this name before.
+        self._met: dict[str, float] = {}
         for registration in store.load_registrations():
             self._keep(registration)
 
@@ -109,6 +109,7 @@ class Directory:
         if before is not None:
             del self._endpoint_of_id[before.id]
         self._keep(registration)
+        self._met.setdefault(registration.endpoint, registration.updated_at)
         self._store.put_registration(registration)
         self._tell(DeviceChange.REGISTERED, registration)
         return registration
@@ -134,6 +135,7 @@ class Directory:
             updated_at=self._clock(),
         )
         self._keep(registration)
+        self._met.setdefault(registration.endpoint, registration.updated_at)
         self._store.put_registration(registration)
         self._tell(DeviceChange.UPDATED, registration)
         return registration
@@ -153,17 +155,18 @@ class Directory:
                 return
             del self._endpoint_of_id[before.id]
         self._keep(registration)
-        self._adopted[registration.endpoint] = registration
+        self._met.pop(registration.endpoint, None)
         self._tell(DeviceChange.REGISTERED, registration)
 
     def knows_this_instance(self, registration: Registration) -> bool:
-        """False for a device that was taken over and has not registered or updated here: it may answer only where it did."""
-        return self._adopted.get(registration.endpoint) != registration
+        """False for one made at an instance that is gone, whose device may answer only there until it registers or updates."""
+        met = self._met.get(registration.endpoint)
+        return met is not None and registration.updated_at >= met
 
     def drop(self, endpoint: str) -> None:
         """Forget a device that is another instance's now; that one tells its watchers."""
         registration = self._by_endpoint.pop(endpoint, None)
-        self._adopted.pop(endpoint, None)
+        self._met.pop(endpoint, None)
         if registration is not None:
             del self._endpoint_of_id[registration.id]
 
@@ -235,7 +238,6 @@ class Directory:
         return self.get(endpoint)
 
     def _keep(self, registration: Registration) -> None:
-        self._adopted.pop(registration.endpoint, None)
         self._by_endpoint[registration.endpoint] = registration
         self._endpoint_of_id[registration.id] = registration.endpoint
         heapq.heappush(self._expiries, (registration.expires_at, registration.endpoint))
@@ -245,7 +247,7 @@ class Directory:
             heapq.heapify(self._expiries)
 
     def _forget(self, registration: Registration) -> None:
-        self._adopted.pop(registration.endpoint, None)
+        self._met.pop(registration.endpoint, None)
         del self._by_endpoint[registration.endpoint]
         del self._endpoint_of_id[registration.id]
         self._store.delete_registration(registration.endpoint)

@@ -108,13 +108,9 @@ class InstallRun:
                     return seen, None
                 self._offline_since = None
             except BridgeError as error:
-                if error.reason in (Reason.DEVICE_UNREACHABLE, Reason.DEVICE_UNKNOWN):
-                    return seen, error
-                unauthorized = error.reason == Reason.DEVICE_REJECTED and error.metadata.get("coap_code") == "4.01"
-                if seen is None or not unauthorized or self._in.directory.knows_this_instance(seen):
+                if error.reason not in (Reason.DEVICE_UNREACHABLE, Reason.DEVICE_UNKNOWN):
                     raise
-                detail = "it answers this bridge from its next registration or update on"
-                return seen, BridgeError(Reason.DEVICE_UNREACHABLE, detail, device=seen.endpoint)
+                return seen, error
 
     async def fail(self, error: BridgeError) -> None:
         """End the install; leave no half module in the slot where the device can still be asked."""
