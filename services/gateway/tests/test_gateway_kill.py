@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from gateway_fakes import PROJECT, toy_target
 from gateway_world import World, until
 from test_gateway_deployments import Deployment, Rollout, device_in, model_in, rollouts, started, wanted
 
+import postgres_server
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
 
 Build = builds_pb2.Build
@@ -60,6 +62,36 @@ async def test_a_build_killed_at_any_step_ends_with_the_same_module(world: World
     assert world.counted("io.example.compiler compile") <= 2, "only the step that was cut is done again"
     if state >= Candidate.STATE_PROFILING:
         assert world.counted("io.example.compiler compile") == 1, "a step that had ended is not done again"
+
+
+async def test_a_database_that_crashes_in_the_middle_of_a_build_is_waited_for(
+    world: World, postgresql_server: postgres_server.Server, tmp_path: Path
+) -> None:
+    world.settings["TINYMLAAS_DATABASE_URL"] = postgres_server.database(postgresql_server.url, str(tmp_path))
+    world.add_plugin("compiler", roles="compiler", seconds="0.5")
+    world.add_plugin("witness", roles="profiler", seconds="0.5")
+    model = model_in(world)
+    await world.start_gateway()
+    request = builds_pb2.CreateBuildRequest(parent=PROJECT, build=Build(model_version=model, target=toy_target()))
+    build = Build()
+    (await world.builds.CreateBuild(request)).metadata.Unpack(build)
+
+    async def compiling() -> bool:
+        return (await build_at(world, build.name)).candidates[0].state >= Candidate.STATE_COMPILING
+
+    await until(compiling, "it is being compiled")
+    await asyncio.to_thread(postgresql_server.crash)
+    asked = asyncio.create_task(build_at(world, build.name))
+    await asyncio.to_thread(postgresql_server.start)
+    assert (await asked).name == build.name, "a call that came meanwhile is answered"
+
+    async def ended() -> builds_pb2.Build | None:
+        now = await build_at(world, build.name)
+        return now if now.state in (Build.STATE_SUCCEEDED, Build.STATE_FAILED) else None
+
+    result = await until(ended, "the build ended")
+    assert result.state == Build.STATE_SUCCEEDED, result
+    assert list(world.registry.modules) == [result.module]
 
 
 async def test_a_deployment_killed_while_installing_touches_each_device_once(world: World) -> None:
