@@ -13,6 +13,12 @@
 #define FW_KEYS_MAGIC 0x5359454Bu  /* "KEYS" */
 #define FW_MAX_KEYS 4u
 #define FW_DIGEST_BYTES 32u
+#define FW_PACKAGE_MAGIC 0x31574654u /* "TFW1" */
+#define FW_PACKAGE_HEAD_BYTES 16u
+
+/* Static firmware (spec/inference-module.md, section 14): FW_BOARD names the board, whose slots then hold whole firmware
+ * packages with a module linked in. Such a board is built twice: as its resident boot loader, and with FW_APPLICATION as
+ * the application of a package, which runs in place at any address of flash. */
 
 enum fw_command {
     FW_INFO = 1,
@@ -102,11 +108,23 @@ int fw_flash_program(void *context, uint32_t offset, const uint8_t *data, uint32
 tim_status fw_label_write(const fw_device *device, uint32_t slot, uint32_t size, const uint8_t *digest);
 const uint8_t *fw_label_digest(const fw_device *device, uint32_t slot);
 uint32_t fw_load_keys(tim_key *keys);
+/* All zero: a push into a board with static firmware, whose digest is not told beforehand. Never so on other boards. */
+bool fw_is_unannounced(const uint8_t *digest, uint32_t size);
 
 /* sha256.c (FIPS 180-4) */
 void fw_sha256(const uint8_t *data, uint32_t size, uint8_t digest[FW_DIGEST_BYTES]);
 
+/* package.c: nothing but `*module` unchanged on a board that takes modules alone */
+tim_status fw_open_linked(const fw_device *device, tim_module *module); /* the module that a package brings */
+void fw_boot(fw_device *device);  /* resident: starts the application of the active package; returns without one */
+bool fw_runs_from(const fw_device *device, uint32_t slot);
+void fw_restart(void);            /* reset of the whole chip; does not return */
+
+/* start.c */
+void fw_reset(void);
+
 /* device.c */
+void fw_device_configure(fw_device *device);
 void fw_device_init(fw_device *device);
 void fw_device_bind(fw_device *device);
 void fw_device_bind_only(fw_device *device, uint32_t slot); /* takes every other slot out of use first */

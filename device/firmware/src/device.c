@@ -23,7 +23,7 @@ tim_status fw_check_ram(const tim_module *module, uint32_t *need) {
     return fits ? TIM_OK : (tim_status)FW_NOT_ENOUGH_RAM;
 }
 
-static void configure(fw_device *device) {
+void fw_device_configure(fw_device *device) {
     static const tim_region SLOTS[] = FW_SLOTS;
     tim_update_config *config = &device->config;
     config->flash.base = (const uint8_t *)FW_FLASH;
@@ -38,7 +38,13 @@ static void configure(fw_device *device) {
     memcpy(config->slots, SLOTS, sizeof SLOTS);
     device->platform.keys = device->keys;
     device->platform.key_count = fw_load_keys(device->keys);
+#if defined(FW_BOARD)
+    device->platform.kinds = 1u << TIM_FIRMWARE;
+    /* Boot loader and application each count a start of a package that has not proved itself. */
+    config->max_attempts = 6u;
+#else
     device->platform.kinds = 1u << TIM_NATIVE;
+#endif
     device->platform.isas = FW_ISAS;
     device->platform.features = FW_FEATURES;
 }
@@ -86,7 +92,12 @@ void fw_device_bind(fw_device *device) {
     device->input_bytes = device->output_bytes = 0;
     uint32_t slot = settle_active(device);
     if (slot == TIM_MAX_SLOTS) return;
+#if defined(FW_BOARD)
+    /* What runs is the package that this code came in: another one that is active takes a reset. */
+    if (!fw_runs_from(device, slot)) return;
+#endif
     tim_status status = tim_update_open(&device->update, slot, &device->active);
+    if (status == TIM_OK) status = fw_open_linked(device, &device->active);
     if (status == TIM_OK) status = fw_check_ram(&device->active, &need);
     if (status == TIM_OK) status = tim_start(&device->active, fw_arena(), device->active.arena_bytes);
     if (status != TIM_OK) {
@@ -109,14 +120,31 @@ static void prove_active(fw_device *device) {
     }
     device->errors++;
     if (tim_update_rollback(&device->update, slot, status) != TIM_OK) tim_update_deactivate(&device->update, slot);
+    fw_restart(); /* returns where the other module runs in this same firmware */
     fw_device_bind(device);
 }
 
+#if defined(FW_APPLICATION)
+/* An application whose package is not in force, or whose module can't be bound, leaves the chip to the package before it,
+ * or to the resident firmware. */
+static void give_way(fw_device *device) {
+    if (device->active_slot != TIM_MAX_SLOTS) return;
+    for (uint32_t i = 0; i < device->config.slot_count; i++) {
+        if (device->update.slots[i].state != TIM_SLOT_ACTIVE || !fw_runs_from(device, i)) continue;
+        if (tim_update_rollback(&device->update, i, TIM_NOT_STARTED) != TIM_OK) tim_update_deactivate(&device->update, i);
+    }
+    fw_restart();
+}
+#endif
+
 void fw_device_init(fw_device *device) {
-    configure(device);
+    fw_device_configure(device);
     device->active_slot = TIM_MAX_SLOTS;
     device->boot_status = (uint32_t)tim_update_init(&device->update, &device->config);
     if (device->boot_status != TIM_OK) return;
     fw_device_bind(device);
+#if defined(FW_APPLICATION)
+    give_way(device);
+#endif
     prove_active(device);
 }

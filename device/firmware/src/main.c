@@ -9,6 +9,7 @@ static fw_device device;
 int fw_main(void);
 
 int fw_main(void) {
+    fw_boot(&device);
     fw_device_init(&device);
     fw_box.done = fw_box.sequence = 0;
     fw_box.magic = FW_MAILBOX_MAGIC;

@@ -6,20 +6,22 @@ extern uint8_t fw_bss_end[];
 extern uint8_t fw_stack_top[];
 
 int fw_main(void);
-void fw_reset(void);
 
 static void clear_bss(void) {
     for (uint8_t *p = fw_bss_start; p < fw_bss_end; p++) *(volatile uint8_t *)p = 0;
 }
 
 #if defined(__arm__)
+#if !defined(FW_APPLICATION) /* an application is started by the boot loader, and may lie anywhere */
 typedef struct vector_table {
     const void *stack;
     void (*reset)(void);
 } vector_table;
 
 __attribute__((section(".vectors"), used)) static const vector_table VECTORS = {fw_stack_top, fw_reset};
-
+#else
+__attribute__((section(".vectors"), used)) /* nothing in the image names it: the package's head does */
+#endif
 void fw_reset(void) {
 #if defined(FW_HAS_FPU)
     *(volatile uint32_t *)0xE000ED88u |= 0xFu << 20; /* CPACR: full access to CP10 and CP11 */

@@ -78,7 +78,9 @@ typedef enum tim_status {
     TIM_NOT_CONFIRMED = 55         /* a module that was activated did not prove itself in time */
 } tim_status;
 
-enum tim_kind { TIM_NATIVE = 1, TIM_TFLITE, TIM_TFLITE_VELA, TIM_IREE_VMFB, TIM_SHARED_OBJECT, TIM_FPGA };
+enum tim_kind {
+    TIM_NATIVE = 1, TIM_TFLITE, TIM_TFLITE_VELA, TIM_IREE_VMFB, TIM_SHARED_OBJECT, TIM_FPGA, TIM_FIRMWARE
+};
 
 enum tim_isa {
     TIM_ISA_ANY = 0, TIM_ISA_ARMV6_M, TIM_ISA_ARMV7_M, TIM_ISA_ARMV7E_M, TIM_ISA_ARMV8_M_MAIN,

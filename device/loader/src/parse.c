@@ -11,7 +11,7 @@ static bool text_is_valid(const uint8_t *text, uint32_t width) {
 
 static tim_status check_isa(const tim_module *module) {
     if (module->isa > TIM_ISA_RV64GC) return TIM_ISA_INVALID;
-    bool cpu_code = module->kind == TIM_NATIVE || module->kind == TIM_SHARED_OBJECT;
+    bool cpu_code = module->kind == TIM_NATIVE || module->kind == TIM_SHARED_OBJECT || module->kind == TIM_FIRMWARE;
     bool any = module->isa == TIM_ISA_ANY;
     if (cpu_code == any && module->kind != TIM_IREE_VMFB) return TIM_ISA_INVALID;
     if ((module->features & ~63u) != 0 || (module->features != 0 && any)) return TIM_FEATURES_INVALID;
@@ -54,7 +54,7 @@ static tim_status parse_header(const uint8_t *image, uint32_t size, bool whole, 
     module->version = (const char *)(image + 96);
 
     if ((module->critical_flags & ~TIM_FLAG_STATEFUL) != 0) return TIM_FLAGS_UNKNOWN;
-    if (module->kind < TIM_NATIVE || module->kind > TIM_FPGA) return TIM_KIND_UNKNOWN;
+    if (module->kind < TIM_NATIVE || module->kind > TIM_FIRMWARE) return TIM_KIND_UNKNOWN;
     tim_status status = check_isa(module);
     if (status != TIM_OK) return status;
     if (tim_u16(image + 32) != (module->kind == TIM_NATIVE ? TIM_LOADER_ABI : 0u)) return TIM_ABI_UNSUPPORTED;

@@ -25,6 +25,7 @@ ELSEWHERE = {
     "IM-FIT-007": "the bridge's tests of evidence and the gateway's of routing decide the fit by this package",
     "IM-FIT-008": "the bridge's tests of evidence leave to the device what it does not report",
     "IM-FIT-006": "devices report what is left after everything else",
+    "IM-LINK-005": "the bridge's tests of static firmware run packages on a simulated board",
     "IM-VERS-001": "binds future versions",
     "IM-VERS-002": "binds future versions",
 }

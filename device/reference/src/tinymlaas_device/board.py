@@ -105,7 +105,10 @@ class PeripheralSpec:
 
 @dataclass(frozen=True)
 class BoardSpec:
-    """What a board is. Sizes in bytes; `slot_sizes` has one entry for each slot; `key_ids` are trusted keys (bytes)."""
+    """What a board is. Sizes in bytes; `slot_sizes` has one entry for each slot; `key_ids` are trusted keys (bytes).
+
+    With `static_firmware` slots hold whole firmware packages with a module linked in; one takes effect at the next reboot.
+    """
 
     name: str
     manufacturer: str
@@ -128,6 +131,7 @@ class BoardSpec:
     peripherals: tuple[PeripheralSpec, ...] = ()
     execute_in_place: bool = True
     rtos: str = "bare-metal"
+    static_firmware: bool = False
 
     @property
     def slots(self) -> int:

@@ -52,6 +52,7 @@ def board_model(name: str, row: dict[str, object]) -> BoardModel:
     number = {key: value for key, value in row.items() if isinstance(value, int)}
     cpu = cpu_named(str(row["cpu"]))
     layout = _layout(name, number)
+    static = row.get("static_firmware", False) is True
     peripherals = row["peripherals"]
     if not isinstance(peripherals, list):
         raise ValueError(f"{name}: peripherals is a list of [object id, kind]")
@@ -69,10 +70,11 @@ def board_model(name: str, row: dict[str, object]) -> BoardModel:
         flash_total=number["flash_total"],
         flash_page=layout.page_bytes,
         slot_sizes=tuple(size for _, size in layout.slots),
-        payload_kinds=("NATIVE",),
+        payload_kinds=("FIRMWARE",) if static else ("NATIVE",),
         loader_abi=LOADER_ABI,
         firmware_version=FIRMWARE_VERSION,
         peripherals=tuple(PeripheralSpec(int(number), str(kind)) for number, kind in peripherals),
+        static_firmware=static,
     )
     return BoardModel(str(row["summary"]), spec, layout)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
+from tinymlaas_module import Application, Feature, Isa
 from tinymlaas_simulator import Cpu, cache_dir, cpu_named
 
 from .boards import BoardModel
@@ -30,7 +31,7 @@ DOORBELL_BASE = 0x4000_1000
 STACK_BYTES = 4096
 
 _LOADER = ("journal.c", "parse.c", "run.c", "sha512.c", "tensors.c", "update.c", "verify.c")
-_FIRMWARE = ("start.c", "mem.c", "flash.c", "sha256.c", "label.c", "device.c", "commands.c", "main.c")
+_FIRMWARE = ("start.c", "mem.c", "flash.c", "sha256.c", "label.c", "device.c", "package.c", "commands.c", "main.c")
 _FLAGS = (
     "-Os", "-std=c99", "-ffreestanding", "-fno-builtin", "-ffunction-sections", "-fdata-sections", "-fno-pic", "-fno-sanitize=all",
     "-fno-stack-protector", "-fno-unwind-tables", "-DBLAKE2_NO_UNROLLING", "-DTIM_NO_STATUS_NAMES",
@@ -68,10 +69,29 @@ def device_sources() -> Path:
 
 
 def build_firmware(model: BoardModel) -> Firmware:
-    """Give the board's firmware, compiled on first use. Raises FirmwareBuildError."""
+    """Give the firmware that lies at the start of the board's flash, compiled on first use. Raises FirmwareBuildError."""
+    return _build(model, application=False)
+
+
+def build_application(model: BoardModel) -> Application:
+    """Give the application of a board with static firmware, into whose packages modules are linked.
+
+    Its code runs from any address (ARM's read-only position independence). Raises FirmwareBuildError.
+    """
+    if not model.spec.static_firmware:
+        raise FirmwareBuildError(f"{model.spec.name} takes modules alone: it needs no firmware package")
+    made = _build(model, application=True)
+    spec = model.spec
+    return Application(
+        spec.name, Isa.from_text(spec.isa), Feature.from_texts(list(spec.features)), made.image, made.entry
+    )
+
+
+def _build(model: BoardModel, *, application: bool) -> Firmware:
     root = device_sources()
     cpu = cpu_named(model.spec.cpu)
-    defines = _defines(model, cpu)
+    defines = _defines(model, cpu, application=application)
+    flags = tuple("-fropi" if application and flag == "-fno-pic" else flag for flag in _FLAGS)
     monocypher = _monocypher(root)
     files = [
         *(root / "loader/src" / name for name in _LOADER),
@@ -79,17 +99,17 @@ def build_firmware(model: BoardModel) -> Firmware:
         monocypher / "monocypher.c",
     ]
     headers = [*sorted((root / "loader").glob("*/*.h")), *sorted((root / "firmware/include").glob("*.h"))]
-    digest = hashlib.sha256(repr((defines, _FLAGS, cpu.zig_target, cpu.zig_cpu)).encode())
+    digest = hashlib.sha256(repr((defines, flags, cpu.zig_target, cpu.zig_cpu)).encode())
     digest.update(importlib.metadata.version("ziglang").encode())
     for file in [*files, *headers, monocypher / "monocypher.h", root / "firmware/firmware.ld"]:
         digest.update(file.read_bytes())
     target = cache_dir() / f"firmware-{model.spec.name}-{digest.hexdigest()[:24]}.elf"
     if not target.exists():
-        _compile(files, defines, cpu, root, monocypher, target)
+        _compile(files, [*flags, *defines], cpu, root, monocypher, target, 0 if application else FLASH_BASE)
     return _read_elf(target)
 
 
-def _defines(model: BoardModel, cpu: Cpu) -> list[str]:
+def _defines(model: BoardModel, cpu: Cpu, *, application: bool) -> list[str]:
     layout = model.layout
     slots = ",".join(f"{{{offset}u,{size}u}}" for offset, size in layout.slots)
     isas = sum(1 << _ISAS[isa] for isa in _ISA_COMPATIBLE[cpu.isa])
@@ -110,6 +130,10 @@ def _defines(model: BoardModel, cpu: Cpu) -> list[str]:
         "FW_STACK_BYTES": f"{STACK_BYTES}u",
     }
     made = [f"-D{name}={value}" for name, value in values.items()]
+    if model.spec.static_firmware:
+        made.append(f'-DFW_BOARD="{model.spec.name}"')
+    if application:
+        made.append("-DFW_APPLICATION")
     return [*made, "-DFW_HAS_FPU"] if cpu.has_fpu else made
 
 
@@ -126,7 +150,9 @@ def _monocypher(root: Path) -> Path:
         raise FirmwareBuildError(str(error)) from error
 
 
-def _compile(files: list[Path], defines: list[str], cpu: Cpu, root: Path, monocypher: Path, target: Path) -> None:
+def _compile(
+    files: list[Path], flags: list[str], cpu: Cpu, root: Path, monocypher: Path, target: Path, linked_at: int
+) -> None:
     zig = [sys.executable, "-m", "ziglang"]
     machine = ["-target", cpu.zig_target, f"-mcpu={cpu.zig_cpu}"]
     includes = [f"-I{root / 'loader/include'}", f"-I{root / 'firmware/include'}", f"-I{monocypher}"]
@@ -135,12 +161,12 @@ def _compile(files: list[Path], defines: list[str], cpu: Cpu, root: Path, monocy
         for file in files:
             made = f"{folder}/{file.parent.parent.name}-{file.stem}.o"
             strict = ("-w",) if file.name == "monocypher.c" else _STRICT
-            _run([*zig, "cc", *machine, *_FLAGS, *strict, *defines, *includes, "-c", str(file), "-o", made])
+            _run([*zig, "cc", *machine, *flags, *strict, *includes, "-c", str(file), "-o", made])
             objects.append(made)
         script = Path(folder, "firmware.ld")
         script.write_text(
-            f"fw_flash = {FLASH_BASE};\nfw_flash_bytes = {_value(defines, 'FW_KEYS')};\n"
-            f"fw_ram = {RAM_BASE};\nfw_ram_bytes = {_value(defines, 'FW_RAM_BYTES')};\n"
+            f"fw_flash = {linked_at};\nfw_flash_bytes = {_value(flags, 'FW_KEYS')};\n"
+            f"fw_ram = {RAM_BASE};\nfw_ram_bytes = {_value(flags, 'FW_RAM_BYTES')};\n"
             + (root / "firmware/firmware.ld").read_text()
         )
         built = f"{folder}/firmware.elf"

@@ -19,6 +19,7 @@ from tinymlaas_lwm2m import (
     ML_CAPABILITY,
     OBJECTS,
     DeviceRes,
+    FirmwareRes,
     Format,
     MlRes,
     Path,
@@ -29,12 +30,13 @@ from tinymlaas_lwm2m import (
     format_discovery,
     format_registration,
 )
-from tinymlaas_lwm2m.objects import DEVICE, SERVER, SOFTWARE
+from tinymlaas_lwm2m.objects import DEVICE, FIRMWARE, SERVER, SOFTWARE
 
 from .board import Board, BoardError, SlotState
 from .lwm2m_board import BoardWorker
 from .lwm2m_bootstrap import BootstrapError, BootstrapSession, ask, hostinfo
 from .lwm2m_download import DownloadSettings, Fetcher
+from .lwm2m_firmware import Firmware
 from .lwm2m_objects import BINDING, ObjectTree
 from .lwm2m_site import DeviceSite
 from .lwm2m_software import RefusedError, Slot, refused
@@ -95,17 +97,21 @@ class LwM2mDevice:
             None, bind=(self._settings.host, self._settings.port), transports=["udp6"]
         )
         fetcher = Fetcher(self._context, self._settings.download)
-        self._slots = [
-            Slot(index, self._worker, self._memory, fetcher, self._changed) for index in range(self._worker.spec.slots)
-        ]
-        self._tree = ObjectTree(self._worker, self._slots)
+        spec = self._worker.spec
+        slots = 0 if spec.static_firmware else spec.slots
+        self._slots = [Slot(index, self._worker, self._memory, fetcher, self._changed) for index in range(slots)]
+        self._firmware = (
+            Firmware(self._worker, self._memory, fetcher, self._changed, self._reboot_soon)
+            if spec.static_firmware
+            else None
+        )
+        self._tree = ObjectTree(self._worker, self._slots, self._firmware)
         self._tree.lifetime_s = self._memory.lifetime_s
         self._tree.previous_slot = self._memory.previous_slot
         self._site = DeviceSite(self, self._is_server)
         self._context.serversite = self._site
         self._registration = asyncio.create_task(self._stay_registered(), name="registration")
-        for slot in self._slots:
-            slot.resume()
+        self._resume()
 
     async def close(self) -> None:
         """De-register and stop."""
@@ -126,8 +132,7 @@ class LwM2mDevice:
         await self._stop_registration()
         for task in [*self._tasks, *([self._reboot_task] if self._reboot_task else [])]:
             task.cancel()
-        for slot in self._slots:
-            await slot.stop()
+        await self._stop_work()
         await self._context.shutdown()
         await asyncio.get_running_loop().run_in_executor(None, self._worker.close)
 
@@ -135,15 +140,26 @@ class LwM2mDevice:
         """Switch the board off and on; RAM is lost, what flash holds goes on."""
         log.info("reboot", endpoint=self._settings.endpoint)
         await self._stop_registration()
-        for slot in self._slots:
-            await slot.stop()
+        await self._stop_work()
         self._input.clear()
         self._tree.forget()
         await self._worker.call(lambda board: board.reboot())
         self._location = None
+        # Before it registers: the server then sees at once how an update of the firmware ended.
+        self._resume()
         self._registration = asyncio.create_task(self._stay_registered(), name="registration")
+
+    def _resume(self) -> None:
         for slot in self._slots:
             slot.resume()
+        if self._firmware is not None:
+            self._firmware.resume()
+
+    async def _stop_work(self) -> None:
+        for slot in self._slots:
+            await slot.stop()
+        if self._firmware is not None:
+            await self._firmware.stop()
 
     @property
     def address(self) -> str:
@@ -168,13 +184,19 @@ class LwM2mDevice:
 
     def takes_blocks(self, path: Path) -> bool:
         """True for a pushed package and for the input of a module."""
-        package = path.object_id == SOFTWARE and path.resource_id == SoftwareRes.PACKAGE
+        package = (path.object_id, path.resource_id) in (
+            (SOFTWARE, SoftwareRes.PACKAGE),
+            (FIRMWARE, FirmwareRes.PACKAGE),
+        )
         return path.depth == 3 and (package or path == Path(ML_CAPABILITY, 0, MlRes.INPUT))
 
     async def write_block(self, path: Path, offset: int, data: bytes, more: bool, total: int) -> None:
         """Take one block of a package or of an input."""
         if path.object_id == SOFTWARE:
             await self._slot(path).write_block(offset, data, more, total)
+            return
+        if path.object_id == FIRMWARE:
+            await self._object_5(path).write_block(offset, data, more, total)
             return
         if offset == 0:
             self._input.clear()
@@ -193,6 +215,8 @@ class LwM2mDevice:
             self._changed()
         elif path.object_id == SOFTWARE and path.resource_id == SoftwareRes.PACKAGE_URI and isinstance(value, str):
             self._slot(path).write_uri(value)
+        elif path.object_id == FIRMWARE and path.resource_id == FirmwareRes.PACKAGE_URI and isinstance(value, str):
+            await self._object_5(path).write_uri(value)
         elif path.object_id == ML_CAPABILITY and path.resource_id == MlRes.EXPECTED_DIGEST:
             index = path.resource_instance_id
             if index is None or index >= len(self._slots) or not isinstance(value, bytes):
@@ -214,11 +238,13 @@ class LwM2mDevice:
             self._update_now.set()
         elif path.object_id == SOFTWARE:
             await self._execute_software(path)
+        elif at == (FIRMWARE, FirmwareRes.UPDATE):
+            await self._object_5(path).update()
         elif at == (ML_CAPABILITY, MlRes.SELF_TEST):
             self._slot_argument(arguments).start_self_test()
         elif at == (ML_CAPABILITY, MlRes.INVOKE):
             await self._invoke()
-        elif at == (ML_CAPABILITY, MlRes.ROLLBACK):
+        elif at == (ML_CAPABILITY, MlRes.ROLLBACK) and self._firmware is None:
             await self._rollback()
         else:
             raise RefusedError("not executable")
@@ -272,6 +298,11 @@ class LwM2mDevice:
             self._memory.previous_slot = self._tree.previous_slot = previous
             self._memory.save()
             self._changed()
+
+    def _object_5(self, path: Path) -> Firmware:
+        if self._firmware is None or path.instance_id != 0:
+            raise RefusedError("no such instance", "4.04")
+        return self._firmware
 
     def _slot(self, path: Path) -> Slot:
         if path.instance_id is None or path.instance_id >= len(self._slots):

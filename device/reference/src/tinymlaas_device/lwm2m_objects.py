@@ -1,4 +1,4 @@
-"""The device's objects as values: 1, 3, 9, 42769 and one IPSO object for each peripheral of the board."""
+"""The device's objects as values: 1, 3, 9 or 5, 42769 and one IPSO object for each peripheral of the board."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from tinymlaas_lwm2m import (
     ml,
     software,
 )
-from tinymlaas_lwm2m.objects import DEVICE, SERVER, SOFTWARE
+from tinymlaas_lwm2m.objects import DEVICE, FIRMWARE, SERVER, SOFTWARE
 from tinymlaas_module import TENTHS, tenth
 
 from .board import BoardSpec, Invocation, SlotState
 from .lwm2m_board import BoardWorker
+from .lwm2m_firmware import Firmware
 from .lwm2m_software import Slot
 
 SHORT_SERVER_ID = 1
@@ -36,9 +37,10 @@ BINDING = "U"
 class ObjectTree:
     """Answers what a Read of a path gives, from the board's snapshot and the slots."""
 
-    def __init__(self, worker: BoardWorker, slots: Sequence[Slot]) -> None:
+    def __init__(self, worker: BoardWorker, slots: Sequence[Slot], firmware: Firmware | None = None) -> None:
         self._worker = worker
         self._slots = slots
+        self._firmware = firmware
         self.lifetime_s = 60
         self.output: bytes | None = None
         self.latency_unit = ""
@@ -75,6 +77,8 @@ class ObjectTree:
         """Objects and instances for the registration."""
         links = [ObjectLink(SERVER, 0), ObjectLink(DEVICE, 0)]
         links += [ObjectLink(SOFTWARE, slot.index) for slot in self._slots]
+        if self._firmware is not None:
+            links.append(ObjectLink(FIRMWARE, 0))
         links.append(ObjectLink(ML_CAPABILITY, 0))
         links += [ObjectLink(object_id, instance) for object_id, instance, _ in self._peripherals()]
         return links
@@ -93,6 +97,8 @@ class ObjectTree:
         elif path.object_id == SOFTWARE:
             for slot in self._slots:
                 values |= self._software(slot)
+        elif path.object_id == FIRMWARE and self._firmware is not None:
+            values = self._firmware.values()
         elif path.object_id == ML_CAPABILITY:
             values = self._capabilities() | self._state()
             if path.resource_id == MlRes.OUTPUT and self.output is not None:
@@ -137,7 +143,7 @@ class ObjectTree:
             DeviceRes.MANUFACTURER: spec.manufacturer,
             DeviceRes.MODEL: spec.model,
             DeviceRes.SERIAL: spec.serial,
-            DeviceRes.FIRMWARE_VERSION: spec.firmware_version,
+            DeviceRes.FIRMWARE_VERSION: self._firmware_version(),
             DeviceRes.MEMORY_FREE_KB: snapshot.flash_free // 1024,
             DeviceRes.BINDING: BINDING,
             DeviceRes.HARDWARE_VERSION: spec.hardware_version,
@@ -146,6 +152,10 @@ class ObjectTree:
         values: Values = {Path(DEVICE, 0, resource): value for resource, value in found.items()}
         values[Path(DEVICE, 0, DeviceRes.ERROR_CODE, 0)] = 0
         return values
+
+    def _firmware_version(self) -> str:
+        running = self._firmware.running if self._firmware is not None else None
+        return running.version if running is not None else self._worker.spec.firmware_version
 
     def _software(self, slot: Slot) -> Values:
         status = self._worker.snapshot.slots[slot.index]
@@ -181,7 +191,7 @@ class ObjectTree:
             (MlRes.ISA_FEATURES, spec.features),
             (MlRes.PAYLOAD_KINDS, spec.payload_kinds),
             (MlRes.KEY_IDS, spec.key_ids),
-            (MlRes.SLOT_SIZE, spec.slot_sizes),
+            (MlRes.SLOT_SIZE, () if spec.static_firmware else spec.slot_sizes),
         )
         for resource, items in lists:
             values |= {ml(resource, index): item for index, item in enumerate(items)}
@@ -203,6 +213,9 @@ class ObjectTree:
             values[ml(MlRes.LAST_ERROR)] = self.last_error
         if self.previous_slot is not None:
             values[ml(MlRes.PREVIOUS_SLOT)] = self.previous_slot
+        digest = self._active_digest()
+        if self._firmware is not None and digest is not None:
+            values[ml(MlRes.MODULE_DIGEST, 0)] = digest
         for slot in self._slots:
             status = snapshot.slots[slot.index]
             values[ml(MlRes.SLOT_STATE, slot.index)] = int(slot.slot_state)

@@ -6,8 +6,9 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path as FilePath
+from typing import Any
 
-from tinymlaas_lwm2m import UpdateResult
+from tinymlaas_lwm2m import FirmwareResult, FirmwareState, UpdateResult
 
 
 @dataclass
@@ -23,6 +24,24 @@ class SlotMemory:
 
 
 @dataclass
+class FirmwareMemory:
+    """Object 5: what is under way in which bank; `switching` once the board was told to start that bank."""
+
+    state: FirmwareState = FirmwareState.IDLE
+    result: FirmwareResult = FirmwareResult.INITIAL
+    uri: str = ""
+    bank: int = 0
+    switching: bool = False
+
+    @staticmethod
+    def of(document: dict[str, Any]) -> FirmwareMemory:
+        """From what was stored."""
+        found = FirmwareMemory(**document)
+        found.state, found.result = FirmwareState(found.state), FirmwareResult(found.result)
+        return found
+
+
+@dataclass
 class Memory:
     """All that is remembered; `save` writes it so that a power cut leaves either the old or the new state."""
 
@@ -31,6 +50,7 @@ class Memory:
     slots: dict[int, SlotMemory] = field(default_factory=dict)
     previous_slot: int | None = None
     server: str = ""
+    firmware: FirmwareMemory = field(default_factory=FirmwareMemory)
 
     @staticmethod
     def load(file: FilePath | None, lifetime_s: int) -> Memory:
@@ -41,6 +61,7 @@ class Memory:
             memory.lifetime_s = int(document["lifetime_s"])
             memory.previous_slot = document["previous_slot"]
             memory.server = str(document.get("server", ""))
+            memory.firmware = FirmwareMemory.of(document.get("firmware", {}))
             memory.slots = {int(index): SlotMemory(**slot) for index, slot in document["slots"].items()}
         return memory
 
@@ -56,6 +77,7 @@ class Memory:
             "lifetime_s": self.lifetime_s,
             "previous_slot": self.previous_slot,
             "server": self.server,
+            "firmware": asdict(self.firmware),
             "slots": {index: asdict(slot) for index, slot in self.slots.items()},
         }
         scratch = self.file.with_name(self.file.name + ".new")

@@ -34,6 +34,10 @@ from .firmware_mailbox import Command, Status, module_reason, refusal
 
 _PAGE = 4096
 _SCS_BASE = 0xE000_E000
+_AIRCR = 0xD0C
+_RESET_REQUEST = 0x05FA_0004
+# More than the boot loader grants a package that does not prove itself.
+_STARTS = 16
 _DATA_BYTES = 1024
 _HEADER = struct.Struct("<16I")
 _INFO = struct.Struct("<10I")
@@ -104,6 +108,7 @@ class VirtualBoard:
         self._parsed: tuple[bytes | None, tuple[Tensor, ...]] = (None, ())
         self._last_self_test: SelfTest | None = None
         self._faults = 0
+        self._restarts = False
         self._boot()
 
     # --- power --------------------------------------------------------------------------------------------------
@@ -120,13 +125,29 @@ class VirtualBoard:
         self._flash.put(self._layout.keys, bytes(page[: self._layout.labels - self._layout.keys]))
 
     def _boot(self) -> None:
+        """Start the firmware; a package that faults or restarts the chip has some starts before it gives way."""
+        for _ in range(_STARTS if self.spec.static_firmware else 1):
+            self._restarts = False
+            try:
+                self._start()
+            except BoardError as error:
+                if error.reason is not BoardReason.FIRMWARE_FAULT or not self.spec.static_firmware:
+                    raise
+                self._faults += 1
+                continue
+            if not self._restarts:
+                break
+        if self._word(0) != _MAGIC:
+            raise BoardError(BoardReason.FIRMWARE_FAULT, "the firmware did not come up")
+
+    def _start(self) -> None:
         self._switch_off()
         devices = [
             Device("flash controller", CONTROLLER_BASE, _PAGE, self._controller.read, self._controller.write),
             Device("doorbell", DOORBELL_BASE, _PAGE, lambda offset, size: 0, self._ring),
         ]
         if "fpu-sp" in self.spec.features:
-            devices.append(Device("system control", _SCS_BASE, _PAGE, lambda offset, size: 0, lambda *_: None))
+            devices.append(Device("system control", _SCS_BASE, _PAGE, lambda offset, size: 0, self._system_control))
         machine = Machine(
             self.spec.cpu,
             [
@@ -144,8 +165,6 @@ class VirtualBoard:
         machine.start_at(self._firmware.entry, RAM_BASE + self.spec.ram_total)
         self._sequence = 0
         self._run_until_doorbell()
-        if self._word(0) != _MAGIC:
-            raise BoardError(BoardReason.FIRMWARE_FAULT, "the firmware did not come up")
 
     def _switch_off(self) -> None:
         if self._machine is not None:
@@ -184,6 +203,12 @@ class VirtualBoard:
 
     def _ring(self, offset: int, size: int, value: int) -> None:
         if self._machine is not None:
+            self._machine.request_stop()
+
+    def _system_control(self, offset: int, size: int, value: int) -> None:
+        """The one register that does something here: a reset of the chip on request (AIRCR, ARMv7-M ARM B3.2.6)."""
+        if (offset, value) == (_AIRCR, _RESET_REQUEST) and self._machine is not None:
+            self._restarts = True
             self._machine.request_stop()
 
     def _on(self) -> Machine:
@@ -249,7 +274,10 @@ class VirtualBoard:
         return self._info().ram_free
 
     def flash_free(self) -> int:
-        """Give the bytes of the empty slots."""
+        """Give the bytes of the empty slots; with static firmware those of the bank that takes the next package."""
+        if self.spec.static_firmware:
+            active = self.active_slot()
+            return max(size for slot, size in enumerate(self.spec.slot_sizes) if slot != active)
         return sum(size for slot, size in enumerate(self.spec.slot_sizes) if self.slot(slot).state is SlotState.EMPTY)
 
     def slot(self, slot: int) -> SlotStatus:

@@ -69,6 +69,6 @@ FIRMWARE_DEF = define(
 )
 
 
-def firmware(resource: FirmwareRes) -> Path:
-    """Path of a firmware update resource."""
-    return Path(FIRMWARE, 0, resource)
+def firmware(resource: FirmwareRes, instance: int | None = None) -> Path:
+    """Path of a firmware update resource, or of one of its instances."""
+    return Path(FIRMWARE, 0, resource, instance)

@@ -15,6 +15,7 @@ from .contents import (
     Tensor,
 )
 from .errors import ModuleError, Reason
+from .firmware import Application, link_firmware, linked_module
 from .fit import DeviceMemory, FitResult, RegionFit, Requirement, fit
 from .layout import (
     CriticalFlag,
@@ -36,6 +37,7 @@ from .wire import CertificateError, decode_certificate, encode_certificate
 __all__ = [
     "TENTHS",
     "Access",
+    "Application",
     "Buffer",
     "BufferKind",
     "CertificateError",
@@ -78,6 +80,8 @@ __all__ = [
     "fit",
     "identity",
     "key_id",
+    "link_firmware",
+    "linked_module",
     "pack",
     "parse",
     "raw_public_key",

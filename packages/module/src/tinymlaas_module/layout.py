@@ -54,6 +54,7 @@ class PayloadKind(IntEnum):
     IREE_VMFB = 4
     SHARED_OBJECT = 5
     FPGA = 6
+    FIRMWARE = 7
 
 
 class Isa(IntEnum):

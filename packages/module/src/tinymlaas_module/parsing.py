@@ -100,7 +100,7 @@ def _header(data: bytes, image_size: int) -> tuple[Header, int]:
         )
     if critical_flags & ~layout.ALL_CRITICAL_FLAGS:
         raise ModuleError(Reason.FLAGS_UNKNOWN, f"critical flags {critical_flags:#06x}", flags=critical_flags)
-    if not PayloadKind.NATIVE <= kind <= PayloadKind.FPGA:
+    if not PayloadKind.NATIVE <= kind <= PayloadKind.FIRMWARE:
         raise ModuleError(Reason.KIND_UNKNOWN, f"payload kind {kind}", kind=kind)
     _check_isa(kind, isa, features)
     if abi != (layout.NATIVE_ABI if kind == PayloadKind.NATIVE else 0):
@@ -133,7 +133,7 @@ def _header(data: bytes, image_size: int) -> tuple[Header, int]:
 def _check_isa(kind: int, isa: int, features: int) -> None:
     if isa > max(Isa):
         raise ModuleError(Reason.ISA_INVALID, f"ISA {isa} is not known", isa=isa)
-    cpu_code = kind in (PayloadKind.NATIVE, PayloadKind.SHARED_OBJECT)
+    cpu_code = kind in (PayloadKind.NATIVE, PayloadKind.SHARED_OBJECT, PayloadKind.FIRMWARE)
     if cpu_code == (isa == Isa.ANY) and kind != PayloadKind.IREE_VMFB:
         raise ModuleError(Reason.ISA_INVALID, f"ISA {Isa(isa).text} for {PayloadKind(kind).name}", isa=isa)
     if features & ~layout.ALL_FEATURES or (features and isa == Isa.ANY):

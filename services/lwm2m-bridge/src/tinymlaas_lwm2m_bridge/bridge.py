@@ -322,10 +322,10 @@ class Bridge:
         """Run the active module once; `inputs` has the bytes of each input tensor in table order."""
         async with self._installer.device_lock(endpoint):
             device = await self._awake(endpoint)
-            active = (await self._surveyor.view(device)).active
-            if active is None or active.digest is None:
+            running = (await self._surveyor.view(device)).running
+            if running is None:
                 raise BridgeError(Reason.NO_ACTIVE_MODULE, f"{endpoint} has no active module", device=endpoint)
-            shapes = await self._shapes.sizes(active.digest.hex())
+            shapes = await self._shapes.sizes(running.hex())
             if tuple(len(tensor) for tensor in inputs) != shapes.inputs:
                 raise BridgeError(
                     Reason.ARGUMENT_INVALID,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 
 import structlog
 
-from tinymlaas_module import KeyRing, Module, ModuleError, Requirement, parse, verify
+from tinymlaas_module import KeyRing, Module, ModuleError, PayloadKind, Requirement, linked_module, parse, verify
 from tinymlaas_module import Reason as ModuleReason
 from tinymlaas_module.layout import section_digest
 
@@ -50,11 +50,16 @@ class SignedImages:
         """What the image needs, as its evidence proves; the order is structure, signature, certificate.
 
         Raises the module package's error where the image is malformed or not signed by a trusted key, and
-        CERTIFICATE_MISSING or CERTIFICATE_INVALID where native code comes without sound proof of the memory it uses.
+        CERTIFICATE_MISSING or CERTIFICATE_INVALID where native code comes without sound proof of the memory it uses. Of a
+        firmware package both the package and the module linked into it are checked.
         """
         module = parse(image)
         self._check_origin(module)
-        return proven_requirement(module)
+        if module.header.kind is not PayloadKind.FIRMWARE:
+            return proven_requirement(module)
+        linked = linked_module(module)
+        self._check_origin(linked)
+        return replace(proven_requirement(linked), image_bytes=module.image_bytes)
 
     def _check_origin(self, module: Module) -> None:
         if self.checks_signatures:

@@ -60,12 +60,16 @@ class SlotView:
 
 @dataclass(frozen=True)
 class DeviceView:
-    """All slots of a device, the one that Rollback would activate, and the RAM in bytes that one module can use."""
+    """All slots of a device, the one that Rollback would activate, and the RAM in bytes that one module can use.
+
+    `running` is the digest of the image whose module is in use, where the device shows it.
+    """
 
     slots: tuple[SlotView, ...]
     previous_slot: int | None = None
     has_ml_object: bool = True
     ram_free: int | None = None
+    running: bytes | None = None
 
     def slot(self, index: int) -> SlotView:
         """A slot by index; SLOT_UNKNOWN where the device has none such."""
@@ -122,7 +126,8 @@ def read_view(values: Mapping[Path, Value], slots: list[int]) -> DeviceView:
                 knows_digests=has_ml,
             )
         )
-    return DeviceView(tuple(views), _whole(previous), has_ml, _ram_free(values))
+    running = next((view.digest for view in views if view.active), None)
+    return DeviceView(tuple(views), _whole(previous), has_ml, _ram_free(values), running)
 
 
 def read_firmware_view(values: Mapping[Path, Value]) -> DeviceView:
@@ -139,7 +144,9 @@ def read_firmware_view(values: Mapping[Path, Value]) -> DeviceView:
         knows_digests=False,
         firmware=True,
     )
-    return DeviceView((slot,), has_ml_object=False)
+    digest = multiple(values, ml(MlRes.MODULE_DIGEST)).get(0)
+    running = digest if isinstance(digest, bytes) and len(digest) == 32 else None
+    return DeviceView((slot,), has_ml_object=False, ram_free=_ram_free(values), running=running)
 
 
 def _ram_free(values: Mapping[Path, Value]) -> int | None:

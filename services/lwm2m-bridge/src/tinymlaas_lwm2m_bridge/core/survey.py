@@ -38,7 +38,10 @@ class Surveyor:
         """State of all slots, or of the firmware of a device without; INSTALL_UNSUPPORTED where it has neither."""
         slots = device.instances(SOFTWARE)[:_MAX_SLOTS]
         if not slots and 0 in device.instances(FIRMWARE):
-            return read_firmware_view(await self._link.read(device, Path(FIRMWARE, 0)))
+            values = await self._link.read(device, Path(FIRMWARE, 0))
+            if device.has(ML_CAPABILITY):
+                values |= await self._link.read(device, Path(ML_CAPABILITY, 0))
+            return read_firmware_view(values)
         if not slots:
             raise BridgeError(
                 Reason.INSTALL_UNSUPPORTED,

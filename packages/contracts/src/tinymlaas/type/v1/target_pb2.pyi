@@ -40,6 +40,8 @@ class _PayloadKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PayloadKi
     """Bitstream or HLS package."""
     PAYLOAD_KIND_SOURCE_PACKAGE: _PayloadKind.ValueType  # 7
     """Source package (tar) to be linked into static firmware; never installed as a module."""
+    PAYLOAD_KIND_FIRMWARE: _PayloadKind.ValueType  # 8
+    """Whole firmware of a board with a native module linked in, for devices that take no module alone (LwM2M object 5)."""
 
 class PayloadKind(_PayloadKind, metaclass=_PayloadKindEnumTypeWrapper):
     """What a compiled payload is. Unknown values are refused by loaders and ignored by routing."""
@@ -59,6 +61,8 @@ PAYLOAD_KIND_FPGA: PayloadKind.ValueType  # 6
 """Bitstream or HLS package."""
 PAYLOAD_KIND_SOURCE_PACKAGE: PayloadKind.ValueType  # 7
 """Source package (tar) to be linked into static firmware; never installed as a module."""
+PAYLOAD_KIND_FIRMWARE: PayloadKind.ValueType  # 8
+"""Whole firmware of a board with a native module linked in, for devices that take no module alone (LwM2M object 5)."""
 Global___PayloadKind: _TypeAlias = PayloadKind  # noqa: Y015
 
 @_typing.final
