@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import optimizer
 from bench.compilers import FLOAT_MODELS, MODELS, ORDER, Row
 from bench.goals import ModelFacts, goals
 from bench.peers import peer_of
@@ -134,14 +135,22 @@ def cost(entries: dict[str, Any]) -> str:
 
 
 def nodes(entries: list[dict[str, Any]]) -> str:
-    """Totals of the operator tests by form, and the operators of which nothing passed."""
+    """Totals of the operator tests by form, and the operators of which nothing passed in that form nor in another."""
     rows = []
-    for form in ("float", "qdq"):
+    served = {entry["operator"] for entry in entries if entry["passed"]}
+    for form in dict.fromkeys(entry["form"] for entry in entries):
         own = [entry for entry in entries if entry["form"] == form]
         sums = [str(sum(entry[state] for entry in own)) for state in ("passed", "unsupported", "failed")]
-        none = ", ".join(entry["operator"] for entry in own if not entry["passed"])
+        none = ", ".join(entry["operator"] for entry in own if entry["operator"] not in served)
         rows.append([form, str(len(own)), *sums, none or "none"])
-    return _table(["form", "operators", "passed", "unsupported", "failed", "operators of which no case passed"], rows)
+    return _table(
+        ["form", "operators", "passed", "unsupported", "failed", "operators of which no case passed in any form"], rows
+    )
+
+
+def recipes(entries: list[dict[str, Any]]) -> str:
+    """What each recipe of the optimizer makes of each model."""
+    return _table(optimizer.HEAD, [optimizer.cells(optimizer.Row(**entry)) for entry in entries])
 
 
 def cluster(entries: list[dict[str, Any]]) -> str:
@@ -170,6 +179,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "objectives": ("objectives.json", objectives),
     "cost": ("compile-cost.json", cost),
     "nodes": ("onnx-node-tests.json", nodes),
+    "optimizer": ("optimizer.json", recipes),
     "lwm2m": ("lwm2m.json", lwm2m),
     "cluster": ("cluster.json", cluster),
 }

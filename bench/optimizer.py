@@ -95,20 +95,28 @@ def row(model: str, before: dict[str, Any], entry: dict[str, Any]) -> Row:
     )
 
 
+HEAD = ("model", "recipe", "parameters B", "not zero", "accuracy", "same class", "SNR dB")
+CAPTION = "in brackets: of the float model; ◇: measured on samples that the fit of the weights had not seen"
+
+
+def cells(entry: Row) -> list[str]:
+    """A row of the table, in the order of `HEAD`."""
+    return [
+        entry.model,
+        entry.recipe + (" ◇" if entry.held_out else ""),
+        "–" if entry.parameter_bytes is None else f"{entry.parameter_bytes:,} ({entry.of_float:.2f})",
+        _share(entry.not_zero),
+        _share(entry.accuracy),
+        _share(entry.same_class),
+        "–" if entry.snr_db is None else f"{entry.snr_db:.1f}",
+    ]
+
+
 def table(rows: list[Row]) -> Table:
     """The rows as a table, a block a model."""
-    made = Table("model", "recipe", "parameters B", "not zero", "accuracy", "same class", "SNR dB", title="Optimizer")
+    made = Table(*HEAD, title="Optimizer", caption=CAPTION)
     for entry in rows:
-        made.add_row(
-            entry.model,
-            entry.recipe + (" ◇" if entry.held_out else ""),
-            "–" if entry.parameter_bytes is None else f"{entry.parameter_bytes:,} ({entry.of_float:.2f})",
-            _share(entry.not_zero),
-            _share(entry.accuracy),
-            _share(entry.same_class),
-            "–" if entry.snr_db is None else f"{entry.snr_db:.1f}",
-        )
-    made.caption = "in brackets: of the float model; ◇: measured on samples that the fit of the weights had not seen"
+        made.add_row(*cells(entry))
     return made
 
 
