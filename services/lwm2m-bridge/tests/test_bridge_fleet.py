@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from coap_packets import CON, GET, MAX_AGE, URI_PATH, Packet, Wire, code
 from fault_board import FaultBoard
 from lwm2m_rig import Artifacts, Relay, Rig, digest_of, eventually, image_of, run_install, within
 
@@ -162,6 +163,42 @@ async def test_a_device_that_knows_only_the_bridge_that_had_this_name_before_is_
     assert timeline[-1].step is Step.READY, timeline[-1]
     await device.close()
     await after.close()
+
+
+async def test_a_bridge_that_has_not_taken_an_install_yet_asks_the_device_to_ask_again(two: Two) -> None:
+    """DO-INST-017: 5.03 with Max-Age for the image of an install that the other bridge has; 4.04 for what nobody installs."""
+
+    async def answer(digest: str) -> tuple[int, dict[int, bytes]]:
+        wire = await Wire().open()
+        server = ("127.0.0.1", int(two.second.endpoint.address.rsplit(":", 1)[1]))
+        path = ((URI_PATH, b"p"), (URI_PATH, digest.encode()))
+        wire.send(Packet(CON, GET, 7, b"\x01", path), server)
+        packet = await within(wire.take())
+        wire.close()
+        return packet.code, dict(packet.options)
+
+    two.relay.cut_at_bytes = two.relay.bytes_to_device + 20_000
+    events = two.first.install(REQUEST)
+    await within(reach(events, Step.DOWNLOADING))
+    await eventually(lambda: not two.relay.up, "the link is cut in the middle of the download")
+    assert await answer(REQUEST.digest) == (code("5.03"), {MAX_AGE: b"\x01"})
+    assert (await answer("ab" * 32))[0] == code("4.04")
+    assert (await answer(REQUEST.digest[:40]))[0] == code("4.04")
+    two.relay.up = True
+    assert (await run_install(two.first, REQUEST))[-1].step is Step.READY
+    assert (await answer(REQUEST.digest))[0] == code("4.04")
+
+
+async def test_strangers_questions_are_not_all_looked_up(two: Two) -> None:
+    """Beyond a bound in a second the answer is to ask again."""
+    looked_up: list[str] = []
+    packages = two.second.endpoint.packages
+    packages._clock = lambda: 1.0
+    packages.awaited_elsewhere = lambda digest: bool(looked_up.append(digest))  # type: ignore[func-returns-value]
+    codes = [packages.block(f"{number:064x}", "192.0.2.1", (), None).code for number in range(200)]
+    assert 0 < len(looked_up) < 100
+    assert {int(found) for found in codes[: len(looked_up)]} == {code("4.04")}
+    assert {int(found) for found in codes[len(looked_up) :]} == {code("5.03")}
 
 
 async def test_a_device_that_registers_at_another_bridge_is_let_go_with_its_install(two: Two) -> None:

@@ -152,6 +152,7 @@ class Bridge:
         self.endpoint = await CoapEndpoint.start(
             self.directory, self._settings.coap, self._settings.link, self._library.kind_of, self._writer.written
         )
+        self.endpoint.packages.awaited_elsewhere = self.fleet.awaits
         self._link = TracedLink(self.endpoint.link)
         self._sleepers = Sleepers(self.directory, self._clock, awake_s=self._settings.awake_s)
         self.endpoint.link.heard = self._sleepers.heard

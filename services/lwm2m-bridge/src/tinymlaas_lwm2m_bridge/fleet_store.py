@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import sqlalchemy as sa
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from tinymlaas_servicekit.leases import Leases
 from tinymlaas_servicekit.sql import WRITE, database_time
@@ -14,6 +16,8 @@ from .core.install_record import InstallRecord
 from .core.registration import Registration
 from .schema import installs, instances, registrations
 from .store import SqlStore, record_of, registration_of
+
+log = structlog.get_logger("tinymlaas.bridge.fleet")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,18 @@ class FleetStore:
         with self._engine.connect() as connection:
             found: str | None = connection.execute(query.limit(1)).scalar()
         return found
+
+    def open_elsewhere(self, digest: str) -> bool:
+        """Whether an install of this image that another instance has, or none, is open; True where the database is away."""
+        query = sa.select(installs.c.install_id).where(
+            installs.c.ended.is_(False), installs.c.owner != self._me, installs.c.body.contains(digest, autoescape=True)
+        )
+        try:
+            with self._engine.connect() as connection:
+                return connection.execute(query.limit(1)).first() is not None
+        except SQLAlchemyError:
+            log.warning("it can't be told whose image a device asks for", digest=digest, exc_info=True)
+            return True
 
     def gone(self) -> list[str]:
         """Endpoints that have registered at another instance since they were this one's; to be answered by `let_go`."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,12 +106,19 @@ class Block:
 NOT_YET_S = 1
 """Max-Age of the answer that an image is not here yet."""
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_LOOKUPS_PER_S = 50
+
 
 class Packages:
     """Images by digest, stateless, any block at any time (RFC 7959), ETag = first 8 bytes of the digest."""
 
-    def __init__(self, sources: Sources) -> None:
+    def __init__(self, sources: Sources, clock: Callable[[], float] = time.monotonic) -> None:
         self._sources = sources
+        self._clock = clock
+        self._looked_up: tuple[int, int] = (0, 0)
+        self.awaited_elsewhere: Callable[[str], bool] = lambda digest: False
+        """Whether another bridge of the fleet has an open install of an image."""
         self._images: dict[str, bytes] = {}
         self._offers: Counter[str] = Counter()
         self._public: str | None = None
@@ -146,7 +156,7 @@ class Packages:
         image = self._images.get(digest)
         if image is None:
             # A device takes 4.04 as final, and asks again after 5.03 (DO-INST-017).
-            return Block(Code.SERVICE_UNAVAILABLE if digest in self._offers else Code.NOT_FOUND)
+            return Block(Code.SERVICE_UNAVAILABLE if self._is_awaited(digest) else Code.NOT_FOUND)
         etag = bytes.fromhex(digest[:16])
         if etag in etags:
             return Block(Code.VALID, etag=etag)
@@ -158,6 +168,21 @@ class Packages:
         part = image[start : start + size]
         self.bytes_served[digest] += len(part)
         return Block(Code.CONTENT, part, etag, start // size, start + len(part) < len(image), szx, len(image))
+
+    def _is_awaited(self, digest: str) -> bool:
+        """Whether the image will be served here, or may be: by an install that this bridge has yet to take from another.
+
+        Of strangers' questions few are looked up in a second; who asks beyond that is told to ask again.
+        """
+        if digest in self._offers:
+            return True
+        if not _DIGEST.fullmatch(digest):
+            return False
+        second, count = int(self._clock()), 0
+        if self._looked_up[0] == second:
+            count = self._looked_up[1]
+        self._looked_up = second, count + 1
+        return count >= _LOOKUPS_PER_S or self.awaited_elsewhere(digest)
 
 
 class PackageResource(resource.Resource, resource.PathCapable):  # type: ignore[misc]  # aiocoap is not typed
