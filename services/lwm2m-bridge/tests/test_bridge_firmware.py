@@ -43,12 +43,14 @@ class FirmwareDevice(resource.Resource):  # type: ignore[misc]
         self.running = b"factory"
         self.taken: list[str] = []
         self.busy = False
+        self.stalls = False
 
     async def needs_blockwise_assembly(self, request: Message) -> bool:
         return False
 
     async def register(self, bridge: Bridge) -> None:
         """Register, as after each boot."""
+        self.bridge = bridge
         message = Message(code=Code.POST, uri=f"{bridge.endpoint.address}/rd?ep=node-5&lt=60&lwm2m=1.1&b=U")
         message.payload, message.opt.content_format = b"</3/0>,</5>;ver=1.1,</5/0>", Format.LINK
         assert (await within(self.context.request(message).response)).code is Code.CREATED
@@ -80,6 +82,8 @@ class FirmwareDevice(resource.Resource):  # type: ignore[misc]
         self.data += request.payload
         answer = Message(code=Code.CONTINUE if block.more else Code.CHANGED)
         answer.opt.block1 = block
+        if self.stalls and block.block_number == 2:
+            self.bridge.cancel_install("i-1")
         if not block.more:
             self.taken.append("push")
             self._downloaded()
@@ -95,7 +99,7 @@ class FirmwareDevice(resource.Resource):  # type: ignore[misc]
             self.result = self.end
             return Message(code=Code.CHANGED)
         self.state, self.result = FirmwareState.DOWNLOADING, FirmwareResult.INITIAL
-        more = True
+        more = not self.stalls
         while more:
             message = Message(code=Code.GET, uri=uri)
             message.opt.block2 = BlockOption.BlockwiseTuple(len(self.data) // 1024, False, 6)
@@ -103,6 +107,8 @@ class FirmwareDevice(resource.Resource):  # type: ignore[misc]
             assert answer.code is Code.CONTENT
             self.data += answer.payload
             more = answer.opt.block2.more
+        if self.stalls:
+            return Message(code=Code.CHANGED)
         self.taken.append("pull")
         self._downloaded()
         return Message(code=Code.CHANGED)
@@ -253,6 +259,120 @@ async def test_a_cancelled_install_brings_the_device_back_to_idle(bridge: Bridge
         assert outcome(await run_install(bridge, REQUEST)) == (Step.CANCELLED, "INSTALL_CANCELLED")  # type: ignore[arg-type]
         assert device.taken[-1] == "reset"
         assert (device.state, device.result) == (FirmwareState.IDLE, FirmwareResult.INITIAL)
+
+
+CANCELLED = (Step.CANCELLED, "INSTALL_CANCELLED")
+
+
+async def begun(bridge: Bridge, device: FirmwareDevice, state: FirmwareState, transfer: Transfer) -> None:
+    """An install that has brought the device into a state."""
+    async for _ in bridge.install(InstallRequest("i-1", "node-5", digest_of(IMAGE), transfer=transfer)):
+        break
+    await eventually(lambda: device.state is state, f"{state.name} is reached")
+
+
+async def goes_on(bridge: Bridge, device: FirmwareDevice, result: FirmwareResult = FirmwareResult.INITIAL) -> None:
+    """The device is idle, and takes the next firmware."""
+    assert (device.state, device.result) == (FirmwareState.IDLE, result)
+    device.stalls, device.update_ends = False, FirmwareResult.SUCCESS
+    events = await run_install(bridge, InstallRequest("i-2", "node-5", digest_of(IMAGE)))
+    assert outcome(events) == (Step.READY, "")  # type: ignore[arg-type]
+    assert device.running == IMAGE
+
+
+async def ended(bridge: Bridge, transfer: Transfer = Transfer.AUTO) -> tuple[Step, str]:
+    """The end of the install, which its record says too."""
+    events = await run_install(bridge, InstallRequest("i-1", "node-5", digest_of(IMAGE), transfer=transfer))
+    record = bridge._store.get_install("i-1")
+    assert record is not None
+    assert record.step is events[-1].step
+    return outcome(events)  # type: ignore[arg-type]
+
+
+async def test_cancelled_while_idle_the_device_is_left_alone(bridge: Bridge) -> None:
+    """DO-FW-004: state 0; nothing was written to it yet."""
+    async with device_of(bridge) as device:
+        device.busy = True
+        await begun(bridge, device, FirmwareState.IDLE, Transfer.AUTO)
+        bridge.cancel_install("i-1")
+        assert await ended(bridge) == CANCELLED
+        assert device.taken == []
+        device.busy = False
+        await goes_on(bridge, device)
+
+
+@pytest.mark.parametrize("transfer", [Transfer.PULL, Transfer.PUSH])
+async def test_cancelled_while_downloading_the_device_is_brought_back_to_idle(
+    bridge: Bridge, transfer: Transfer
+) -> None:
+    """DO-FW-004: state 1. A push is cancelled between two blocks."""
+    async with device_of(bridge) as device:
+        device.stalls = True
+        await begun(bridge, device, FirmwareState.DOWNLOADING, transfer)
+        if transfer is Transfer.PULL:
+            bridge.cancel_install("i-1")
+        assert await ended(bridge, transfer) == CANCELLED
+        assert device.taken == ["reset"]
+        assert device.running == b"factory"
+        await goes_on(bridge, device)
+
+
+async def test_cancelled_once_downloaded_the_image_is_dropped_and_not_applied(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DO-FW-004: state 2; the cancel comes as the device says that it has everything."""
+    async with device_of(bridge) as device:
+        downloaded = device._downloaded
+
+        def downloaded_and_cancelled() -> None:
+            downloaded()
+            bridge.cancel_install("i-1")
+
+        monkeypatch.setattr(device, "_downloaded", downloaded_and_cancelled)
+        assert await ended(bridge) == CANCELLED
+        assert device.taken == ["pull", "reset"]
+        assert device.running == b"factory"
+        monkeypatch.undo()
+        await goes_on(bridge, device)
+
+
+async def test_cancelled_while_deferred_the_update_is_taken_back(bridge: Bridge) -> None:
+    """DO-FW-004: state 2 with result 11; the device has not begun to update."""
+    async with device_of(bridge) as device:
+        device.update_ends = FirmwareResult.DEFERRED
+        await begun(bridge, device, FirmwareState.DOWNLOADED, Transfer.AUTO)
+        await eventually(lambda: device.result is FirmwareResult.DEFERRED, "it is deferred")
+        bridge.cancel_install("i-1")
+        assert await ended(bridge) == CANCELLED
+        assert device.taken == ["pull", "update", "reset"]
+        await goes_on(bridge, device)
+
+
+@pytest.mark.parametrize(
+    ("result", "end"),
+    [(FirmwareResult.SUCCESS, (Step.READY, "")), (FirmwareResult.UPDATE_FAILED, CANCELLED)],
+)
+async def test_cancelled_while_updating_the_end_is_what_the_update_comes_to(
+    bridge: Bridge, result: FirmwareResult, end: tuple[Step, str]
+) -> None:
+    """DO-FW-004: state 3; nothing is written to a device that updates, and new firmware that runs is not called cancelled."""
+    async with device_of(bridge) as device:
+        device.update_ends = None
+        await begun(bridge, device, FirmwareState.UPDATING, Transfer.AUTO)
+        await eventually(lambda: _install_sent(bridge), "the bridge noted the update")
+        bridge.cancel_install("i-1")
+        assert device.taken == ["pull", "update"]
+        device.finish(result)
+        assert await ended(bridge) == end
+        assert device.taken == ["pull", "update"]
+        assert device.running == (IMAGE if result is FirmwareResult.SUCCESS else b"factory")
+        if result is FirmwareResult.UPDATE_FAILED:
+            await goes_on(bridge, device, result)
+
+
+def _install_sent(bridge: Bridge) -> bool:
+    record = bridge._store.get_install("i-1")
+    return record is not None and record.install_sent
 
 
 def test_every_result_of_object_5_has_a_meaning() -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from certified_modules import KEY, OTHER_KEY, PUBLIC_KEY, certified_for, module_for
-from lwm2m_rig import Artifacts, Rig, accept_any, digest_of, failure, run_install, within
+from lwm2m_rig import Artifacts, Rig, accept_any, digest_of, failure, run_install, until, within
 
+from tinymlaas_device.board import SlotState
 from tinymlaas_device.boards import BoardModel, board_models
 from tinymlaas_device.firmware_build import build_application
 from tinymlaas_device.virtual_board import VirtualBoard
@@ -174,6 +175,22 @@ def _with_bad_signature_inside(application: Application, module: bytes) -> bytes
     damaged = bytearray(module)
     damaged[64] ^= 1
     return link_firmware(application, bytes(damaged), KEY)
+
+
+async def test_a_cancelled_download_empties_the_bank_and_the_next_package_is_taken(
+    rig: Rig, board: VirtualBoard, application: Application
+) -> None:
+    """DO-FW-004."""
+    package = link_firmware(application, certified_for(CPU, add=3), KEY)
+    rig.artifacts.images[digest_of(package)] = package
+    async with running(rig, board) as bridge:
+        events = bridge.install(InstallRequest("i-1", "node-1", digest_of(package)))
+        await until(events, Step.DOWNLOADING)
+        bridge.cancel_install("i-1")
+        await until(events, Step.CANCELLED)
+        assert board.slot(0).state is SlotState.EMPTY
+        assert (await install(rig, bridge, package, "i-2"))[-1].step is Step.READY
+        assert await computes(bridge) == 3
 
 
 @pytest.mark.parametrize("operations", [40, 3_240, 3_310, 3_340])

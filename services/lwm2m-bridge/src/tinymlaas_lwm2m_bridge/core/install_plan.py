@@ -41,6 +41,7 @@ class SlotView:
     self_test_detail: str = ""
     knows_digests: bool = True
     firmware: bool = False
+    deferred: bool = False
 
     @property
     def target(self) -> Target:
@@ -51,6 +52,11 @@ class SlotView:
     def busy(self) -> bool:
         """True while the device does something that can't be stopped: a self-test, an update of its firmware."""
         return self.self_test == SelfTestResult.RUNNING
+
+    @property
+    def past_cancelling(self) -> bool:
+        """True while a device updates its firmware, and once it has: a cancel comes too late then (DO-FW-004)."""
+        return self.firmware and self.update_state == UpdateState.INSTALLED and not self.deferred
 
     @property
     def empty(self) -> bool:
@@ -143,6 +149,7 @@ def read_firmware_view(values: Mapping[Path, Value]) -> DeviceView:
         self_test=SelfTestResult.RUNNING if view.busy else None,
         knows_digests=False,
         firmware=True,
+        deferred=view.deferred,
     )
     digest = multiple(values, ml(MlRes.MODULE_DIGEST)).get(0)
     running = digest if isinstance(digest, bytes) and len(digest) == 32 else None

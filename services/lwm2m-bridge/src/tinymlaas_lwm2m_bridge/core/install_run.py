@@ -148,7 +148,7 @@ class InstallRun:
             self._save(slot=slot_index)
         assert self._record.slot is not None
         slot = view.slot(self._record.slot)
-        if self._cancel.is_set() and not (slot.firmware and slot.busy):
+        if self._cancel.is_set() and not (slot.past_cancelling and self._record.install_sent):
             await self._cancelled(device, slot)
         try:
             action = next_action(self._record, slot, self._digest)
@@ -244,6 +244,8 @@ class InstallRun:
         try:
             await self._in.link.push(device, slot.target.package, self._image, self._pushed)
         except BridgeError as error:
+            if error.reason == Reason.INSTALL_CANCELLED:
+                return  # the next look at the device clears what went out
             if error.reason != Reason.DEVICE_REJECTED:
                 raise
             # The refusal of a block says less than the result that the device shows for the whole.

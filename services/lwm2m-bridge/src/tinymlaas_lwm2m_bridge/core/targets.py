@@ -65,12 +65,16 @@ FIRMWARE_RESULTS: dict[FirmwareResult, tuple[UpdateResult, str]] = {
 
 @dataclass(frozen=True)
 class FirmwareView:
-    """What a device shows of its firmware, in the terms of object 9. `busy` while it applies an image or puts it off."""
+    """What a device shows of its firmware, in the terms of object 9. `busy` while it applies an image or puts it off.
+
+    An update that it puts off (`deferred`) can still be taken back.
+    """
 
     update_state: UpdateState
     update_result: int
     reason: str
     busy: bool
+    deferred: bool = False
 
 
 def read_firmware(values: Mapping[Path, Value]) -> FirmwareView | None:
@@ -97,4 +101,4 @@ def read_firmware(values: Mapping[Path, Value]) -> FirmwareView | None:
     deferred = known_state is FirmwareState.DOWNLOADED and known_result is FirmwareResult.DEFERRED
     if deferred:
         shown = UpdateState.INSTALLED
-    return FirmwareView(shown, int(meaning), reason, known_state is FirmwareState.UPDATING or deferred)
+    return FirmwareView(shown, int(meaning), reason, known_state is FirmwareState.UPDATING or deferred, deferred)
