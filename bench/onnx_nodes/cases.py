@@ -43,7 +43,8 @@ LEFT_OUT_OPERATORS: Mapping[str, str] = {
 }  # fmt: skip
 # Places of the inputs that an operator needs at compile time.
 CONSTANT_INPUTS: Mapping[str, tuple[int, ...]] = {
-    "AffineGrid": (1,), "CenterCropPad": (1,), "Col2Im": (1, 2), "ConstantOfShape": (0,), "CumSum": (1,), "CumProd": (1,),
+    "AffineGrid": (1,), "CastLike": (1,), "CenterCropPad": (1,), "Col2Im": (1, 2), "ConstantOfShape": (0,),
+    "CumSum": (1,), "CumProd": (1,),
     "DFT": (1, 2), "DequantizeLinear": (1, 2), "Dropout": (1, 2), "Expand": (1,), "MaxUnpool": (2,),
     "HammingWindow": (0,), "HannWindow": (0,), "BlackmanWindow": (0,), "MelWeightMatrix": (0, 1, 2, 3, 4),
     "OneHot": (1,), "Pad": (1, 2, 3), "QuantizeLinear": (1, 2), "QLinearConv": (1, 2, 4, 5, 6, 7),

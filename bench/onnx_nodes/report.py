@@ -51,7 +51,10 @@ def show(rows: Sequence[dict[str, Any]], left_out: Sequence[LeftOut], title: str
         print(f"left out: {count:4}  {why}")
 
 
-def write(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Keep the rows as JSON."""
+def write(rows: Sequence[dict[str, Any]], path: Path, forms: Sequence[str], merge: bool) -> None:
+    """Keep the rows as JSON in the order of the forms, then of operators; with `merge`, the kept ones of others stay."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(list(rows), indent=1) + "\n", encoding="utf-8")
+    known = json.loads(path.read_text(encoding="utf-8")) if merge and path.is_file() else []
+    merged = {(row["form"], row["operator"]): row for row in (*known, *rows)}
+    ordered = sorted(merged.values(), key=lambda row: (forms.index(row["form"]), row["operator"]))
+    path.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")

@@ -34,6 +34,8 @@ _FROM_SHAPE: Final = frozenset(("Shape", "Size"))
 _SOURCES: Final = frozenset((*_FROM_SHAPE, "ConstantOfShape", "Range"))
 # Operators whose schema has no inference (onnx 1.23), with a result like their first input.
 _SHAPE_OF_INPUT: Final = frozenset(("GroupNormalization",))
+# Attributes whose default the inference takes for another than their operator's definition says (onnx 1.23).
+_DEFAULTS: Final[Mapping[str, Mapping[str, int]]] = {"STFT": {"onesided": 1}}
 _MAKES: Final = frozenset(("Concat", "ConstantOfShape", "Expand", "Gather", "Range", "Tile"))
 
 
@@ -69,12 +71,16 @@ def infer_shapes(model: ModelProto) -> ModelProto:
 
 
 def _inferred(model: ModelProto) -> ModelProto:
-    if any(node.op_type in _SHAPE_OF_INPUT for node in model.graph.node):
+    if any(node.op_type in (*_SHAPE_OF_INPUT, *_DEFAULTS) for node in model.graph.node):
         copy = ModelProto()
         copy.CopyFrom(model)
         for node in copy.graph.node:
             if node.op_type in _SHAPE_OF_INPUT and node.input:
                 node.CopyFrom(helper.make_node("Identity", [node.input[0]], node.output, name=node.name))
+            given = {attribute.name for attribute in node.attribute}
+            for name, value in _DEFAULTS.get(node.op_type, {}).items():
+                if name not in given:
+                    node.attribute.append(helper.make_attribute(name, value))
         model = copy
     return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
 

@@ -114,14 +114,18 @@ def check_tensor(tensor: TensorProto, where: str, limits: Limits) -> npt.NDArray
 
 
 def _check_packed(tensor: TensorProto, where: str, limits: Limits) -> npt.NDArray[np.generic]:
-    """The values of a constant of 4-bit integers; only raw data is taken."""
-    if tensor.HasField("segment") or any(len(getattr(tensor, store)) for store in _STORES if store != "raw_data"):
-        raise ModelRejected(Problem.MALFORMED, where, "4-bit integers must lie in raw_data")
+    """The values of a constant of 4-bit integers, two to a byte of raw_data or to a value of int32_data."""
+    used = [store for store in _STORES if len(getattr(tensor, store))]
+    if tensor.HasField("segment") or len(used) > 1 or not {"raw_data", "int32_data"}.issuperset(used):
+        raise ModelRejected(Problem.MALFORMED, where, f"values lie in {', '.join(used) or 'a segment'}")
     elements = check_dims(list(tensor.dims), 1, where, limits, empty=True)
-    if len(tensor.raw_data) != (elements + 1) // 2:
-        detail = f"its shape needs {(elements + 1) // 2} bytes, the file has {len(tensor.raw_data)}"
+    if used == ["int32_data"]:
+        halves = _typed_values(tensor, "int32_data", np.dtype(np.uint8), where).astype(np.uint8)
+    else:
+        halves = np.frombuffer(tensor.raw_data, np.uint8)
+    if halves.size != (elements + 1) // 2:
+        detail = f"its shape needs {(elements + 1) // 2} bytes, the file has {halves.size}"
         raise ModelRejected(Problem.DATA_SIZE_MISMATCH, where, detail)
-    halves = np.frombuffer(tensor.raw_data, np.uint8)
     values = np.stack([halves & 15, halves >> 4], axis=-1).reshape(-1)[:elements].astype(np.int8)
     return (
         np.where(values > 7, values - 16, values).astype(np.dtype(PACKED[tensor.data_type])).reshape(list(tensor.dims))

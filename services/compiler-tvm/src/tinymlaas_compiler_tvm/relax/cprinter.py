@@ -17,7 +17,7 @@ _TYPES = {
 _NARROW = frozenset(("int8", "uint8", "int16", "uint16"))
 _BINARY = {
     "Add": "+", "Sub": "-", "Mul": "*", "Div": "/", "EQ": "==", "NE": "!=", "LT": "<", "LE": "<=", "GT": ">", "GE": ">=",
-    "And": "&&", "Or": "||", "BitwiseAnd": "&", "BitwiseOr": "|", "BitwiseXor": "^", "ShiftLeft": "<<", "ShiftRight": ">>",
+    "And": "&&", "Or": "||", "BitwiseAnd": "&", "BitwiseOr": "|", "BitwiseXor": "^", "LShift": "<<", "RShift": ">>",
 }  # fmt: skip
 _MATH = {
     "exp": "tim_expf", "tanh": "tim_tanhf", "sqrt": "tim_sqrtf", "sigmoid": "tim_sigmoidf", "log": "tim_logf",

@@ -333,6 +333,12 @@ static NOINLINE float tim_sqrtf(float x) {
   return tim_from_bits(u | (tim_to_bits(x) & 0x80000000u)); }""",
         ("tim_bits",),
     ),
+    "tim_modf": (
+        """static NOINLINE float tim_modf(float x, float y) {
+  float r = tim_fmodf(x, y);
+  return (r < 0 && y > 0) || (r > 0 && y < 0) ? r + y : r; }""",
+        ("tim_fmodf",),
+    ),
     "tim_isnanf": ("static inline uint8_t tim_isnanf(float x) { return x != x; }", ()),
 }
 

@@ -114,7 +114,7 @@ def divide(a: Any, b: Any, dtype: str) -> Any:
 def remainder(a: Any, b: Any, dtype: str) -> Any:
     """Python's modulo: the sign of the divisor."""
     if dtype == "float32":
-        raise Refused("modulo of floats with the divisor's sign")
+        return external("tim_modf", a, b)
     if dtype == "int64":
         return external("tim_mod64", a, b, dtype="int64")
     return external("tim_modi", a.astype("int32"), b.astype("int32"), dtype="int32").astype(dtype)
@@ -161,15 +161,17 @@ def comparison(body: Callable[[Any, Any], Any]) -> Converter:
 
 
 def bit_shift(e: Emitter, node: Node) -> list[Value]:
-    """BitShift of unsigned integers."""
+    """BitShift: by the type's width or more, nothing is left but a negative number's sign."""
     left = str(node.attribute("direction")).upper() == "LEFT"
     dtype = dtype_of(node.inputs[0])
     bits = np.dtype(dtype).itemsize * 8
+    word = "int64" if bits == 64 else "int32"
 
     def shift(a: Any, b: Any) -> Any:
-        wide, by = a.astype("int32"), b.astype("int32")
-        result = (wide << by) if left else (wide >> by)
-        return choose(by < bits, result, literal(0, "int32")).astype(dtype)
+        wide, by = a.astype(word), b.astype(word)
+        if left:
+            return choose(by < bits, wide << by, literal(0, word)).astype(dtype)
+        return (wide >> minimum(by, literal(63 if bits == 64 else 31, word))).astype(dtype)
 
     return [e.elementwise("shift", shift, node.inputs[0], node.inputs[1])]
 
