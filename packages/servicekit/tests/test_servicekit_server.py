@@ -326,3 +326,34 @@ async def test_sigterm_lets_a_running_call_end_and_removes_the_address(tmp_path:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
+async def test_a_repeatable_call_that_reaches_a_server_while_it_stops_is_repeated(code: grpc.StatusCode) -> None:
+    calls: list[str] = []
+
+    class Stopping(models_pb2_grpc.ModelsServicer):
+        async def GetModel(self, request, context):
+            calls.append("get")
+            if len(calls) == 1:
+                await context.abort(code)
+            return models_pb2.Model(name=request.name)
+
+        async def DeleteModel(self, request, context):
+            calls.append("delete")
+            await context.abort(code)
+
+    server = grpc.aio.server()
+    models_pb2_grpc.add_ModelsServicer_to_server(Stopping(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with connect(f"127.0.0.1:{port}") as channel:
+            stub = models_pb2_grpc.ModelsStub(channel)
+            assert (await stub.GetModel(models_pb2.GetModelRequest(name=MODEL), timeout=60)).name == MODEL
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.DeleteModel(models_pb2.DeleteModelRequest(name=MODEL), timeout=60)
+    finally:
+        await server.stop(None)
+    assert caught.value.code() is code
+    assert calls == ["get", "get", "delete"]

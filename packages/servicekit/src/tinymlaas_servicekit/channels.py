@@ -21,8 +21,9 @@ REPEATABLE_PREFIXES = ("Get", "List", "Probe", "Upsert", "Read", "Resolve", "Exp
 
 @lru_cache(maxsize=2)
 def service_config(request_ids: bool = False) -> str:
-    """gRPC service config (JSON): up to 4 tries on UNAVAILABLE, only for repeatable calls with a single request.
+    """gRPC service config (JSON): up to 4 tries on UNAVAILABLE and CANCELLED, only for repeatable calls with a single request.
 
+    CANCELLED is how a call ends that reaches a server while it stops; one that is cancelled here is not repeated.
     `request_ids`: also for those that are repeatable by the `request_id` in their request, which the caller always sets.
     """
     names = [
@@ -39,7 +40,7 @@ def service_config(request_ids: bool = False) -> str:
         "initialBackoff": "0.1s",
         "maxBackoff": "2s",
         "backoffMultiplier": 2,
-        "retryableStatusCodes": ["UNAVAILABLE"],
+        "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
     }
     return json.dumps({"methodConfig": [{"name": names, "retryPolicy": policy}]})
 
