@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from dataclasses import fields as fields_of
+from functools import lru_cache
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -18,7 +19,7 @@ from .core.bootstrap import BootstrapRecord, BootstrapState
 from .core.install_record import Failure, InstallEvent, InstallRecord, InstallRequest, Step, Transfer
 from .core.registration import Registration
 
-_REGISTRATION_FIELDS = tuple(field.name for field in fields_of(Registration))
+_REGISTRATION_FIELDS = tuple(field.name for field in fields_of(Registration) if field.name != "objects")
 
 
 class SqlStore:
@@ -163,12 +164,16 @@ def _keep_registration(dialect: str) -> sa.Insert:
 
 def _body(registration: Registration) -> str:
     """The registration as JSON: by hand, since `asdict` copies each link, which costs more than all else here."""
-    body = {name: getattr(registration, name) for name in _REGISTRATION_FIELDS}
-    body["objects"] = [
-        {"object_id": link.object_id, "instance_id": link.instance_id, "version": link.version}
-        for link in registration.objects
-    ]
-    return json.dumps(body)
+    body = json.dumps({name: getattr(registration, name) for name in _REGISTRATION_FIELDS})
+    return f'{body[:-1]}, "objects": {_objects(registration.objects)}}}'
+
+
+@lru_cache(maxsize=1024)
+def _objects(objects: tuple[ObjectLink, ...]) -> str:
+    """Links as JSON; devices of one kind have the same, which are written once."""
+    return json.dumps(
+        [{"object_id": link.object_id, "instance_id": link.instance_id, "version": link.version} for link in objects]
+    )
 
 
 def registration_of(body: str) -> Registration:
