@@ -56,6 +56,10 @@ class Session:
         """Print messages or plain values as JSON."""
         print(json.dumps(to_plain(value), indent=1, ensure_ascii=False))
 
+    def print_json_line(self, value: Message) -> None:
+        """Print a message as one line of JSON, at once: for programs that read what follows one after the other."""
+        print(json.dumps(to_plain(value), ensure_ascii=False), flush=True)
+
 
 def to_plain(value: Any) -> Any:
     """Messages as JSON-ready values, with the proto's field names."""

@@ -135,14 +135,16 @@ def create(
 
 @app.command()
 def watch(context: typer.Context, name: NameArgument) -> None:
-    """Watch a deployment's waves and devices until it ends."""
+    """Watch a deployment's waves and devices until it ends; with --json one line of JSON at each change."""
     session: Session = context.obj
 
     async def work() -> None:
         async with session.connect() as client:
-            finished = await follow_deployment(session, client, name)
-            if session.as_json:
-                session.print_json(finished)
+            if not session.as_json:
+                await follow_deployment(session, client, name)
+                return
+            async for latest in client.watch_deployment(name):
+                session.print_json_line(latest)
 
     run(work())
 
