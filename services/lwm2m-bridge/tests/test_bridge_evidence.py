@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from board_rig import install, running, signed_rig
 from certified_modules import PUBLIC_KEY, Lie, certificate_of, certified_for, module_for, with_certificate
 from hypothesis import given
 from hypothesis import strategies as st
-from lwm2m_rig import Artifacts, Rig, accept_any, digest_of, run_install, within
+from lwm2m_rig import Rig, accept_any, within
 
 from tinymlaas_device.boards import board_models
 from tinymlaas_device.virtual_board import VirtualBoard
 from tinymlaas_lwm2m import MlRes, SoftwareRes, UpdateState, Value, ml, software
 from tinymlaas_lwm2m import Path as LwPath
 from tinymlaas_lwm2m_bridge import (
-    Bridge,
     BridgeError,
     InstallEvent,
-    InstallRequest,
-    InstallSettings,
     Reason,
     SignedImages,
     Step,
@@ -91,25 +88,7 @@ def board(tmp_path: Path) -> Iterator[VirtualBoard]:
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Rig:
-    install = InstallSettings(poll_s=0.05, stuck_s=30.0, offline_s=60.0)
-    return Rig(tmp_path, Artifacts(), check=SignedImages(PUBLIC_KEY.hex()), install=install)
-
-
-@asynccontextmanager
-async def running(rig: Rig, board: VirtualBoard) -> AsyncIterator[Bridge]:
-    bridge = await rig.bridge()
-    device = await rig.device(board)  # type: ignore[arg-type]
-    try:
-        await within(device.registered.wait())
-        yield bridge
-    finally:
-        await device.close()
-        await bridge.close()
-
-
-async def install(rig: Rig, bridge: Bridge, image: bytes, name: str, slot: int | None = None) -> InstallEvent:
-    rig.artifacts.images[digest_of(image)] = image
-    return (await run_install(bridge, InstallRequest(name, "node-1", digest_of(image), slot=slot)))[-1]
+    return signed_rig(tmp_path)
 
 
 def refused(event: InstallEvent) -> Failure:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from aiocoap import Code, Message
 from aiocoap.optiontypes import BlockOption
+from board_rig import board_of
 from certified_modules import PUBLIC_KEY, certified_for
 from fault_board import FaultBoard
 from lwm2m_rig import Artifacts, Rig, digest_of, eventually, image_of, run_install, within
-from test_bridge_virtual_board import board_of
 
 from tinymlaas_device.board import Board
 from tinymlaas_device.lwm2m import LwM2mDevice

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from certified_modules import KEY, OTHER_KEY, PUBLIC_KEY, certified_for, module_for
-from lwm2m_rig import Artifacts, Rig, accept_any, digest_of, failure, run_install, until, within
+from board_rig import board_of, install, running, signed_rig
+from certified_modules import KEY, OTHER_KEY, certified_for, module_for
+from lwm2m_rig import Rig, accept_any, digest_of, failure, until, within
 
 from tinymlaas_device.board import SlotState
 from tinymlaas_device.boards import BoardModel, board_models
@@ -17,15 +17,12 @@ from tinymlaas_device.firmware_build import build_application
 from tinymlaas_device.virtual_board import VirtualBoard
 from tinymlaas_lwm2m_bridge import (
     Bridge,
-    InstallEvent,
     InstallRequest,
-    InstallSettings,
     Reason,
-    SignedImages,
     Step,
     Transfer,
 )
-from tinymlaas_module import Application, key_id, link_firmware, linked_module, parse
+from tinymlaas_module import Application, link_firmware, linked_module, parse
 
 CPU = "cortex-m4"
 INPUT = bytes(range(0, 32, 2))
@@ -34,14 +31,12 @@ MODEL: BoardModel = board_models()["static-m4"]
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Rig:
-    install = InstallSettings(poll_s=0.05, stuck_s=30.0, offline_s=60.0)
-    return Rig(tmp_path, Artifacts(), check=SignedImages(PUBLIC_KEY.hex()), install=install)
+    return signed_rig(tmp_path)
 
 
 @pytest.fixture
 def board(tmp_path: Path) -> Iterator[VirtualBoard]:
-    spec = dataclasses.replace(MODEL.spec, serial="7", key_ids=(key_id(PUBLIC_KEY),))
-    made = VirtualBoard(dataclasses.replace(MODEL, spec=spec), keys=[PUBLIC_KEY], state_file=tmp_path / "flash")
+    made = board_of(MODEL.spec.name, tmp_path / "flash")
     yield made
     made.close()
 
@@ -49,25 +44,6 @@ def board(tmp_path: Path) -> Iterator[VirtualBoard]:
 @pytest.fixture(scope="module")
 def application() -> Application:
     return build_application(MODEL)
-
-
-@asynccontextmanager
-async def running(rig: Rig, board: VirtualBoard) -> AsyncIterator[Bridge]:
-    bridge = await rig.bridge()
-    device = await rig.device(board)  # type: ignore[arg-type]
-    try:
-        await within(device.registered.wait())
-        yield bridge
-    finally:
-        await device.close()
-        await bridge.close()
-
-
-async def install(
-    rig: Rig, bridge: Bridge, image: bytes, name: str, transfer: Transfer = Transfer.AUTO
-) -> list[InstallEvent]:
-    rig.artifacts.images[digest_of(image)] = image
-    return await run_install(bridge, InstallRequest(name, "node-1", digest_of(image), transfer=transfer))
 
 
 async def computes(bridge: Bridge) -> int:
@@ -85,11 +61,11 @@ async def test_a_package_is_brought_verified_booted_and_its_module_computes(
     async with running(rig, board) as bridge:
         record = await within(bridge.read_capabilities("node-1"))
         assert (record.firmware_version, list(record.capabilities.slots)) == ("1.0.0", [])
-        events = await install(rig, bridge, first, "a", transfer)
-        assert events[-1].step is Step.READY, events[-1]
+        last = await install(rig, bridge, first, "a", transfer)
+        assert last.step is Step.READY, last
         assert await computes(bridge) == 3
         assert board.counters().reboots == 1
-        assert (await install(rig, bridge, second, "b", transfer))[-1].step is Step.READY
+        assert (await install(rig, bridge, second, "b", transfer)).step is Step.READY
         assert await computes(bridge) == 7
         assert (await within(bridge.read_capabilities("node-1"))).firmware_version == "2"
         board.reboot()
@@ -117,13 +93,13 @@ async def test_a_bad_package_ends_with_its_reason_and_the_board_goes_on_with_the
     rig.check = accept_any
     async with running(rig, board) as bridge:
         good = link_firmware(application, certified_for(CPU, add=3), KEY)
-        assert (await install(rig, bridge, good, "good"))[-1].step is Step.READY
+        assert (await install(rig, bridge, good, "good")).step is Step.READY
         for number, (fault, reason) in enumerate(BAD_PACKAGES.items()):
-            events = await install(rig, bridge, bad_package(application, fault), f"bad-{number}")
-            assert failure(events) == (Step.FAILED, reason), fault
+            last = await install(rig, bridge, bad_package(application, fault), f"bad-{number}")
+            assert failure([last]) == (Step.FAILED, reason), fault
             assert await computes(bridge) == 3, fault
         after = link_firmware(application, certified_for(CPU, add=5, version="3"), KEY)
-        assert (await install(rig, bridge, after, "after"))[-1].step is Step.READY
+        assert (await install(rig, bridge, after, "after")).step is Step.READY
         assert await computes(bridge) == 5
 
 
@@ -166,7 +142,7 @@ async def test_the_bridge_checks_package_and_linked_module_before_a_byte_goes_ou
     }
     async with running(rig, board) as bridge:
         for name, (reason, image) in enumerate(cases.items()):
-            assert failure(await install(rig, bridge, image, f"i-{name}")) == (Step.FAILED, reason)
+            assert failure([await install(rig, bridge, image, f"i-{name}")]) == (Step.FAILED, reason)
         assert not bridge.endpoint.packages.bytes_served
 
 
@@ -189,7 +165,7 @@ async def test_a_cancelled_download_empties_the_bank_and_the_next_package_is_tak
         bridge.cancel_install("i-1")
         await until(events, Step.CANCELLED)
         assert board.slot(0).state is SlotState.EMPTY
-        assert (await install(rig, bridge, package, "i-2"))[-1].step is Step.READY
+        assert (await install(rig, bridge, package, "i-2")).step is Step.READY
         assert await computes(bridge) == 3
 
 
@@ -201,12 +177,12 @@ async def test_power_cut_in_any_flash_operation_ends_with_the_package_running(
     package = link_firmware(application, certified_for(CPU, add=3), KEY)
     async with running(rig, board) as bridge:
         board.cut_power_after(operations)
-        last = (await install(rig, bridge, package, "a"))[-1]
+        last = await install(rig, bridge, package, "a")
         if last.step is not Step.READY:
             # Cut between the note that it switches and the switch: told as failed, and the next install does it.
             assert last.failure is not None
             assert last.failure.reason == Reason.INSTALL_FAILED
-            assert (await install(rig, bridge, package, "b"))[-1].step is Step.READY
+            assert (await install(rig, bridge, package, "b")).step is Step.READY
         assert await computes(bridge) == 3
         assert board.counters().reboots >= 2
 

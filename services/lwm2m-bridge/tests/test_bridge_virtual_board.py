@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from board_rig import board_of, install, running, signed_rig
 from certified_modules import OTHER_KEY, PUBLIC_KEY, certified_for
-from lwm2m_rig import Artifacts, Rig, accept_any, digest_of, run_install, within
+from lwm2m_rig import Rig, accept_any, within
 
 from tinymlaas_device.boards import board_models
 from tinymlaas_device.virtual_board import VirtualBoard
 from tinymlaas_lwm2m_bridge import (
-    Bridge,
     BridgeError,
-    InstallEvent,
-    InstallRequest,
-    InstallSettings,
     Reason,
-    SignedImages,
     Step,
     Transfer,
 )
@@ -32,8 +26,7 @@ INPUT = bytes(range(0, 32, 2))
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Rig:
-    install = InstallSettings(poll_s=0.05, stuck_s=30.0, offline_s=60.0)
-    return Rig(tmp_path, Artifacts(), check=SignedImages(PUBLIC_KEY.hex()), install=install)
+    return signed_rig(tmp_path)
 
 
 @pytest.fixture
@@ -41,32 +34,6 @@ def board(tmp_path: Path) -> Iterator[VirtualBoard]:
     made = board_of("node-m4f", tmp_path / "flash")
     yield made
     made.close()
-
-
-def board_of(name: str, state_file: Path | None = None) -> VirtualBoard:
-    model = board_models()[name]
-    spec = dataclasses.replace(model.spec, serial="7", key_ids=(key_id(PUBLIC_KEY),))
-    return VirtualBoard(dataclasses.replace(model, spec=spec), keys=[PUBLIC_KEY], state_file=state_file)
-
-
-@asynccontextmanager
-async def running(rig: Rig, board: VirtualBoard) -> AsyncIterator[Bridge]:
-    bridge = await rig.bridge()
-    device = await rig.device(board)  # type: ignore[arg-type]
-    try:
-        await within(device.registered.wait())
-        yield bridge
-    finally:
-        # Also after a failure: the board must not be closed while its thread still runs it.
-        await device.close()
-        await bridge.close()
-
-
-async def install(
-    rig: Rig, bridge: Bridge, image: bytes, name: str, transfer: Transfer = Transfer.AUTO
-) -> InstallEvent:
-    rig.artifacts.images[digest_of(image)] = image
-    return (await run_install(bridge, InstallRequest(name, "node-1", digest_of(image), transfer=transfer)))[-1]
 
 
 @pytest.mark.parametrize("transfer", [Transfer.PULL, Transfer.PUSH])

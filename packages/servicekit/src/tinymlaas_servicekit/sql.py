@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import structlog
-from alembic import command
+from alembic import command, context
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, Float, Table, create_engine, event, func, literal_column
+from sqlalchemy import Connection, Engine, Float, MetaData, Table, create_engine, event, func, literal_column
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.sql import ColumnElement
@@ -144,6 +144,19 @@ class Schema:
                 self.upgrade(engine, chosen.revision or "head")
         finally:
             engine.dispose()
+
+
+def run_migrations(metadata: MetaData) -> None:
+    """What the file `migrations/env.py` of a service does: runs its scripts as `Schema` asks, on the caller's connection."""
+    attributes = context.config.attributes
+    context.configure(
+        connection=attributes["connection"],
+        target_metadata=metadata,
+        render_as_batch=True,
+        version_table=attributes["versions"],
+    )
+    with context.begin_transaction():
+        context.run_migrations()
 
 
 def patient(method: Callable[P, Result]) -> Callable[P, Result]:

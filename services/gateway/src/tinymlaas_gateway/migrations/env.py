@@ -1,15 +1,6 @@
 """Alembic environment: runs on the connection that the caller gives."""
 
-from alembic import context
-
 from tinymlaas_gateway.adapters.schema import metadata
+from tinymlaas_servicekit.sql import run_migrations
 
-attributes = context.config.attributes
-context.configure(
-    connection=attributes["connection"],
-    target_metadata=metadata,
-    render_as_batch=True,
-    version_table=attributes["versions"],
-)
-with context.begin_transaction():
-    context.run_migrations()
+run_migrations(metadata)
