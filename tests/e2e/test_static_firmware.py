@@ -51,16 +51,16 @@ async def test_a_built_module_is_linked_into_firmware_that_the_board_boots_and_c
     image = package.read_bytes()
     assert await client.write_artifact(image) == hashlib.sha256(image).hexdigest()
     board = await running.board(client, "static-m4", "static-1")
-    steps = await installed(running, board, hashlib.sha256(image).hexdigest())
-    assert steps[-1] == bridge_pb2.InstallResponse.STEP_READY, steps
+    last = (await installed(running, board, hashlib.sha256(image).hexdigest()))[-1]
+    assert last.step == bridge_pb2.InstallResponse.STEP_READY, last
     data = np.load(samples)
     for index in range(2):
         answer = await client.infer(board, [data["input_int8"][index].tobytes()])
         assert answer.outputs.tensors[0] == data["output_int8"][index].tobytes()
 
 
-async def installed(running: RunningSuite, board: str, digest: str) -> list[int]:
-    """Steps of the install of an artifact, asked of the bridge itself."""
+async def installed(running: RunningSuite, board: str, digest: str) -> list[bridge_pb2.InstallResponse]:
+    """Events of the install of an artifact, asked of the bridge itself."""
     address = running.suite.records()["lwm2m-bridge"].address
     async with connect(address, running.suite.token) as channel:
         stub = bridge_pb2_grpc.BridgeStub(channel)
@@ -68,4 +68,4 @@ async def installed(running: RunningSuite, board: str, digest: str) -> list[int]
             install_id="static-1", device=f"projects/default/devices/{board}", module_sha256=digest
         )
         async with asyncio.timeout(DEADLINE_SECONDS):
-            return [event.step async for event in stub.Install(request)]
+            return [event async for event in stub.Install(request)]

@@ -235,7 +235,7 @@ async def test_a_rollout_is_planned_watched_paused_approved_and_told_from_the_co
     assert (await said("deploy", "approve", ident)).exit_code == 0
     assert (await said("deploy", "resume", ident)).exit_code == 0
     watched = await said("--json", "deploy", "watch", ident)
-    assert [wave["state"] for wave in json.loads(watched.output)["waves"]] == ["STATE_PASSED"] * 2
+    assert [wave["state"] for wave in json.loads(watched.output.splitlines()[-1])["waves"]] == ["STATE_PASSED"] * 2
     told = await said("deploy", "timeline", ident, "cli-1")
     assert [step in told.output for step in ("planned", "begun", "install", "activate")] == [True] * 4
     assert (await said("deploy", "timeline", ident, "nobody")).exit_code == 2

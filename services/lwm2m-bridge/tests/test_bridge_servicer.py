@@ -69,6 +69,7 @@ async def test_a_watcher_hears_known_devices_then_in_sync_then_changes(rig: Rig)
             bridge_pb2.WatchDevicesResponse.KIND_REGISTERED,
             "projects/p/devices/node-2",
         )
+        await within(second.registered.wait())  # only then it knows what to deregister
         await second.close()
         gone = await within(anext(events))
         while gone.kind == bridge_pb2.WatchDevicesResponse.KIND_UPDATED:  # a slow machine gives it time to update
