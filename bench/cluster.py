@@ -50,6 +50,7 @@ DEVICES = int(os.environ.get("TINYMLAAS_CLUSTER_DEVICES", "100"))
 IN_A_POD = 10  # a kubelet takes 110 pods, and the suite has some itself
 KINDS = ("gateway", "registry", "bridge", "compiler-tvm", "compiler-tflm", "profiler", "postgresql", "minio")
 MAX_KILLS = 24
+FLOOD = 24
 SEED = 7
 Row = dict[str, str | float]
 Done = deployments_pb2.Deployment
@@ -204,6 +205,30 @@ async def eaten(suite: DeployedSuite, client: AsyncClient) -> list[Row]:
     return [*rows, row("vendor plugin: deleted and drained after", took, "s")]
 
 
+async def flooded(suite: DeployedSuite, client: AsyncClient) -> list[Row]:
+    """One build of a project: alone, then asked for after another project has asked both gateways for FLOOD of its own."""
+    rows, took = [], []
+    (name,) = await begin_builds(client, 1, 4000)
+    rows.append(row("fairness: a build alone", await timed(ended(client, name)), "s"))
+    async with AsyncClient(suite.gateway_address(), token=suite.secret("client-token"), project="flood") as other:
+        flood = await begin_builds(other, FLOOD, 5000)
+        (name,) = await begin_builds(client, 1, 4004)
+        took.append(await timed(ended(client, name)))
+        over = [await other.get_build(each) for each in flood]
+        first = sum(build.state == builds_pb2.Build.STATE_SUCCEEDED for build in over)
+        began = time.monotonic()
+        builds = [await ended(other, each, 1800) for each in flood]
+        took.append(took[0] + time.monotonic() - began)
+    return [
+        *rows,
+        row("fairness: builds of a flooding project", FLOOD, "builds"),
+        row("fairness: another project's build asked for after them", took[0], "s"),
+        row("fairness: builds of the flood that ended before it", first, "builds"),
+        row("fairness: the whole flood", took[1], "s"),
+        row("fairness: builds lost", sum(each.state != builds_pb2.Build.STATE_SUCCEEDED for each in builds), "builds"),
+    ]
+
+
 async def rate(call: Callable[[], Awaitable[object]], calls: int, at_once: int) -> tuple[float, float]:
     """Calls per second of wall time and the 99th percentile in ms."""
     took: list[float] = []
@@ -249,6 +274,7 @@ async def measure(suite: DeployedSuite, rows: list[Row]) -> None:
         rows += await restarts(suite, client)
         rows += await drained(suite, client)
         rows += await eaten(suite, client)
+        rows += await flooded(suite, client)
         rows += await rates(client)
 
 

@@ -24,6 +24,7 @@ from cluster_kit import ROOT, Cluster
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
 from tinymlaas_client import AsyncClient, model_format
 from tinymlaas_client.targets import named_target
+from tinymlaas_servicekit import TlsFiles
 
 ZOO = ROOT / "zoo"
 CHART = ROOT / "deploy" / "helm" / "tinymlaas"
@@ -145,10 +146,10 @@ class DeployedSuite:
         with socket.create_connection((host, port), timeout=20):
             return f"{host}:{port}"
 
-    def client(self, gateway: str = "") -> AsyncClient:
+    def client(self, gateway: str = "", tls: TlsFiles | None = None) -> AsyncClient:
         """A new connection to the gateway's service, or to the pod of that name."""
         address = f"{self.get('pod', gateway)['status']['podIP']}:7000" if gateway else self.gateway_address()
-        return AsyncClient(address, token=self.secret("client-token"))
+        return AsyncClient(address, token=self.secret("client-token"), tls=tls)
 
     def found(self, component: str) -> list[dict[str, Any]]:
         """A component's pods that have not been told to end."""
@@ -404,6 +405,21 @@ def vendor(name: str, program: str = VENDORS_PROGRAM, **spec: Any) -> dict[str, 
             "resources": {"cpu": "1", "memory": "512Mi", "cpuRequest": "20m", "memoryRequest": "64Mi"},
             **spec,
         },
+    }
+
+
+def certificate(files: TlsFiles, name: str) -> dict[str, Any]:
+    """The Secret with a service's certificate, as the chart's values name it."""
+    assert files.ca is not None
+    assert files.certificate is not None
+    assert files.key is not None
+    parts = {"ca.crt": files.ca, "tls.crt": files.certificate, "tls.key": files.key}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": f"tinymlaas-tls-{name}"},
+        "type": "kubernetes.io/tls",
+        "stringData": {key: path.read_text(encoding="ascii") for key, path in parts.items()},
     }
 
 

@@ -10,11 +10,13 @@ import asyncio
 import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import cluster_kit
+from certificate_authority import Authority
 from suite_on_cluster import (
     CHART,
     HELLO,
@@ -25,6 +27,7 @@ from suite_on_cluster import (
     DeployedSuite,
     Load,
     begin_builds,
+    certificate,
     condition,
     ended,
     eventually,
@@ -40,10 +43,14 @@ from suite_on_cluster import (
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
 from tinymlaas_client import AsyncClient
 from tinymlaas_client.targets import named_target
+from tinymlaas_servicekit import TlsFiles
 
 BUILDS = int(os.environ.get("TINYMLAAS_CLUSTER_BUILDS", "8"))
 KINDS_OF_BOARDS = ("node-m4f", "riscv-node", "tflm-m4f", "chip-m0plus")
 TOO_SMALL = "chip-m0plus-1"
+PLUGINS = ("compiler-tvm", "compiler-tflm", "optimizer", "profiler")
+SERVICES = ("gateway", "registry", "lwm2m-bridge", "dtls-front", "operator", *PLUGINS)
+DOMAIN = "tinymlaas.internal"
 pytestmark = [
     pytest.mark.skipif(not os.environ.get("TINYMLAAS_CLUSTER"), reason="`make test-cluster` runs this"),
     pytest.mark.xdist_group("cluster"),
@@ -285,3 +292,43 @@ async def test_uninstall_keeps_the_data_and_a_new_install_finds_it(suite: Deploy
     assert suite.secret("client-token") == token
     async with suite.client() as client:
         assert {module.name for module in await client.list_modules()} == before
+
+
+async def test_under_mtls_a_build_reaches_a_device_and_a_plugin_needs_its_own_certificate(
+    suite: DeployedSuite, tmp_path: Path
+) -> None:
+    """`tls.enabled`: from then on every arrow of the drawing is a connection whose two ends have proved their names."""
+    authority = Authority()
+    address = suite.get("service", f"{NAME}-gateway")["spec"]["clusterIP"]
+    for name in SERVICES:
+        also = (address,) if name == "gateway" else ()
+        suite.apply(certificate(authority.issue(tmp_path / name, f"{name}.{DOMAIN}", *also), name))
+    await asyncio.to_thread(suite.upgrade, "tls.enabled=true")
+    await suite.rolled_out()
+    assert "Succeeded" in suite.helm("test", RELEASE, "--timeout", "5m")
+    for name, shown in (("hello", "hello"), ("impostor", "hello")):
+        files = authority.issue(tmp_path / name, f"plugin-{shown}.{DOMAIN}")
+        suite.apply(certificate(files, f"plugin-{name}"), vendor(name))
+
+    async def registered() -> bool:
+        return (await asyncio.to_thread(condition, suite, "hello", "Registered"))[0] == "True"
+
+    async def doubted() -> bool:
+        told = await asyncio.to_thread(condition, suite, "impostor", "Identified")
+        return told[0] == "False" and (await asyncio.to_thread(condition, suite, "impostor", "Available"))[0] == "True"
+
+    await eventually(registered, "the operator has registered the plugin")
+    await eventually(doubted, "the operator does not believe the other one")
+    assert condition(suite, "impostor", "Registered")[0] == "False"
+    async with suite.client(tls=TlsFiles(ca=tmp_path / "gateway" / "ca.pem")) as client:
+
+        async def called() -> bool:
+            return f"plugins/{HELLO}" in {plugin.name for plugin in await client.list_plugins()}
+
+        await eventually(called, "a gateway calls the plugin")
+        await all_succeeded(client, await begin_builds(client, 2, 400))
+        model, digest = await kws(client)
+        device = await suite.board(client, "node-m4f", "under-mtls")
+        begun = await client.create_deployment(model, devices=[device], samples_sha256=digest)
+        all_active_but_the_small_one(await rolled_out(client, begun.name))
+    suite.kubectl("delete", "compilerplugin", "hello", "impostor", "--timeout", "5m")

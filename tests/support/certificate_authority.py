@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import ipaddress
 from pathlib import Path
 
 from cryptography import x509
@@ -27,13 +28,13 @@ class Authority:
             .sign(self._key, hashes.SHA256())
         )
 
-    def issue(self, folder: Path, *dns_names: str) -> TlsFiles:
-        """Writes ca.pem, tls.crt and tls.key of a certificate with these names into the folder, over what is there."""
+    def issue(self, folder: Path, *names: str) -> TlsFiles:
+        """Writes ca.pem, tls.crt and tls.key of a certificate with these DNS names and IPv4 addresses, over what is there."""
         folder.mkdir(exist_ok=True)
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = (
             _builder(_name("service"), self._name, key)
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in dns_names]), critical=False)
+            .add_extension(x509.SubjectAlternativeName([_general(name) for name in names]), critical=False)
             .sign(self._key, hashes.SHA256())
         )
         private = key.private_bytes(
@@ -48,6 +49,11 @@ class Authority:
 
 def _name(common: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+
+
+def _general(name: str) -> x509.GeneralName:
+    address = name.replace(".", "").isdecimal()
+    return x509.IPAddress(ipaddress.IPv4Address(name)) if address else x509.DNSName(name)
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:

@@ -5,12 +5,26 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 
 import grpc
+from cryptography import x509
 
 from tinymlaas.registry.v1 import plugins_pb2, plugins_pb2_grpc
 
 SECONDS = 120
+
+
+def channel() -> grpc.Channel:
+    """To the gateway; with CERTIFICATE, a file, only to who shows that very certificate, whatever name it has."""
+    path = os.environ.get("CERTIFICATE")
+    if not path:
+        return grpc.insecure_channel(os.environ["GATEWAY"])
+    pem = Path(path).read_bytes()
+    extensions = x509.load_pem_x509_certificate(pem).extensions
+    names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)
+    named = ("grpc.ssl_target_name_override", names[0].replace("*", "gateway", 1))
+    return grpc.secure_channel(os.environ["GATEWAY"], grpc.ssl_channel_credentials(pem), [named])
 
 
 def states(stub: plugins_pb2_grpc.PluginsStub, token: str) -> dict[str, str]:
@@ -23,7 +37,7 @@ def states(stub: plugins_pb2_grpc.PluginsStub, token: str) -> dict[str, str]:
 
 def main() -> int:
     """0 when everything is as it should be."""
-    stub = plugins_pb2_grpc.PluginsStub(grpc.insecure_channel(os.environ["GATEWAY"]))
+    stub = plugins_pb2_grpc.PluginsStub(channel())
     try:
         states(stub, "not the token")
     except grpc.RpcError as error:
