@@ -72,7 +72,8 @@ def run_case(case: Case) -> Outcome:
 def _detail(error: CompileError) -> str:
     op, dtype = error.metadata.get("op", ""), error.metadata.get("dtype", "")
     more = error.metadata.get("detail", "")
-    return " · ".join(part for part in (op, dtype, str(error), more) if part)[:400]
+    said = str(error)
+    return " · ".join(part for part in (op, dtype, said, more if more not in said else "") if part)[:400]
 
 
 def _execute(parts: CompiledParts, inputs: tuple[Array, ...]) -> tuple[list[Array], int]:

@@ -281,6 +281,21 @@ def test_shapes_that_follow_by_a_table_of_positions_are_static() -> None:
     assert report.outputs[0].shape == (3, 3)
 
 
+def test_zeros_cast_like_a_value_of_another_shape() -> None:
+    """The empty state of a causal convolution: CastLike takes only the type of its second operand."""
+    constants = [constant("state", [2, 4, 3], np.int64), constant("weights", np.ones((4, 1, 5)))]
+    nodes = [
+        helper.make_node("ConstantOfShape", ["state"], ["zeros"]),
+        helper.make_node("CastLike", ["zeros", "weights"], ["typed"]),
+        helper.make_node("Concat", ["typed", "x"], ["padded"], axis=2),
+        helper.make_node("Shape", ["padded"], ["length"], start=2, end=3),
+        helper.make_node("Slice", ["padded", "three", "length", "two"], ["y"]),
+    ]
+    constants += [constant("three", [3], np.int64), constant("two", [2], np.int64)]
+    model = onnx_model(nodes, constants, [value("x", [2, 4, 8])], [value("y", [2, 4, 8])])
+    assert check_model(model.SerializeToString(), "onnx").outputs[0].shape == (2, 4, 8)
+
+
 def test_a_shape_that_needs_a_value_of_the_input_stays_open() -> None:
     nodes = [
         helper.make_node("Cast", ["x"], ["wide"], to=7),

@@ -22,12 +22,12 @@ MAX_ELEMENTS: Final = 1 << 16
 # Each round finds at least one more shape; deeper chains than this are no shape arithmetic.
 _ROUNDS: Final = 64
 _ELEMENTWISE: Final = frozenset((
-    "Add", "And", "Cast", "CastLike", "Ceil", "Clip", "Div", "Equal", "Floor", "Greater", "GreaterOrEqual",
+    "Add", "And", "Cast", "Ceil", "Clip", "Div", "Equal", "Floor", "Greater", "GreaterOrEqual",
     "Identity", "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "Sqrt", "Sub",
     "Where",
 ))  # fmt: skip
 _MOVES: Final = frozenset((
-    "Reshape", "Slice", "Squeeze", "Transpose", "Trilu", "Unsqueeze", "ReduceMax", "ReduceProd", "ReduceSum",
+    "CastLike", "Reshape", "Slice", "Squeeze", "Transpose", "Trilu", "Unsqueeze", "ReduceMax", "ReduceProd", "ReduceSum",
 ))  # fmt: skip
 _FROM_SHAPE: Final = frozenset(("Shape", "Size"))
 # Without one of these, there is no arithmetic that inference does not follow itself.

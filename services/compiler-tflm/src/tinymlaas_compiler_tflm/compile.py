@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from tinymlaas_compiler_tflm import interpreter
@@ -26,13 +25,10 @@ from tinymlaas_compiler_tflm.source_package import source_package
 from tinymlaas_compiler_tflm.target import TargetSpec, require_fit, require_runtime
 from tinymlaas_modelkit import check as checks
 from tinymlaas_modelkit.errors import ModelKitError, OffendingOperator, UnsupportedOperator
+from tinymlaas_modelkit.float_bound import FLOAT_TOLERANCE, output_scale
 from tinymlaas_modelkit.onnx_reader import read_onnx
 from tinymlaas_modelkit.summary import ModelFormat, ModelSummary, Precision, summarize
 from tinymlaas_modelkit.tflite_writer import write_tflite
-
-# Float kernels may add in another order on another processor; the reference is what the interpreter gives on the host.
-# Relative to an output, and to the outputs' scale: one near zero, whose terms cancel, keeps the rounding of its neighbours.
-FLOAT_TOLERANCE = 1e-5
 
 
 def compile_model(
@@ -97,15 +93,13 @@ def require_operators(summary: ModelSummary) -> None:
 
 
 def numerics_of(summary: ModelSummary, largest_output: float) -> Numerics:
-    """Integer models are bit-exact to TFLite Micro's reference kernels; float ones are within 1e-5 of them.
+    """Integer models are bit-exact to TFLite Micro's reference kernels; float ones within 1e-5 of them and of their scale.
 
-    That is |out - ref| <= 1e-5 * |ref| + 1e-5 * scale, the scale being the power of two below the largest output that was
-    seen, so that the last bits of another processor do not change the module.
+    Float kernels may add in another order on another processor; the reference is what the interpreter gives on the host.
     """
     if summary.precision is Precision.INT8:
         return Numerics(NumericsKind.BIT_EXACT)
-    scale = 2.0 ** math.floor(math.log2(largest_output) + 1e-3) if largest_output else 1.0
-    return Numerics(NumericsKind.WITHIN_TOLERANCE, FLOAT_TOLERANCE, FLOAT_TOLERANCE * scale)
+    return Numerics(NumericsKind.WITHIN_TOLERANCE, FLOAT_TOLERANCE, FLOAT_TOLERANCE * output_scale(largest_output))
 
 
 def _figures(summary: ModelSummary, report: ArenaReport, arena_bytes: int, payload_bytes: int) -> tuple[Figure, ...]:

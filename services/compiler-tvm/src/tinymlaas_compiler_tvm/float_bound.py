@@ -1,24 +1,18 @@
-"""How near a float module's outputs are to ONNX Runtime's: within 1e-5 of each output's magnitude, and of the outputs' scale.
+"""What is claimed of a float module's outputs: how near they are to ONNX Runtime's, and why (`tinymlaas_modelkit.float_bound`).
 
-Rounding is relative to what is summed, so an output near zero, whose terms cancel, keeps the noise of its neighbours. The bound
-is therefore |out - ref| <= 1e-5 * |ref| + 1e-5 * scale, where the scale is the largest magnitude of the model's outputs: 1 where
-they end in a function of that range, and elsewhere what ONNX Runtime gives on pseudo-random inputs, rounded down to a power of
-two, so that another processor's last bits do not change the module. Sums in another order alone differ by about 2**-24 times the
-root of their length (Higham and Mary, "A New Approach to Probabilistic Rounding Error Analysis", 2019), some 1e-6 of the scale
-for the zoo's models, for ONNX Runtime as for these modules.
+The outputs' scale is 1 where they end in a function of that range, and elsewhere what ONNX Runtime gives on pseudo-random inputs.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tinymlaas_compiler_tvm.parts import Numerics, NumericsClass
+from tinymlaas_modelkit.float_bound import FLOAT_TOLERANCE, largest_magnitude, output_scale
 
-RELATIVE = 1e-5
 _SAMPLES = 4
 # Operators whose results reach at most 1, or 1 in magnitude.
 _UNIT_RANGE = frozenset({"Softmax", "Sigmoid", "Tanh", "HardSigmoid", "Softsign", "Sin", "Cos"})
@@ -35,8 +29,9 @@ _NUMPY = {
 def float_numerics(onnx_bytes: bytes) -> tuple[NumericsClass, str]:
     """What is claimed of a float model's outputs, and a line that explains it; the file was checked before."""
     scale, source = _output_scale(onnx_bytes)
-    line = f"outputs within {RELATIVE:g} of themselves and of their scale {scale:g} ({source})"
-    return NumericsClass(Numerics.WITHIN_TOLERANCE, "onnx", relative=RELATIVE, absolute=RELATIVE * scale), line
+    line = f"outputs within {FLOAT_TOLERANCE:g} of themselves and of their scale {scale:g} ({source})"
+    absolute = FLOAT_TOLERANCE * scale
+    return NumericsClass(Numerics.WITHIN_TOLERANCE, "onnx", relative=FLOAT_TOLERANCE, absolute=absolute), line
 
 
 def _output_scale(onnx_bytes: bytes) -> tuple[float, str]:
@@ -53,10 +48,7 @@ def _output_scale(onnx_bytes: bytes) -> tuple[float, str]:
         Exception
     ) as error:  # ONNX Runtime has a type for each of its refusals, such as an index that random inputs give
         return 1.0, f"ONNX Runtime gives none: {type(error).__name__}"
-    # A thousandth more than a power of two is that power, whatever the last bits of a sum.
-    return (
-        (2.0 ** math.floor(math.log2(largest) + 1e-3), "largest on pseudo-random inputs") if largest else (1.0, "zeros")
-    )
+    return output_scale(largest), "largest on pseudo-random inputs" if largest else "zeros"
 
 
 def _largest_output(onnx_bytes: bytes) -> float:
@@ -72,11 +64,7 @@ def _largest_output(onnx_bytes: bytes) -> float:
     largest = 0.0
     for _ in range(_SAMPLES):
         given = {value.name: _values(random, value) for value in session.get_inputs()}
-        for output in session.run(None, given):
-            array = np.asarray(output)
-            if array.dtype.kind == "f":
-                finite = np.abs(array[np.isfinite(array)].astype(np.float64))
-                largest = max(largest, float(finite.max(initial=0.0)))
+        largest = max(largest, largest_magnitude(np.asarray(output) for output in session.run(None, given)))
     return largest
 
 
