@@ -15,11 +15,10 @@ import onnxruntime
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from tinymlaas_compiler_tvm import TargetSpec, compile_model
-from tinymlaas_simulator import run_native
+from bench.simulated import TARGET, infer
+from tinymlaas_compiler_tvm import compile_model
 
 ZOO = Path(__file__).resolve().parent.parent / "zoo"
-TARGET = TargetSpec("cortex-m4", "armv7e-m", ("thumb2", "dsp", "fpu-sp"))
 # Samples a model: larger ones take the simulator long.
 SAMPLES = {"ad": 16, "kws": 10, "ic": 4, "vww": 3}
 Doubles = npt.NDArray[np.float64]
@@ -55,19 +54,8 @@ def measure(name: str, samples: int) -> tuple[float, float, float]:
         chosen = data["input_float"][:samples]
     for sample in chosen:
         x = np.ascontiguousarray(sample, np.float32).reshape(parts.inputs[0].shape)
-        run = run_native(
-            parts.payload,
-            cpu=TARGET.cpu,
-            entry_offset=parts.entry_offset,
-            arena_bytes=parts.arena_bytes,
-            stack_limit=parts.stack_bytes,
-            inputs={parts.inputs[0].offset: x.tobytes()},
-            outputs=[(parts.outputs[0].offset, parts.outputs[0].bytes)],
-            ram_bytes=parts.arena_bytes + parts.stack_bytes + 4096,
-            flash_bytes=len(parts.payload) + 4096,
-            instruction_limit=2_000_000_000,
-        )
-        ours = np.frombuffer(run.outputs[0], np.float32).astype(np.float64)
+        (output,), _ = infer(parts, [x])
+        ours = output.astype(np.float64).reshape(-1)
         theirs = np.asarray(session.run(None, {given.name: x})[0]).astype(np.float64).reshape(-1)
         truth = np.asarray(exact.run(None, {given.name: x.astype(np.float64)})[0]).reshape(-1)
         found = error(ours, theirs), error(ours, truth), error(theirs, truth)

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from bench.onnx_nodes.cases import Array, Case
-from tinymlaas_compiler_tvm import CompiledParts, TargetSpec, compile_model
+from bench.simulated import TARGET, infer
+from tinymlaas_compiler_tvm import compile_model
 from tinymlaas_compiler_tvm.errors import CompileError, CompilerFault
 from tinymlaas_modelkit.check import Limits, ModelRejected
 from tinymlaas_modelkit.check._worker import run as verdict_of
-from tinymlaas_simulator import SimulatorError, run_native
+from tinymlaas_simulator import SimulatorError
 
-TARGET = TargetSpec("cortex-m4", "armv7e-m", ("thumb2", "dsp", "fpu-sp"))
 # Relative error that the float kernels aim at; results that small are compared absolutely.
 _FINE, _FINE_ABSOLUTE = 1e-5, 1e-6
 _INSTRUCTION_LIMIT = 500_000_000
@@ -59,7 +59,7 @@ def run_case(case: Case) -> Outcome:
     except Exception as error:
         return Outcome(case.name, case.operator, "failed", "COMPILER_BUG", f"{type(error).__name__}: {error}"[:500])
     try:
-        outputs, instructions = _execute(parts, case.inputs)
+        outputs, instructions = infer(parts, case.inputs, instruction_limit=_INSTRUCTION_LIMIT, check_accesses=True)
     except SimulatorError as error:
         return Outcome(case.name, case.operator, "failed", "RUN_FAILED", str(error)[:500])
     wrong = _difference(case, outputs)
@@ -74,35 +74,6 @@ def _detail(error: CompileError) -> str:
     more = error.metadata.get("detail", "")
     said = str(error)
     return " · ".join(part for part in (op, dtype, said, more if more not in said else "") if part)[:400]
-
-
-def _execute(parts: CompiledParts, inputs: tuple[Array, ...]) -> tuple[list[Array], int]:
-    run = run_native(
-        parts.payload,
-        cpu="cortex-m4",
-        entry_offset=parts.entry_offset,
-        arena_bytes=parts.arena_bytes,
-        stack_limit=parts.stack_bytes,
-        inputs={t.offset: _stored(x, t.dtype).tobytes() for t, x in zip(parts.inputs, inputs, strict=True)},
-        outputs=[(t.offset, t.bytes) for t in parts.outputs],
-        ram_bytes=parts.arena_bytes + parts.stack_bytes + 4096,
-        flash_bytes=len(parts.payload) + 4096,
-        instruction_limit=_INSTRUCTION_LIMIT,
-        check_accesses=True,
-        check_relocation=False,
-    )
-    if run.return_value != 0:
-        raise ValueError(f"the module returned {run.return_value}")
-    outputs = [
-        np.frombuffer(data, t.dtype).reshape(t.shape) for data, t in zip(run.outputs, parts.outputs, strict=True)
-    ]
-    return outputs, run.instructions
-
-
-def _stored(array: Array, dtype: str) -> Array:
-    if str(array.dtype) != dtype:
-        raise ValueError(f"the module wants {dtype}, the case gives {array.dtype}")
-    return np.ascontiguousarray(array)
 
 
 def _difference(case: Case, outputs: list[Array]) -> str:
