@@ -69,6 +69,25 @@ async def test_projects_that_hold_as_many_take_turns() -> None:
     assert rush.served == ["a1", "b1", "a2", "b2", "a3", "b3"]
 
 
+async def test_turns_are_of_one_gateway_so_at_one_of_two_flooded_ones_a_project_gets_its_share_of_that_one() -> None:
+    """The bound that docs/guide-operate.md states."""
+    here, there = Rush(FairPlaces(4)), Rush(FairPlaces(4))
+    flood = [f"a{number}" for number in range(8)]
+    for gateway in (here, there):
+        for name in flood:
+            await gateway.call(name)
+    for number in range(8):
+        await here.call(f"b{number}")
+    for gateway in (here, there):
+        for name in flood[:4]:
+            await gateway.end(name)
+    assert sorted(here.served[4:]) == ["a4", "a5", "b0", "b1"]
+    assert there.served[4:] == ["a4", "a5", "a6", "a7"]
+    for gateway in (here, there):
+        for name in (*flood[4:], *(f"b{number}" for number in range(8) if gateway is here)):
+            await gateway.leave(name)
+
+
 async def test_a_project_never_has_more_than_its_share_even_of_idle_places() -> None:
     rush = Rush(FairPlaces(4, each=2))
     for name in ("a1", "a2", "a3", "b1"):
