@@ -6,6 +6,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import structlog
@@ -110,36 +111,41 @@ def test_long_texts_are_cut() -> None:
     assert text.endswith("…")
 
 
-@pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    """What is logged; afterwards logging is as it was."""
+@contextmanager
+def logged(monkeypatch: pytest.MonkeyPatch, log_format: str) -> Iterator[io.StringIO]:
+    """What is logged inside; afterwards logging is as it was."""
     out = io.StringIO()
     monkeypatch.setattr("sys.stderr", out)
     before, level = logging.getLogger().handlers[:], logging.getLogger().level
-    yield out
-    logging.getLogger().handlers[:] = before
-    logging.getLogger().setLevel(level)
-    structlog.reset_defaults()
+    try:
+        configure_logging(ServiceSettings(_env_file=None, log_format=log_format))  # type: ignore[call-arg, arg-type]
+        yield out
+    finally:
+        logging.getLogger().handlers[:] = before
+        logging.getLogger().setLevel(level)
+        structlog.reset_defaults()
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_a_message_in_a_log_event_is_written_without_its_secrets(log_format: str, lines: io.StringIO) -> None:
-    configure_logging(ServiceSettings(_env_file=None, log_format=log_format))  # type: ignore[call-arg, arg-type]
-    message = security_pb2.CreateDeviceKeyRequest(endpoint="board-7", secret=b"0123456789abcdef")
-    structlog.get_logger("test").info("asked", request=message)
+def test_a_message_in_a_log_event_is_written_without_its_secrets(
+    log_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with logged(monkeypatch, log_format) as lines:
+        message = security_pb2.CreateDeviceKeyRequest(endpoint="board-7", secret=b"0123456789abcdef")
+        structlog.get_logger("test").info("asked", request=message)
     assert "board-7" in lines.getvalue()
     assert "[redacted]" in lines.getvalue()
     assert "0123456789abcdef" not in lines.getvalue()
 
 
-def test_a_log_line_has_the_ids_of_its_trace_and_span_and_none_outside_of_one(lines: io.StringIO) -> None:
+def test_a_log_line_has_the_ids_of_its_trace_and_span_and_none_outside_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines of libraries too, which log by Python's own module."""
-    configure_logging(ServiceSettings(_env_file=None, log_format="json"))  # type: ignore[call-arg]
     span = trace.SpanContext(trace_id=0xABC, span_id=0xDEF, is_remote=False)
-    with trace.use_span(trace.NonRecordingSpan(span)):
-        structlog.get_logger("test").info("inside")
-        logging.getLogger("library").warning("inside too")
-    structlog.get_logger("test").info("outside")
+    with logged(monkeypatch, "json") as lines:
+        with trace.use_span(trace.NonRecordingSpan(span)):
+            structlog.get_logger("test").info("inside")
+            logging.getLogger("library").warning("inside too")
+        structlog.get_logger("test").info("outside")
     inside, library, outside = (json.loads(line) for line in lines.getvalue().splitlines())
     for line in (inside, library):
         assert (line["trace_id"], line["span_id"]) == (f"{0xABC:032x}", f"{0xDEF:016x}")
