@@ -11,6 +11,7 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -250,6 +251,14 @@ async def test_bridges_share_the_devices(suite: DeployedSuite) -> None:
                 break
             await suite.board(client, "tflm-m4f", f"shared-{number}")
     assert set(owners(suite)) == set(suite.pods("bridge"))
+
+
+def test_a_bridge_sees_the_address_that_a_device_has(suite: DeployedSuite) -> None:
+    """Datagrams keep their source on their way through the Service: by it a bridge knows a device, and calls it there."""
+    told = dict(suite.sql("bridge", "SELECT endpoint, body::json->>'address' FROM registrations"))
+    for kind in KINDS_OF_BOARDS:
+        pod = suite.get("pod", f"board-{kind}-1")
+        assert urlsplit(told[f"{kind}-1"]).hostname == pod["status"]["podIP"], kind
 
 
 async def test_builds_and_a_rollout_survive_the_death_of_every_pod(suite: DeployedSuite) -> None:
