@@ -315,3 +315,26 @@ def test_settings_of_the_chart_are_settings_of_the_services() -> None:
     )
     unknown = {name for name in told if name.removeprefix("TINYMLAAS_").lower() not in fields}
     assert not unknown
+
+
+@needs_helm
+def test_services_are_probed_spread_and_kept_from_being_evicted_all_at_once() -> None:
+    made = objects("everything")
+    workloads = {
+        each["metadata"]["labels"]["app.kubernetes.io/component"]: each["spec"]
+        for each in made
+        if each["kind"] in ("Deployment", "StatefulSet")
+    }
+    for component in ("gateway", "registry", "bridge"):
+        pod = workloads[component]["template"]
+        labels = pod["metadata"]["labels"]
+        budgets = [each["spec"] for each in made if each["kind"] == "PodDisruptionBudget"]
+        (budget,) = [each for each in budgets if each["selector"]["matchLabels"].items() <= labels.items()]
+        assert budget.get("maxUnavailable") == 1, component
+        (spread,) = pod["spec"]["topologySpreadConstraints"]
+        assert spread["labelSelector"]["matchLabels"].items() <= labels.items(), component
+        container = pod["spec"]["containers"][0]
+        assert all("grpc" in container[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness")), component
+    (scaler,) = [each["spec"] for each in made if each["kind"] == "HorizontalPodAutoscaler"]
+    assert scaler["scaleTargetRef"]["name"].endswith("-registry")
+    assert "replicas" not in workloads["registry"]
