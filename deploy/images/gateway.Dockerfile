@@ -3,12 +3,14 @@ ARG BASE=docker.io/library/python:3.11-slim-bookworm
 FROM ${BASE} AS build
 COPY deploy/images/install.sh deploy/images/sbom.py requirements-build.txt deploy/images/locks/gateway.lock /build/
 RUN sh /build/install.sh lock /build/gateway.lock
+COPY deploy/images/trim.py /build/
 COPY packages/contracts /build/packages/contracts
 COPY packages/servicekit /build/packages/servicekit
 COPY packages/pluginkit /build/packages/pluginkit
 COPY packages/module /build/packages/module
 COPY services/gateway /build/services/gateway
 RUN sh /build/install.sh parts packages/contracts packages/servicekit packages/pluginkit packages/module services/gateway \
+ && /opt/tinymlaas/bin/python -B /build/trim.py tinymlaas_gateway \
  && sh /build/install.sh sbom tinymlaas-gateway
 
 FROM ${BASE}

@@ -3,12 +3,14 @@ ARG BASE=docker.io/library/python:3.11-slim-bookworm
 FROM ${BASE} AS build
 COPY deploy/images/install.sh deploy/images/sbom.py requirements-build.txt deploy/images/locks/lwm2m-bridge.lock /build/
 RUN sh /build/install.sh lock /build/lwm2m-bridge.lock
+COPY deploy/images/trim.py /build/
 COPY packages/contracts /build/packages/contracts
 COPY packages/servicekit /build/packages/servicekit
 COPY packages/lwm2m /build/packages/lwm2m
 COPY packages/module /build/packages/module
 COPY services/lwm2m-bridge /build/services/lwm2m-bridge
 RUN sh /build/install.sh parts packages/contracts packages/servicekit packages/lwm2m packages/module services/lwm2m-bridge \
+ && /opt/tinymlaas/bin/python -B /build/trim.py tinymlaas_lwm2m_bridge \
  && sh /build/install.sh sbom tinymlaas-lwm2m-bridge
 
 FROM ${BASE}

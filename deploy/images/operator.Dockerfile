@@ -3,10 +3,12 @@ ARG BASE=docker.io/library/python:3.11-slim-bookworm
 FROM ${BASE} AS build
 COPY deploy/images/install.sh deploy/images/sbom.py requirements-build.txt deploy/images/locks/operator.lock /build/
 RUN sh /build/install.sh lock /build/operator.lock
+COPY deploy/images/trim.py /build/
 COPY packages/contracts /build/packages/contracts
 COPY packages/servicekit /build/packages/servicekit
 COPY services/operator /build/services/operator
 RUN sh /build/install.sh parts packages/contracts packages/servicekit services/operator \
+ && /opt/tinymlaas/bin/python -B /build/trim.py tinymlaas_operator \
  && sh /build/install.sh sbom tinymlaas-operator
 
 FROM ${BASE}

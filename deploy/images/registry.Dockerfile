@@ -3,13 +3,13 @@ ARG BASE=docker.io/library/python:3.11-slim-bookworm
 FROM ${BASE} AS build
 COPY deploy/images/install.sh deploy/images/sbom.py requirements-build.txt deploy/images/locks/registry.lock /build/
 RUN sh /build/install.sh lock /build/registry.lock
-COPY deploy/images/trim-tests.sh /build/
+COPY deploy/images/trim.py /build/
 COPY packages/contracts /build/packages/contracts
 COPY packages/servicekit /build/packages/servicekit
 COPY packages/modelkit /build/packages/modelkit
 COPY services/registry /build/services/registry
 RUN sh /build/install.sh parts packages/contracts packages/servicekit packages/modelkit services/registry \
- && sh /build/trim-tests.sh \
+ && /opt/tinymlaas/bin/python -B /build/trim.py tinymlaas_registry \
  && sh /build/install.sh sbom tinymlaas-registry
 
 FROM ${BASE}
