@@ -20,6 +20,7 @@ from pathlib import Path
 from environments import ENVIRONMENTS, ROOT, Environment
 
 MAX_FLAKY = 5
+SLOWEST = ("--durations", "15", "--durations-min", "5")
 TESTS_FAILED = 1  # pytest's exit status where tests failed and nothing else went wrong
 
 
@@ -95,7 +96,9 @@ def run_environment(environment: Environment, extra: list[str], left: int) -> Ve
     """All tests of an environment, and its failures once more; `left` failures may be repeated."""
     python, folders = environment.venv / "bin" / "python", test_folders(environment)
     print(f"\n== {environment.name}: {' '.join(folders)}", flush=True)
-    first = run(python, ROOT, [*folders, *extra, "-n", "2", "--dist", "loadgroup"])
+    began = time.monotonic()
+    first = run(python, ROOT, [*folders, *extra, *SLOWEST, "-n", "2", "--dist", "loadgroup"])
+    print(f"{environment.name}: {time.monotonic() - began:.0f} s", flush=True)
     if not may_repeat(first, left):
         return judge(first, None)
     print(f"\n== {environment.name}: {len(first.failed)} failed, once more and alone", flush=True)
