@@ -28,6 +28,13 @@ MINIO := v0.0.0-20260212201848-7aac2a2c5b7c
 minio: ## build a MinIO server into build/tools/bin, for the tests of the S3 store (needs Go; some minutes)
 	GOBIN=$(CURDIR)/build/tools/bin go install github.com/minio/minio@$(MINIO)
 
+HELM := v4.3.1
+KUBECONFORM := v0.8.0
+.PHONY: chart-tools
+chart-tools: ## build helm and kubeconform into build/tools/bin, for the tests of the chart (needs Go; some minutes)
+	GOBIN=$(CURDIR)/build/tools/bin go install helm.sh/helm/v4/cmd/helm@$(HELM)
+	GOBIN=$(CURDIR)/build/tools/bin go install github.com/yannh/kubeconform/cmd/kubeconform@$(KUBECONFORM)
+
 tensorflow: setup ## add TensorFlow (about 600 MB): the importer of Keras and SavedModel, and its tests
 	build/tools/bin/uv pip install --quiet --python services/compiler-tflm/.venv/bin/python --require-hashes \
 	  -r services/compiler-tflm/requirements-tensorflow.lock

@@ -40,8 +40,9 @@ MINIO_AS = "quay.io/minio/minio:RELEASE.2025-09-07T16-13-09Z"  # what the chart 
 
 
 def tool(name: str) -> str | None:
-    """Path of a tool: on PATH, or for `make test-cluster` and the bench also in a kit's cache."""
-    return shutil.which(name) or (shutil.which(name, path=str(CACHE / "bin")) if ASKED else None)
+    """Path of a tool: on PATH, in build/tools/bin, or for `make test-cluster` and the bench also in a kit's cache."""
+    own = shutil.which(name) or shutil.which(name, path=str(ROOT / "build" / "tools" / "bin"))
+    return own or (shutil.which(name, path=str(CACHE / "bin")) if ASKED else None)
 
 
 def kit_folder() -> Path | None:

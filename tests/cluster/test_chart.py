@@ -1,6 +1,6 @@
 """The chart, rendered: strict lint, schema of its values, API versions, and rules that every rendered object keeps.
 
-Needs helm (and kubeconform for the API versions) on PATH; without it these tests skip and say so.
+Needs helm (and kubeconform for the API versions) on PATH or in build/tools/bin; without it these tests skip and say so.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cluster_kit import CACHE, ROOT, tool
 
 CHART = ROOT / "deploy" / "helm" / "tinymlaas"
 HELM = tool("helm")
-needs_helm = pytest.mark.skipif(HELM is None, reason="helm is not on PATH: the chart is not rendered")
+needs_helm = pytest.mark.skipif(HELM is None, reason="no helm, so the chart is not rendered: `make chart-tools` builds it (needs Go)")
 VARIANTS: dict[str, list[str]] = {
     "trial": [],
     "own-servers": [
