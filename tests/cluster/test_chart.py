@@ -19,7 +19,7 @@ from cluster_kit import CACHE, ROOT, tool
 
 CHART = ROOT / "deploy" / "helm" / "tinymlaas"
 HELM = tool("helm")
-needs_helm = pytest.mark.skipif(HELM is None, reason="no helm, so the chart is not rendered: `make chart-tools` builds it (needs Go)")
+needs_helm = pytest.mark.skipif(HELM is None, reason="no helm to render the chart with: `make chart-tools` (needs Go)")
 VARIANTS: dict[str, list[str]] = {
     "trial": [],
     "own-servers": [
