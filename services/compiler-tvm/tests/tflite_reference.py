@@ -62,8 +62,12 @@ class Case:
         per_channel: bool = True,
         spread: float = 1.5,
         largest: int = 127,
+        zeros: float = 0.0,
     ) -> None:
-        """Add a (depthwise) convolution or fully connected layer with random weights up to `largest` and compute its values."""
+        """Add a (depthwise) convolution or fully connected layer with random weights up to `largest` and compute its values.
+
+        `zeros`: share of the weights that are zero.
+        """
         x = self.values[source]
         in_scale, in_zero = self.quantization(source)
         depthwise = kind is OpKind.DEPTHWISE_CONV_2D
@@ -77,6 +81,8 @@ class Case:
         else:
             shape = (channels, *kernel, depth)
         weights = rng.integers(-largest, largest + 1, shape)
+        if zeros:
+            weights = np.where(rng.random(shape) < zeros, 0, weights)
         count = channels if per_channel else 1
         scales = (0.02 * 2.0 ** -rng.uniform(0, spread, count)).astype(np.float32)
         biases = rng.integers(-3000, 3000, channels)

@@ -11,6 +11,7 @@ from tinymlaas_compiler_tvm.float_bound import float_numerics
 from tinymlaas_compiler_tvm.int8.dead_channels import thinned
 from tinymlaas_compiler_tvm.int8.lowering import Settings, lower_graph
 from tinymlaas_compiler_tvm.int8.operators import INT8_OPERATORS
+from tinymlaas_compiler_tvm.int8.sparse import SPARSE
 from tinymlaas_compiler_tvm.int8.variants import LAYERS, shipped, signature
 from tinymlaas_compiler_tvm.islands import on_reals
 from tinymlaas_compiler_tvm.native.assemble import Interface, assemble
@@ -118,8 +119,12 @@ def settings_for(
     machine: Machine,
     variants: Mapping[str, int] | None = None,
     faster: frozenset[str] = frozenset(),
+    zeros: bool = True,
 ) -> Settings:
-    """What checked options mean for lowering; `variants` instead of the shipped database's, `faster` as in `Settings`."""
+    """What checked options mean for lowering; `variants` instead of the shipped database's, `faster` as in `Settings`.
+
+    `zeros`: whether layers may leave out their single zeros.
+    """
     return Settings(
         faster=faster,
         unroll=_UNROLL[options.objective],
@@ -127,13 +132,19 @@ def settings_for(
         compact=options.objective == "flash",
         rounding=options.rounding,
         variants=shipped(machine, options.objective) if variants is None else variants,
+        zeros=options.objective if zeros else "",
     )
 
 
 def tuned(
-    graph: Graph, machine: Machine, target: TargetSpec, options: Options, progress: tune.Progress | None
+    graph: Graph,
+    machine: Machine,
+    target: TargetSpec,
+    options: Options,
+    progress: tune.Progress | None,
+    start: Mapping[str, int] | None = None,
 ) -> tuple[dict[str, int], CompiledParts]:
-    """Variants of the layers' kernels found by search from the shipped ones, and the module made of them."""
+    """Variants of the layers' kernels found by search from `start` (by default the shipped ones), and their module."""
     small = thinned(prepare(graph, options.rounding)[0], machine, settings_for(options, machine))
     layers = [op for op in small.ops if op.kind in LAYERS and small.tensor(str(op.inputs[1])).is_constant]
     names = list(dict.fromkeys(signature(small, op) for op in layers))
@@ -141,7 +152,7 @@ def tuned(
         options.tune,
         options.objective,
         names,
-        shipped(machine, options.objective),
+        shipped(machine, options.objective) if start is None else start,
         lambda variants: compile_graph(graph, machine, target, options, variants),
         lambda made: tune.count(made, machine.cpu),
         progress or (lambda *_: None),
@@ -164,7 +175,7 @@ def compile_graph(
     """
     if options.objective == "latency":
         return _fastest(graph, machine, target, options, variants)
-    return _built(graph, machine, target, options, variants, "-Os", faster)
+    return _better(_candidates(graph, machine, target, options, variants, "-Os", faster), machine, options.objective)
 
 
 def rankings(graph: Graph, machine: Machine, options: Options) -> list[str]:
@@ -193,15 +204,47 @@ def _fastest(
 ) -> CompiledParts:
     """The module that takes the fewest instructions on the simulator, which has the last word on what clang makes of loops.
 
-    Candidates are both of clang's aims and, without `variants`, what the objective `balanced` makes. For a core that the
+    Candidates are both of clang's aims and, without `variants`, what the objective `balanced` makes, each of them also with its
+    zeros multiplied where it leaves some out. For a core that the
     simulator lacks, and for models that would keep it busy too long, the first candidate is taken as it is.
     """
     ways = [options] if variants is not None else [options, dataclasses.replace(options, objective="balanced")]
-    first = _built(graph, machine, target, options, variants, "-O2")
-    if machine.mve or sum(step.macs for step in first.certificate.steps) > _MOST_MACS_TO_RUN:
-        return first
-    made = [first, *(_built(graph, machine, target, each, variants, "-Os") for each in ways)]
+    first = _candidates(graph, machine, target, options, variants, "-O2")
+    if not _runs(first[0], machine):
+        return first[0]
+    others = [_candidates(graph, machine, target, each, variants, "-Os") for each in ways]
+    made = [parts for parts_of_way in (first, *others) for parts in parts_of_way]
     return min(made, key=lambda parts: tune.count(parts, machine.cpu).instructions)
+
+
+def _runs(parts: CompiledParts, machine: Machine) -> bool:
+    """Whether the simulator has the core and the time for a module."""
+    return not machine.mve and sum(step.macs for step in parts.certificate.steps) <= _MOST_MACS_TO_RUN
+
+
+def _candidates(
+    graph: Graph,
+    machine: Machine,
+    target: TargetSpec,
+    options: Options,
+    variants: Mapping[str, int] | None,
+    optimize: str,
+    faster: frozenset[str] = frozenset(),
+) -> list[CompiledParts]:
+    """The module; if layers of it leave out their single zeros, the one where none does, too."""
+    first = _built(graph, machine, target, options, variants, optimize, faster)
+    if not any(report.operator.endswith(SPARSE) for report in first.operators):
+        return [first]
+    return [first, _built(graph, machine, target, options, variants, optimize, faster, zeros=False)]
+
+
+def _better(made: list[CompiledParts], machine: Machine, objective: str) -> CompiledParts:
+    """The module whose exact figures are best by the objective; the smaller one where the simulator can't tell."""
+    if len(made) == 1:
+        return made[0]
+    if not _runs(made[0], machine):
+        return min(made, key=lambda parts: len(parts.payload))
+    return min(made, key=lambda parts: tune.count(parts, machine.cpu).cost(objective))
 
 
 def _built(
@@ -212,8 +255,9 @@ def _built(
     variants: Mapping[str, int] | None,
     optimize: str,
     faster: frozenset[str] = frozenset(),
+    zeros: bool = True,
 ) -> CompiledParts:
-    program, rounding = _lowered(graph, machine, options, variants, faster)
+    program, rounding = _lowered(graph, machine, options, variants, faster, zeros)
     inputs = [_interface(graph, name, buffer) for name, buffer in zip(graph.inputs, program.inputs, strict=True)]
     outputs = [_interface(graph, name, buffer) for name, buffer in zip(graph.outputs, program.outputs, strict=True)]
     return assemble(program, machine, target, inputs, outputs, numerics_of(graph, rounding), optimize)
@@ -225,16 +269,18 @@ def _lowered(
     options: Options,
     variants: Mapping[str, int] | None,
     faster: frozenset[str] = frozenset(),
+    zeros: bool = True,
 ) -> tuple[Program, str]:
     """The program, and whose rounding it follows: ONNX's where an operator has no kernel with TFLite's."""
     prepared, rounding = prepare(graph, options.rounding)
-    settings = settings_for(dataclasses.replace(options, rounding=rounding), machine, variants, faster)
+    settings = settings_for(dataclasses.replace(options, rounding=rounding), machine, variants, faster, zeros)
     try:
         program = lower_graph(thinned(prepared, machine, settings), machine, settings, INT8_OPERATORS)
     except OpUnsupported as error:
         if rounding == "onnx":
             raise
-        program, rounding = _lowered(graph, machine, dataclasses.replace(options, rounding="onnx"), variants, faster)
+        following = dataclasses.replace(options, rounding="onnx")
+        program, rounding = _lowered(graph, machine, following, variants, faster, zeros)
         program.log.insert(0, f"rounding follows onnx: {error} ({error.metadata.get('op', '')})")
         return program, rounding
     if rounding != options.rounding:

@@ -6,7 +6,7 @@ from typing import cast
 
 import numpy as np
 
-from tinymlaas_compiler_tvm.int8 import c_long, c_matrix, c_small, dsp_asm, long_asm
+from tinymlaas_compiler_tvm.int8 import c_long, c_matrix, c_small, c_sparse, dsp_asm, long_asm, sparse
 from tinymlaas_compiler_tvm.int8.channels import Layer, make_layer
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, image, pointer, quantized, unsupported
 from tinymlaas_compiler_tvm.int8.matrix import Family, Matrix, braces, family_of, make_matrix
@@ -14,8 +14,8 @@ from tinymlaas_compiler_tvm.native.program import Buffer
 from tinymlaas_modelkit.graph import Op
 
 # Pixels that a kernel takes at a time, and bytes of its patch for each k.
-_PIXELS = {Family.DSP: 2, Family.LONG: 4, Family.SMALL: 4, Family.PORTABLE: 2}
-_PATCH = {Family.DSP: 4, Family.LONG: 8, Family.SMALL: 8, Family.PORTABLE: 2}
+_PIXELS = {Family.DSP: 2, Family.LONG: 4, Family.SMALL: 4, Family.PORTABLE: 2, Family.SPARSE: 8}
+_PATCH = {Family.DSP: 4, Family.LONG: 8, Family.SMALL: 8, Family.PORTABLE: 2, Family.SPARSE: 16}
 
 
 def _window(op: Op) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int]]:
@@ -44,6 +44,23 @@ def lower_conv(state: Lowering, op: Op) -> None:
         _ring_convolution(state, op, layer, kh, kw)
 
 
+def _family(state: Lowering, op: Op, layer: Layer) -> Family:
+    height, width, _ = image(state.tensor(op.outputs[0]))
+    if sparse.matrix_pays(state, layer, height * width):
+        return Family.SPARSE
+    return family_of(state, layer, compact=state.compact)
+
+
+def _named(kind: str, family: Family) -> str:
+    """What reports call a step."""
+    return kind + sparse.SPARSE if family is Family.SPARSE else kind
+
+
+def _last_pixels(layer: Layer, family: Family) -> int:
+    """Bytes behind the patch for the outputs of pixels that fill no group."""
+    return _PIXELS[family] * layer.weights.shape[0] if family is Family.SPARSE else 0
+
+
 def _macs(state: Lowering, op: Op, layer: Layer) -> int:
     height, width, _ = image(state.tensor(op.outputs[0]))
     return height * width * int(layer.weights.size)
@@ -57,20 +74,23 @@ def _planar_pointwise(state: Lowering, op: Op, layer: Layer) -> None:
     source = state.place(in_name)
     target = state.output(out_name, over=in_name if shrinking else None)
     pixel, channel = state.strides(out_name)
-    matrix = make_matrix(state, layer, pixel, channel)
-    patch = state.program.workspace(channels * _PATCH[matrix.family])
+    matrix = make_matrix(state, layer, _family(state, op, layer), pixel, channel)
+    patch = state.program.workspace(channels * _PATCH[matrix.family] + _last_pixels(layer, matrix.family))
     name = _define_planar(state, matrix)
     inner = channels // 4 if matrix.family is Family.DSP else channels
     calls = []
     for number, part in enumerate(matrix.parts):
-        values = f"{braces(part.arguments)}, {plane}, {plane}, {inner}"
+        arguments, rest = part.arguments, ""
+        if matrix.family is Family.SPARSE:
+            arguments, rest = arguments[:3], f", {arguments[3]}"
+        values = f"{braces(arguments)}, {plane}, {plane}, {inner}{rest}"
         calls.append(f"static const {name}_desc d{number} = {{{values}}};")
         calls.append(
             f"{name}(&d{number}, {pointer(source.buffer)}, {pointer(target.buffer)} + {part.first_channel * channel}, "
             f"W({part.stream}), {_patch_pointer(matrix, patch)});"
         )
     state.step(
-        "conv2d_pointwise",
+        _named("conv2d_pointwise", matrix.family),
         op,
         "\n  ".join(calls),
         [in_name],
@@ -94,6 +114,9 @@ def _define_planar(state: Lowering, matrix: Matrix) -> str:
     if matrix.family is Family.SMALL:
         state.define(name, _with_kernels(c_small.PLANAR_SMALL, matrix), "small_common")
         return name
+    if matrix.family is Family.SPARSE:
+        state.define(name, c_sparse.PLANAR_SPARSE.replace("@MM@", matrix.kernel), "sparse_planes")
+        return name
     if matrix.family is Family.LONG:
         state.define(name, _with_kernels(c_long.PLANAR_LONG, matrix), "long_pack")
     else:
@@ -115,6 +138,12 @@ def _define_ring(state: Lowering, matrix: Matrix, straight: bool) -> str:
     if matrix.family is Family.SMALL:
         name = f"tim_conv_{matrix.kernel[4:]}"
         state.define(name, _with_kernels(c_small.CONV_SMALL, matrix), "small_gather")
+        return name
+    if matrix.family is Family.SPARSE:
+        kernel = long_asm.pack_four_runs(16)
+        state.program.asm_kernels[kernel.name] = kernel
+        name = f"tim_conv_{matrix.kernel[4:]}"
+        state.define(name, c_sparse.CONV_SPARSE.replace("@MM@", matrix.kernel), "conv_common", "sparse_common")
         return name
     if matrix.family is Family.LONG:
         kernel = long_asm.pack_four_runs()
@@ -147,7 +176,7 @@ def _ring_convolution(state: Lowering, op: Op, layer: Layer, kh: int, kw: int) -
     padded_columns = max((ow - 1) * sw + (kw - 1) * dw + 1, left + iw)
     padded_rows = (oh - 1) * sh + (kh - 1) * dh + 1
     right = padded_columns - left - iw
-    family = family_of(state, layer, compact=state.compact)
+    family = _family(state, op, layer)
     # Pixels that are taken together may lie in neighbouring rows of the output; the ring holds the rows of all.
     ring_rows = min(padded_rows, (kh - 1) * dh + 1 + sh * _rows_spanned(_PIXELS[family], oh, ow))
     needs_ring = padded_columns != iw or top > 0 or padded_rows > ih or (source.planar and channels > 1)
@@ -158,7 +187,7 @@ def _ring_convolution(state: Lowering, op: Op, layer: Layer, kh: int, kw: int) -
     if source.buffer is target.buffer and not needs_ring:
         needs_ring = True
     out_pixel, out_channel = state.strides(out_name)
-    matrix = make_matrix(state, layer, out_pixel, out_channel)
+    matrix = make_matrix(state, layer, family, out_pixel, out_channel)
     row_bytes = padded_columns * channels
     if not needs_ring:
         top, left, right, row_bytes = 0, 0, 0, iw * channels
@@ -173,7 +202,7 @@ def _ring_convolution(state: Lowering, op: Op, layer: Layer, kh: int, kw: int) -
     )  # fmt: skip
     # The bytes of one pixel are put together behind the patch where a run is no multiple of a word.
     behind = 0 if straight or family is not Family.DSP else fours * 4
-    patch = state.program.workspace(fours * 4 * _PATCH[family] + behind)
+    patch = state.program.workspace(fours * 4 * _PATCH[family] + behind + _last_pixels(layer, family))
     scratch = [patch]
     ring_pointer = "0"
     if needs_ring:
@@ -194,7 +223,8 @@ def _ring_convolution(state: Lowering, op: Op, layer: Layer, kh: int, kw: int) -
             f"{pointer(target.buffer)} + {part.first_channel * out_channel}, W({part.stream}), "
             f"{ring_pointer}, {_patch_pointer(matrix, patch)});"
         )
-    state.step("conv2d", op, "\n  ".join(lines), [in_name], [out_name], scratch, matrix.bytes, _macs(state, op, layer))
+    kind = _named("conv2d", family)
+    state.step(kind, op, "\n  ".join(lines), [in_name], [out_name], scratch, matrix.bytes, _macs(state, op, layer))
 
 
 def _in_place(state: Lowering, op: Op, window: int, group: int) -> bool:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinymlaas_compiler_tvm.int8 import c_small, dsp_asm, long_asm, long_streams, small_dense
+from tinymlaas_compiler_tvm.int8 import (
+    c_small,
+    dsp_asm,
+    long_asm,
+    long_streams,
+    small_dense,
+    sparse,
+    sparse_asm,
+    sparse_streams,
+)
 from tinymlaas_compiler_tvm.int8.channels import Layer, make_layer
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, pointer, quantized, unsupported, words
 from tinymlaas_compiler_tvm.int8.matrix import Family, braces, epilogue_of, family_of, pack_halfwords
@@ -64,6 +73,9 @@ def lower_dense(state: Lowering, op: Op) -> None:
         raise unsupported(op, "input is no multiple of the weights' depth")
     source = state.place(in_name)
     macs = rows * channels * k
+    if sparse.dense_pays(state, layer, rows):
+        _sparse(state, op, in_name, layer, rows, macs)
+        return
     family = family_of(state, layer)
     if family is Family.DSP and state.settings.scratch_free_dense:
         family = Family.LONG if long_streams.fits_fields(layer) else Family.PORTABLE
@@ -153,6 +165,27 @@ def _long(state: Lowering, op: Op, in_name: str, layer: Layer, rows: int, macs: 
         f"W({stream + len(data)}));"
     )
     state.step("dense", op, body, [in_name], [op.outputs[0]], [], len(data), macs)
+
+
+def _sparse(state: Lowering, op: Op, in_name: str, layer: Layer, rows: int, macs: int) -> None:
+    """Weights other than zero only, straight from the int8 row: no scratch memory."""
+    channels, k = layer.weights.shape
+    windows = -(-k // sparse_streams.WINDOW)
+    epilogue = epilogue_of(sparse_streams.unbiased(layer), Family.SPARSE, uniform=True)
+    kernel = sparse_asm.dense(windows > 1, epilogue, state.machine.dsp)
+    state.program.asm_kernels[kernel.name] = kernel
+    data = b"".join(sparse_streams.dense_stream(layer, channel, epilogue.uniform) for channel in range(channels))
+    stream = state.constant(data)
+    parameters = long_streams.parameter_values(sparse_streams.unbiased(layer), 0) if epilogue.uniform else []
+    arguments = (len(data), windows * sparse_streams.WINDOW, *parameters)
+    source, target = state.place(in_name), state.output(op.outputs[0])
+    prototype = f"void {kernel.name}(const int8_t *, const uint8_t *, int8_t *, const int32_t *);"
+    body = (
+        f"{prototype}\n  static const int32_t a[] = {braces(arguments)};\n"
+        f"  for (int32_t i = 0; i < {rows}; ++i)\n"
+        f"    {kernel.name}({pointer(source.buffer)} + i * {k}, W({stream}), {pointer(target.buffer)} + i * {channels}, a);"
+    )
+    state.step("dense" + sparse.SPARSE, op, body, [in_name], [op.outputs[0]], [], len(data), macs)
 
 
 def _small(state: Lowering, op: Op, in_name: str, layer: Layer, rows: int, macs: int) -> None:

@@ -31,24 +31,46 @@ def split(low: str, high: str, scratch: str, width: int) -> list[str]:
 
 
 def requantize(
-    values: tuple[str, ...], stream: str, registers: tuple[str, str, str, str], scratch: str, epilogue: Epilogue
+    values: tuple[str, ...],
+    stream: str,
+    registers: tuple[str, str, str, str],
+    scratch: str,
+    epilogue: Epilogue,
+    dsp: bool = False,
 ) -> list[str]:
     """Sums times 512 of one channel to int8 in place; reads the channel's parameters from `stream` on.
 
-    `registers`, ascending: for multiplier, offset, negative, and one for the bias and whatever comes between.
-    Parameters: multiplier, offset[, negative][, bias * 512][, shift].
+    `registers`, ascending: for multiplier, offset, negative, and one for the bias and whatever comes between. `dsp`: the core
+    has SMMLA. Parameters: multiplier, offset[, negative][, bias * 512][, shift].
     """
     multiplier, offset, negative, free = registers
     extra = [*([negative] if epilogue.signed else []), *([free] if epilogue.biased else [])]
     lines = [f"ldmia {stream}!, {{{', '.join([multiplier, offset, *extra])}}}"]
     if epilogue.biased:
         lines += [f"add {value}, {value}, {free}" for value in values]
+    return lines + apply(values, registers, scratch, epilogue, dsp, stream)
+
+
+def apply(
+    values: tuple[str, ...],
+    registers: tuple[str, str, str, str],
+    scratch: str,
+    epilogue: Epilogue,
+    dsp: bool = False,
+    stream: str = "",
+) -> list[str]:
+    """As `requantize`, with the parameters in their registers, but for a channel's own shift, which `stream` has."""
+    multiplier, offset, negative, free = registers
+    lines = []
     for value in values:
         plus = offset
         if epilogue.signed:
             lines += [f"and {free}, {negative}, {value}, asr #31", f"sub {free}, {offset}, {free}"]
             plus = free
-        lines += [f"smull {scratch}, {value}, {value}, {multiplier}", f"add {value}, {value}, {plus}"]
+        if dsp:
+            lines.append(f"smmla {value}, {value}, {multiplier}, {plus}")
+        else:
+            lines += [f"smull {scratch}, {value}, {value}, {multiplier}", f"add {value}, {value}, {plus}"]
     if epilogue.variable:
         lines.append(f"ldr {multiplier}, [{stream}], #4")
     for value in values:
@@ -169,10 +191,10 @@ def two_by_two(k: int, unroll_limit: int, epilogue: Epilogue) -> AsmKernel:
     return function(f"tim_lm2_k{k}u{unroll}_{epilogue.tag}", lines, 36 + 4)
 
 
-def pack_four_runs() -> AsmKernel:
+def pack_four_runs(stride: int = 8) -> AsmKernel:
     """`int32_t *f(const int8_t *const pixels[4], int32_t *patch, int32_t n)`: n k, side by side, of four pixels.
 
-    Words (second, first) and (fourth, third) a k; returns the end of what was written.
+    Words (second, first) and (fourth, third) a k, `stride` bytes apart; returns the patch pointer after the last k.
     """
     lines = [
         "push {r4, r5, r6, r7, r8, r9, r10, lr}",
@@ -188,12 +210,12 @@ def pack_four_runs() -> AsmKernel:
         "ldrsb r12, [r7], #1",
         f"add r8, r8, r9, lsl #{PIXEL_FIELD}",
         f"add r10, r10, r12, lsl #{PIXEL_FIELD}",
-        "strd r8, r10, [r1], #8",
+        f"strd r8, r10, [r1], #{stride}",
     ]
     lines += one * 4
     lines += ["subs r2, #4", "bge 1b", "2:", "adds r2, #4", "beq 4f", "3:", *one, "subs r2, #1", "bne 3b", "4:"]
     lines += ["mov r0, r1", "pop {r4, r5, r6, r7, r8, r9, r10, pc}"]
-    return function("tim_pack4r", lines, 32)
+    return function(f"tim_pack4r{'' if stride == 8 else stride}", lines, 32)
 
 
 def dense(k: int, unroll_limit: int, epilogue: Epilogue) -> AsmKernel:

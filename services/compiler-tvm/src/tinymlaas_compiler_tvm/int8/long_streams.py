@@ -21,7 +21,7 @@ def fits_fields(layer: Layer) -> bool:
     return bool(lowest.min(initial=0) > -_FIELD and highest.max(initial=0) < _FIELD)
 
 
-def parameters(layer: Layer, channel: int) -> bytes:
+def parameter_values(layer: Layer, channel: int) -> list[int]:
     """A channel's multiplier, offset[, negative][, bias * 512][, shift]; zeros for a channel of -1.
 
     The kernels multiply accumulators by 512 where `requant` has 256: twice the offsets and one more shift are the same
@@ -29,7 +29,7 @@ def parameters(layer: Layer, channel: int) -> bytes:
     """
     fitted = layer.fitted
     if channel < 0:
-        return bytes(4 * (2 + int(layer.signed) + int(layer.biased) + int(fitted.shift < 0)))
+        return [0] * (2 + int(layer.signed) + int(layer.biased) + int(fitted.shift < 0))
     values = [int(fitted.multipliers[channel]), int(fitted.offsets[channel]) << _EXTRA]
     if fitted.negatives is not None:
         values.append(int(fitted.negatives[channel]) << _EXTRA)
@@ -37,7 +37,12 @@ def parameters(layer: Layer, channel: int) -> bytes:
         values.append(int(layer.biases[channel]) << (requant.PRE_SHIFT + _EXTRA))
     if fitted.shift < 0:
         values.append(int(fitted.shifts[channel]) + _EXTRA)
-    return words(values)
+    return values
+
+
+def parameters(layer: Layer, channel: int) -> bytes:
+    """`parameter_values` as the streams hold them."""
+    return words(parameter_values(layer, channel))
 
 
 def pair_stream(layer: Layer, first: int, second: int) -> bytes:

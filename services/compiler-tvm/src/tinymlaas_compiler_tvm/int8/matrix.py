@@ -7,10 +7,11 @@ from enum import StrEnum
 
 import numpy as np
 
-from tinymlaas_compiler_tvm.int8 import dsp_asm, long_asm, long_streams, small_asm, small_streams
+from tinymlaas_compiler_tvm.int8 import dsp_asm, long_asm, long_streams, small_asm, small_streams, sparse_asm
 from tinymlaas_compiler_tvm.int8.asm_text import Epilogue
 from tinymlaas_compiler_tvm.int8.channels import Layer
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, words
+from tinymlaas_compiler_tvm.int8.sparse_streams import channel_stream, unbiased
 from tinymlaas_compiler_tvm.native.program import AsmKernel
 
 _REORDER = (0, 2, 1, 3)
@@ -55,12 +56,16 @@ def portable_pair_stream(layer: Layer, first: int, second: int) -> bytes:
 
 
 class Family(StrEnum):
-    """Kernels by what they need: DSP instructions, 64-bit multiply-accumulate on Thumb-2, Armv6-M, or nothing but C."""
+    """Kernels by what they need: DSP instructions, 64-bit multiply-accumulate on Thumb-2, Armv6-M, or nothing but C.
+
+    SPARSE needs what LONG does, and leaves out zeros: a choice of its own (`sparse`).
+    """
 
     DSP = "dsp"
     LONG = "long"
     SMALL = "small"
     PORTABLE = "portable"
+    SPARSE = "sparse"
 
 
 def family_of(state: Lowering, layer: Layer, *, compact: bool = False) -> Family:
@@ -109,9 +114,10 @@ def _unroll(eights: int, limit: int) -> int:
     return max((u for u in range(1, limit + 1) if eights % u == 0), default=0) if eights else 0
 
 
-def make_matrix(state: Lowering, layer: Layer, pixel_stride: int, channel_stride: int) -> Matrix:
+def make_matrix(state: Lowering, layer: Layer, family: Family, pixel_stride: int, channel_stride: int) -> Matrix:
     """Kernels, streams and arguments of a layer whose outputs lie at these strides."""
-    family = family_of(state, layer, compact=state.compact)
+    if family is Family.SPARSE:
+        return _sparse_matrix(state, layer, pixel_stride, channel_stride)
     if family is Family.SMALL:
         return _small_matrix(state, layer, pixel_stride, channel_stride)
     channels, k = layer.weights.shape
@@ -152,6 +158,15 @@ def make_matrix(state: Lowering, layer: Layer, pixel_stride: int, channel_stride
         parts.append(Part(first, state.constant(data), arguments))
     name = kernels[0].name if kernels else "tim_mm"
     return Matrix(family, name, small, tuple(parts), sum(len(data) for _, data, _ in streams))
+
+
+def _sparse_matrix(state: Lowering, layer: Layer, pixel_stride: int, channel_stride: int) -> Matrix:
+    kernel = sparse_asm.matrix(epilogue_of(unbiased(layer), Family.SPARSE), state.machine.dsp)
+    state.program.asm_kernels[kernel.name] = kernel
+    channels = layer.weights.shape[0]
+    data = b"".join(channel_stream(layer, channel) for channel in range(channels))
+    part = Part(0, state.constant(data), (pixel_stride, channel_stride, len(data), channels))
+    return Matrix(Family.SPARSE, kernel.name, "", (part,), len(data))
 
 
 def _small_matrix(state: Lowering, layer: Layer, pixel_stride: int, channel_stride: int) -> Matrix:
