@@ -16,6 +16,8 @@ from tinymlaas_module import (
     ModuleError,
     PayloadKind,
     SectionType,
+    application_of,
+    base_firmware,
     corpus,
     link_firmware,
     linked_module,
@@ -123,4 +125,23 @@ def test_only_native_modules_are_linked() -> None:
     head = payload[:12] + struct.pack("<I", len(tflite)) + payload[16:place]
     with pytest.raises(ModuleError) as caught:
         linked_module(parse(with_payload(head + tflite)))
+    assert caught.value.reason == "KIND_UNKNOWN"
+
+
+@pytest.mark.parametrize("image", [base_firmware(APPLICATION, corpus.SIGNER), PACKAGE], ids=["base", "package"])
+def test_the_application_of_a_package_links_to_the_same_package_again(image: bytes) -> None:
+    """IM-LINK-001, IM-LINK-006: from a base, and from a package with another module in it."""
+    verify(parse(image), KeyRing.of([raw_public_key(corpus.SIGNER)]))
+    assert link_firmware(application_of(parse(image)), MODULE, corpus.SIGNER) == PACKAGE
+
+
+def test_a_base_package_holds_no_module_and_is_a_function_of_its_application_and_key() -> None:
+    """IM-LINK-006: nothing that looks for a module in it finds one."""
+    base = base_firmware(APPLICATION, corpus.SIGNER)
+    assert base == base_firmware(APPLICATION, corpus.SIGNER)
+    assert (parse(base).header.name, parse(base).header.kind) == ("board-1", PayloadKind.FIRMWARE)
+    with pytest.raises(ModuleError):
+        linked_module(parse(base))
+    with pytest.raises(ModuleError) as caught:
+        application_of(parse(MODULE))
     assert caught.value.reason == "KIND_UNKNOWN"

@@ -232,6 +232,20 @@ def test_an_unknown_device_has_no_invented_values() -> None:
     assert dict(record.capabilities.sources) == {"slots.0": devices_pb2.SOURCE_REPORTED}
 
 
+@pytest.mark.parametrize("told", [bytes(32), None, b"short", 7])
+def test_a_device_with_object_5_and_no_slot_has_static_firmware(told: Any) -> None:
+    """DO-FW-007: with the digest of what runs where that is one, and never beside slots."""
+    values: dict[Path, Value] = {Path(3, 0, 1): "static-m4"} | ({ml(MlRes.MODULE_DIGEST, 0): told} if told else {})
+    objects = (ObjectLink(3, 0), ObjectLink(5, 0, "1.1"))
+    capabilities = build_device(values, objects, CATALOGUE).capabilities
+    assert capabilities.HasField("firmware")
+    assert capabilities.firmware.package_sha256 == (told.hex() if told == bytes(32) else "")
+    assert capabilities.sources["firmware"] == devices_pb2.SOURCE_REPORTED
+    assert not build_device(values, (ObjectLink(3, 0),), CATALOGUE).capabilities.HasField("firmware")
+    slots = values | {Path(9, 0, 7): 0}
+    assert not build_device(slots, (*objects, ObjectLink(9, 0)), CATALOGUE).capabilities.HasField("firmware")
+
+
 @settings(deadline=None)
 @given(
     st.dictionaries(

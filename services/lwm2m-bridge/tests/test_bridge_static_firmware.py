@@ -22,7 +22,7 @@ from tinymlaas_lwm2m_bridge import (
     Step,
     Transfer,
 )
-from tinymlaas_module import Application, link_firmware, linked_module, parse
+from tinymlaas_module import Application, base_firmware, link_firmware, linked_module, parse
 
 CPU = "cortex-m4"
 INPUT = bytes(range(0, 32, 2))
@@ -79,6 +79,7 @@ BAD_PACKAGES = {
     "too large": Reason.DEVICE_STORAGE_FULL,
     "needs too much RAM": Reason.DEVICE_OUT_OF_MEMORY,
     "another board's": Reason.PACKAGE_UNSUPPORTED,
+    "base without a module": Reason.INTEGRITY_FAILED,
     "module alone": Reason.PACKAGE_UNSUPPORTED,
     "wrong results": Reason.INSTALL_FAILED,
     "module that faults": Reason.INSTALL_FAILED,
@@ -89,7 +90,7 @@ BAD_PACKAGES = {
 async def test_a_bad_package_ends_with_its_reason_and_the_board_goes_on_with_the_firmware_before(
     rig: Rig, board: VirtualBoard, application: Application
 ) -> None:
-    """DO-FW-003, DO-FW-006, IM-LINK-002 to 005: results 2, 3, 5, 6 and 8, each found by the device itself."""
+    """DO-FW-003, DO-FW-006, IM-LINK-002 to 006: results 2, 3, 5, 6 and 8, each found by the device itself."""
     rig.check = accept_any
     async with running(rig, board) as bridge:
         good = link_firmware(application, certified_for(CPU, add=3), KEY)
@@ -114,6 +115,8 @@ def bad_package(application: Application, fault: str) -> bytes:
         return link_firmware(application, module, OTHER_KEY)
     if fault == "another board's":
         return link_firmware(dataclasses.replace(application, board="static-m7"), module, KEY)
+    if fault == "base without a module":
+        return base_firmware(application, KEY)
     if fault == "module alone":
         return module
     if fault == "application that faults":

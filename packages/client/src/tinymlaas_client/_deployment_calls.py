@@ -32,13 +32,15 @@ class DeploymentCalls(DeviceCalls):
         optimize: Mapping[str, Any] | None = None,
         concurrency: int = 0,
         policy: rollouts_pb2.RolloutPolicy | None = None,
+        firmware_sha256s: Iterable[str] = (),
         request_id: str = "",
         validate_only: bool = False,
     ) -> deployments_pb2.Deployment:
         """Start a deployment and return it as it stands; with `validate_only` return the plan.
 
         With `optimize` (also empty) the model is optimized first, and that is planned and installed. `policy` says how it goes
-        over the devices (`rollout_policy` makes one from texts).
+        over the devices (`rollout_policy` makes one from texts). `firmware_sha256s` are artifacts with the base firmware of boards
+        that take no module alone.
         """
         deployment = deployments_pb2.Deployment(
             model_version=self.version_name(model_version),
@@ -49,6 +51,7 @@ class DeploymentCalls(DeviceCalls):
             optimize=None if optimize is None else options_struct(optimize),
             concurrency=concurrency,
             policy=policy,
+            firmware_sha256s=firmware_sha256s,
         )
         request = deployments_pb2.CreateDeploymentRequest(
             parent=self.project,

@@ -15,7 +15,7 @@ from .contents import (
     Tensor,
 )
 from .errors import ModuleError, Reason
-from .firmware import Application, link_firmware, linked_module
+from .firmware import Application, application_of, base_firmware, link_firmware, linked_module
 from .fit import DeviceMemory, FitResult, RegionFit, Requirement, fit
 from .layout import (
     CriticalFlag,
@@ -72,6 +72,8 @@ __all__ = [
     "Tensor",
     "TensorKind",
     "Violation",
+    "application_of",
+    "base_firmware",
     "check_certificate",
     "confidence",
     "decode_certificate",

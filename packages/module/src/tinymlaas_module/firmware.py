@@ -7,15 +7,17 @@ from dataclasses import dataclass, replace
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from .contents import Module, ModuleContents
+from .contents import Module, ModuleContents, Tensor
 from .errors import ModuleError, Reason
-from .layout import Feature, Isa, PayloadKind, align_up
+from .layout import DType, Feature, Isa, PayloadKind, TensorKind, align_up
 from .packing import pack
 from .parsing import parse
 from .signing import sign
 
 _HEAD = struct.Struct("<4sIII")
 _MAGIC = b"TFW1"
+# The format wants tensors, and a base package has no module that they could belong to.
+_NO_TENSORS = (Tensor(TensorKind.INPUT, DType.INT8, (1,)), Tensor(TensorKind.OUTPUT, DType.INT8, (1,)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +46,12 @@ def link_firmware(application: Application, module_image: bytes, key: Ed25519Pri
         raise ModuleError(
             Reason.KIND_UNKNOWN, f"{module.header.kind.name} can't be linked in", kind=module.header.kind.value
         )
-    place = align_up(_HEAD.size + len(application.code))
-    head = _HEAD.pack(_MAGIC, _HEAD.size + application.entry, place, len(module_image))
     header = module.header
     contents = ModuleContents(
         name=application.board,
         version=header.version,
         kind=PayloadKind.FIRMWARE,
-        payload=(head + application.code).ljust(place, b"\0") + module_image,
+        payload=_payload(application, module_image),
         tensors=tuple(replace(tensor, arena_offset=None) for tensor in module.tensors),
         arena_bytes=header.arena_bytes,
         arena_alignment=header.arena_alignment,
@@ -63,11 +63,53 @@ def link_firmware(application: Application, module_image: bytes, key: Ed25519Pri
     return sign(pack(contents), key)
 
 
+def base_firmware(application: Application, key: Ed25519PrivateKey) -> bytes:
+    """Return the signed base package of ``application``: no module is linked in, so no device takes it (IM-LINK-006)."""
+    contents = ModuleContents(
+        name=application.board,
+        version="0",
+        kind=PayloadKind.FIRMWARE,
+        payload=_payload(application, b""),
+        tensors=_NO_TENSORS,
+        arena_bytes=0,
+        isa=application.isa,
+        features=application.features,
+    )
+    return sign(pack(contents), key)
+
+
+def application_of(package: Module) -> Application:
+    """Return the application of a package, with a module linked in or without; signatures are the caller's to check.
+
+    Linking the same module again gives the same package. Raises ModuleError where the package's head breaks IM-LINK-002
+    or 003.
+    """
+    payload, entry, place = _opened(package)
+    header = package.header
+    code = payload[_HEAD.size : place]
+    return Application(header.name, header.isa, header.features, code, entry - _HEAD.size)
+
+
+def _payload(application: Application, module_image: bytes) -> bytes:
+    place = align_up(_HEAD.size + len(application.code))
+    head = _HEAD.pack(_MAGIC, _HEAD.size + application.entry, place, len(module_image))
+    return (head + application.code).ljust(place, b"\0") + module_image
+
+
 def linked_module(package: Module) -> Module:
     """Return the module that a package brings, its structure checked like any other's; signatures are the caller's to check.
 
     Raises ModuleError where the package's head breaks IM-LINK-002 or 003, or the module in it is malformed or not native.
     """
+    payload, _, place = _opened(package)
+    module = parse(payload[place:])
+    if module.header.kind is not PayloadKind.NATIVE:
+        raise ModuleError(Reason.KIND_UNKNOWN, "the linked module is not native", kind=module.header.kind.value)
+    return module
+
+
+def _opened(package: Module) -> tuple[bytes, int, int]:
+    """Payload of a package, offset of its first instruction and of what is linked in."""
     payload = package.payload
     if package.header.kind is not PayloadKind.FIRMWARE or len(payload) < _HEAD.size:
         raise ModuleError(Reason.KIND_UNKNOWN, "no firmware package", kind=package.header.kind.value)
@@ -76,7 +118,4 @@ def linked_module(package: Module) -> Module:
         raise ModuleError(Reason.SIZE_MISMATCH, "the linked module does not end the package", size=size, offset=place)
     if magic != _MAGIC or entry % 2 or not _HEAD.size <= entry < place:
         raise ModuleError(Reason.ENTRY_INVALID, "the application has no entry", entry=entry)
-    module = parse(payload[place:])
-    if module.header.kind is not PayloadKind.NATIVE:
-        raise ModuleError(Reason.KIND_UNKNOWN, "the linked module is not native", kind=module.header.kind.value)
-    return module
+    return payload, entry, place

@@ -439,7 +439,8 @@ def _histogram(counts: Mapping[int, Value]) -> tuple[int, ...]:
 
 def _active(values: Values) -> bytes | None:
     """Digest of the image that is active; None where none is or it is not told."""
-    for slot, state in multiple(values, ml(MlRes.SLOT_STATE)).items():
+    states = multiple(values, ml(MlRes.SLOT_STATE)) or {0: SlotState.ACTIVE}  # static firmware has no slots
+    for slot, state in states.items():
         digest = values.get(ml(MlRes.MODULE_DIGEST, slot))
         if state == SlotState.ACTIVE and isinstance(digest, bytes) and len(digest) == 32:
             return digest

@@ -79,6 +79,10 @@ def create(
     max_confidence_drop: Annotated[
         int | None, typer.Option(help="Points below the golden vectors' confidence.")
     ] = None,
+    firmware: Annotated[
+        list[Path] | None,
+        typer.Option(help="Base firmware (tinymlaas-firmware --base) of a board that takes no module alone."),
+    ] = None,
 ) -> None:
     """Put a model on devices: build what is missing, install, self-test, activate; wave by wave where a policy says so."""
     session: Session = context.obj
@@ -110,6 +114,7 @@ def create(
     async def work() -> deployments_pb2.Deployment:
         async with session.connect() as client:
             digest = await client.write_artifact(samples.read_bytes()) if samples else ""
+            bases = [await client.write_artifact(path.read_bytes()) for path in firmware or ()]
             started = await client.create_deployment(
                 model,
                 devices=device or (),
@@ -118,6 +123,7 @@ def create(
                 optimize=optimize,
                 concurrency=concurrency,
                 policy=wanted,
+                firmware_sha256s=bases,
                 validate_only=plan,
             )
             return started if plan else await follow_deployment(session, client, started.name)

@@ -212,7 +212,8 @@ def device_table(devices: list[devices_pb2.Device]) -> Table:
 
 def _active(device: devices_pb2.Device) -> str:
     slots = device.capabilities.slots
-    return next((slot.module_sha256 for slot in slots if slot.state == devices_pb2.Slot.STATE_ACTIVE), "")
+    module = next((slot.module_sha256 for slot in slots if slot.state == devices_pb2.Slot.STATE_ACTIVE), "")
+    return module or device.capabilities.firmware.package_sha256
 
 
 def _memory(target: target_pb2.Target, kind: target_pb2.MemoryRegion.Kind.ValueType) -> str:

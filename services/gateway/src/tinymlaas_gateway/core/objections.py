@@ -20,6 +20,7 @@ _KIND_TEXT = {
     target_pb2.PAYLOAD_KIND_SHARED_OBJECT: "shared-object",
     target_pb2.PAYLOAD_KIND_FPGA: "fpga",
     target_pb2.PAYLOAD_KIND_SOURCE_PACKAGE: "source-package",
+    target_pb2.PAYLOAD_KIND_FIRMWARE: "firmware",
 }
 
 

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from tinymlaas.bridge.v1 import bridge_pb2
 from tinymlaas.gateway.v1 import deployments_pb2, routing_pb2
 from tinymlaas.registry.v1 import devices_pb2
 from tinymlaas_module import DeviceMemory, Requirement, fit
 
+from . import firmware
 from .objections import bytes_text, objection
 
 DeviceRollout = deployments_pb2.DeviceRollout
@@ -122,7 +124,7 @@ def device_objections(device: devices_pb2.Device, *, key_id: str, security_count
                 have=security_counter,
             )
         )
-    if not capabilities.slots:
+    if not capabilities.slots and not firmware.is_static(device):
         found.append(objection("NO_SLOT", "the device shows no module slot", "needs firmware with a module slot"))
     return found
 
@@ -147,6 +149,13 @@ def slot_objection(device: devices_pb2.Device, image_bytes: int) -> routing_pb2.
     )
 
 
+def step_name(event: bridge_pb2.InstallResponse) -> str:
+    """Step of an install as timelines tell it; one of a later contract is told by its number."""
+    known = event.step in bridge_pb2.InstallResponse.Step.values()
+    name = bridge_pb2.InstallResponse.Step.Name(event.step) if known else str(int(event.step))
+    return name.removeprefix("STEP_").lower()
+
+
 def usable_slots(slots: Sequence[devices_pb2.Slot]) -> list[devices_pb2.Slot]:
     """Slots that a new module may go into: all but the active one, unless it is the only one."""
     free = [slot for slot in slots if slot.state != devices_pb2.Slot.STATE_ACTIVE]
@@ -160,8 +169,8 @@ def peripherals(device: devices_pb2.Device) -> tuple[str, ...]:
 
 
 def active_image(device: devices_pb2.Device) -> str:
-    """Digest (sha256 hex) of the device image that is active, empty when none is or it is unknown."""
+    """Digest (sha256 hex) of the device image, or firmware package, that is active; empty when none is or it is unknown."""
     for slot in device.capabilities.slots:
         if slot.state == devices_pb2.Slot.STATE_ACTIVE:
             return slot.module_sha256
-    return ""
+    return device.capabilities.firmware.package_sha256

@@ -20,6 +20,7 @@ from tinymlaas_servicekit.metrics import count
 
 from ..adapters.store import New, Record
 from ..core import projection, race, routing
+from ..core.firmware import linked_target
 from ..core.objections import reason_of, status
 from . import optimizing, seal
 from .context import Context
@@ -167,6 +168,8 @@ def _requested(wanted: builds_pb2.Build) -> builds_pb2.Build:
     given.CopyFrom(wanted)
     for field in OUTPUT_FIELDS:
         given.ClearField(field)
+    if given.HasField("target"):
+        given.target.CopyFrom(linked_target(wanted.target))
     names = sorted({plugin_name(text) for text in wanted.plugins})
     del given.plugins[:]
     given.plugins.extend(names)

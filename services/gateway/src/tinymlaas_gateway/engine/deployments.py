@@ -22,7 +22,7 @@ from ..core import race, rollout
 from ..core.objections import status
 from ..core.policy import OnFailure, Policy, policy_of
 from ..core.rollout_view import count
-from . import builds, optimizing, planning
+from . import builds, firmware, optimizing, planning
 from .context import Context
 
 Deployment = deployments_pb2.Deployment
@@ -87,6 +87,7 @@ async def create(
         if resource.split("/")[1] != project:
             raise InvalidArgument(f"{resource} belongs to another project", "PROJECT_MISMATCH", {"name": resource})
     policy = await _policy(context, project, given)
+    await firmware.bases(context, project, given.firmware_sha256s)
     version = await context.catalogue.model_version(given.model_version, patience=5.0)
     deployment = Deployment()
     deployment.CopyFrom(given)

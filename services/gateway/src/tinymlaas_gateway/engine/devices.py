@@ -15,13 +15,16 @@ from google.rpc import code_pb2, status_pb2
 from tinymlaas.bridge.v1 import bridge_pb2
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
 from tinymlaas.registry.v1 import devices_pb2, modules_pb2
+from tinymlaas.type.v1 import target_pb2
 from tinymlaas_servicekit import Cancelled, FailedPrecondition, NotFound, ServiceError, adapt
 
 from ..adapters.store import Record
 from ..core import rollout
+from ..core.firmware import bank_objection, is_static
 from ..core.objections import status
 from ..core.rollout import Outcome
 from ..core.rollout_view import noted, stamp
+from . import firmware
 from .context import Context
 
 log = structlog.get_logger("tinymlaas.gateway")
@@ -93,7 +96,19 @@ async def take_build(context: Context, deployment: str, device: str, build: str)
         return Outcome.FAILED.name
     module = await context.catalogue.module(built.module)
     known = await context.catalogue.device(device)
-    objection = rollout.slot_objection(known, module.device_image_bytes)
+    previous = known.active_module
+    if is_static(known):
+        try:
+            previous = await firmware.running(context, known)
+            digests = (await context.deployment_of(deployment, device)).body.firmware_sha256s
+            module = await firmware.linked(context, known, module, digests)
+        except ServiceError as error:
+            fault = error.to_status()
+            await edit(context, deployment, device, lambda item: item.error.CopyFrom(fault))
+            return Outcome.FAILED.name
+        objection = bank_objection(known, module.device_image_bytes)
+    else:
+        objection = rollout.slot_objection(known, module.device_image_bytes)
     if objection is not None:
         text = f"{objection.message}: {objection.remedy}"
         fault = status(code_pb2.FAILED_PRECONDITION, objection.reason, text, **objection.metadata)
@@ -101,9 +116,9 @@ async def take_build(context: Context, deployment: str, device: str, build: str)
         return Outcome.FAILED.name
 
     def taken(item: deployments_pb2.DeviceRollout) -> None:
-        item.module = built.module
-        if not item.previous_module:
-            item.previous_module = known.active_module
+        item.module = module.name
+        if not item.previous_module or is_static(known):
+            item.previous_module = previous
 
     await edit(context, deployment, device, taken)
     return Outcome.GOOD.name
@@ -219,8 +234,7 @@ def _show(item: deployments_pb2.DeviceRollout, at: float, event: bridge_pb2.Inst
         item.bytes_done = event.bytes_done
         item.progress_time.CopyFrom(stamp(at))
     item.bytes_total = event.bytes_total or item.bytes_total
-    name = Step.Step.Name(event.step) if event.step in Step.Step.values() else str(int(event.step))
-    name = name.removeprefix("STEP_").lower()
+    name = rollout.step_name(event)
     if name == "downloading" and item.timeline and item.timeline[-1].step == name:
         return
     noted(item, at, name, event.detail)
@@ -236,6 +250,14 @@ async def activate(context: Context, deployment: str, device: str) -> str:
     item = await edit(context, deployment, device, starting)
     try:
         after = await context.bridges.activate(device, item.slot)
+        module = await context.catalogue.module(item.module)
+        if module.payload_kind == target_pb2.PAYLOAD_KIND_FIRMWARE and not _runs(after, module):
+            raise FailedPrecondition(
+                f"{device} runs other firmware than the package that it installed",
+                "FIRMWARE_REVERTED",
+                {"device": device, "running": rollout.active_image(after)},
+                "The device went back: read its status and log, then deploy a package that starts there.",
+            )
     except ServiceError as error:
         fault, why = error.to_status(), str(error)
 
@@ -257,14 +279,21 @@ async def runs_ours(context: Context, deployment: str, device: str) -> bool:
         now_there = await context.bridges.read_capabilities(device)
     except ServiceError:
         return True
-    return rollout.active_image(now_there) == module.device_image_sha256
+    return _runs(now_there, module)
+
+
+def _runs(device: devices_pb2.Device, module: modules_pb2.Module) -> bool:
+    """Tell whether a module is active on a device; firmware that is not told counts as the package that was installed last."""
+    active = rollout.active_image(device)
+    return active == module.device_image_sha256 or (not active and is_static(device))
 
 
 async def roll_back(context: Context, deployment: str, device: str) -> str:
     """Bring back the module that was active before; return the outcome's name.
 
     A device that does not run our module is left as it is: repeating a rollback must not bring ours back. A device that
-    had no module before gets ours deactivated.
+    had no module before gets ours deactivated; one with static firmware can't be without, and fails with
+    NO_PREVIOUS_FIRMWARE.
     """
     item = find((await context.deployment_of(deployment, device)).body, device)
     if not item.module:
@@ -272,7 +301,10 @@ async def roll_back(context: Context, deployment: str, device: str) -> str:
     try:
         module = await context.catalogue.module(item.module)
         there = await context.bridges.read_capabilities(device)
-        if rollout.active_image(there) == module.device_image_sha256:
+        if module.payload_kind == target_pb2.PAYLOAD_KIND_FIRMWARE:
+            if _runs(there, module):
+                there = await firmware.reinstall_former(context, deployment, device, item, module)
+        elif rollout.active_image(there) == module.device_image_sha256:
             there = await _undo(context, device, item)
         await record_active(context, there, await _name_of_active(context, there, item, module))
     except ServiceError as error:

@@ -16,6 +16,8 @@ from typing import Any, ParamSpec, TypeVar
 import structlog
 from dbos import DBOS, DBOSConfig, SetWorkflowID
 from google.rpc import code_pb2
+from sqlalchemy import Engine, event
+from sqlalchemy.engine import ExceptionContext
 
 from tinymlaas.gateway.v1 import deployments_pb2
 from tinymlaas_servicekit.telemetry import traced, traceparent
@@ -298,6 +300,13 @@ async def _begin_rollback(context: Context, deployment: str) -> None:
             body.ClearField("end_time")
 
     await context.edit_deployment(deployment, edit)
+
+
+@event.listens_for(Engine, "handle_error")
+def _unresolved_is_away(failure: ExceptionContext) -> None:
+    """A server whose name is not found just now is away, like one whose port is closed: DBOS repeats what failed so."""
+    if "failed to resolve host" in str(failure.original_exception):
+        failure.is_disconnect = True
 
 
 async def launch(context: Context, database_url: str, executor: str = "gateway") -> None:

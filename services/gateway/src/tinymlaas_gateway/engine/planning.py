@@ -13,9 +13,10 @@ from tinymlaas.type.v1 import target_pb2
 from tinymlaas_servicekit import ServiceError
 
 from ..core import cohort, race, rollout
+from ..core.firmware import base_objections, device_target
 from ..core.policy import Policy, policy_of
 from ..core.rollout_view import make_waves, noted
-from . import builds, devices
+from . import builds, devices, firmware
 from .context import Context
 from .explain import Place, explain, settled
 
@@ -67,10 +68,11 @@ async def plan(context: Context, name: str) -> list[Group]:
                 body.state = Deployment.STATE_RUNNING
 
         deployment = (await context.edit_deployment(name, planned)).body
+    bases = await firmware.bases(context, name.split("/")[1], deployment.firmware_sha256s)
     groups: dict[str, Group] = {}
     for item in deployment.rollouts:
         if item.state != Rollout.STATE_REJECTED:
-            target = (await context.catalogue.device(item.device)).capabilities.target
+            target = device_target(await context.catalogue.device(item.device), bases)
             group = Group(target=target.SerializeToString(deterministic=True), devices=[])
             groups.setdefault(race.target_digest(target), group)["devices"].append(item.device)
     return list(groups.values())
@@ -88,7 +90,8 @@ async def judged(
 ) -> list[deployments_pb2.DeviceRollout]:
     """The rollouts of devices: rejected with objections, or pending with the compilers' verdicts."""
     version = await context.catalogue.model_version(deployment.optimized_model_version or deployment.model_version)
-    places = [Place(item.capabilities.target, item) for item in found]
+    bases = await firmware.bases(context, deployment.name.split("/")[1], deployment.firmware_sha256s)
+    places = [Place(device_target(item, bases), item) for item in found]
     explanation = await explain(context, version, places, plugins=list(deployment.plugins))
     verdicts: dict[int, list[routing_pb2.Verdict]] = {}
     for verdict in explanation.verdicts:
@@ -99,6 +102,7 @@ async def judged(
         rollout_of = Rollout(device=item.name, previous_module=item.active_module)
         rollout_of.install_id = install_id(deployment.name, item.name)
         against = rollout.device_objections(item, key_id=context.key_id, security_counter=counter)
+        against += base_objections(item, bases)
         for verdict in verdicts.get(index) or [routing_pb2.Verdict(destination=index)]:
             added = rollout_of.verdicts.add()
             added.CopyFrom(verdict)
@@ -162,6 +166,8 @@ async def device_build(context: Context, name: str, device: str) -> tuple[str, b
     item = devices.find((await context.deployment_of(name, device)).body, device)
     if item.build or item.HasField("error"):
         return item.build, False
-    target = (await context.catalogue.device(device)).capabilities.target
+    known = await context.catalogue.device(device)
+    digests = (await context.deployment(name)).body.firmware_sha256s
+    target = device_target(known, await firmware.bases(context, name.split("/")[1], digests))
     group = Group(target=target.SerializeToString(deterministic=True), devices=[device])
     return await start_build(context, name, group)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tinymlaas.gateway.v1 import routing_pb2, routing_pb2_grpc
 from tinymlaas_servicekit import FieldViolation, InvalidArgument
 
+from ..core.firmware import device_target, linked_target
 from ..engine.context import Context
 from ..engine.explain import Place, explain
 from ..engine.fairness import on_behalf_of
@@ -63,12 +64,12 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
     async def _places(self, project: str, request: routing_pb2.ExplainRequest) -> list[Place]:
         if not request.destinations:
             found = await self._context.catalogue.devices(project)
-            return [Place(device.capabilities.target, device) for device in found]
+            return [Place(device_target(device), device) for device in found]
         places = []
         for item in request.destinations:
             if item.WhichOneof("destination") == "device":
                 device = await self._context.catalogue.device(item.device)
-                places.append(Place(device.capabilities.target, device))
+                places.append(Place(device_target(device), device))
             else:
-                places.append(Place(item.target))
+                places.append(Place(linked_target(item.target)))
         return places

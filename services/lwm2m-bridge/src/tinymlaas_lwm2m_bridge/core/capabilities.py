@@ -24,7 +24,7 @@ from tinymlaas_lwm2m import (
     multiple,
     software,
 )
-from tinymlaas_lwm2m.objects import DEVICE, SOFTWARE
+from tinymlaas_lwm2m.objects import DEVICE, FIRMWARE, SOFTWARE
 
 from .catalogue import Board, Catalogue
 
@@ -73,6 +73,7 @@ def build_device(
     record.trust()
     _slots(device.capabilities, values)
     _limit_flash_to_slots(device.capabilities)
+    _firmware(device.capabilities, values, objects)
     _peripherals(device.capabilities, objects, library or ObjectLibrary())
     return device
 
@@ -237,6 +238,19 @@ def _slots(capabilities: devices_pb2.Capabilities, values: Mapping[Path, Value])
         if isinstance(digest, bytes) and len(digest) == 32:
             slot.module_sha256 = digest.hex()
         capabilities.sources[f"slots.{index}"] = REPORTED
+
+
+def _firmware(
+    capabilities: devices_pb2.Capabilities, values: Mapping[Path, Value], objects: tuple[ObjectLink, ...]
+) -> None:
+    """Static firmware: object 5 and no slot. Module Digest 0 is then that of the package that runs."""
+    if capabilities.slots or not any((link.object_id, link.instance_id) == (FIRMWARE, 0) for link in objects):
+        return
+    capabilities.firmware.SetInParent()
+    digest = values.get(ml(MlRes.MODULE_DIGEST, 0))
+    if isinstance(digest, bytes) and len(digest) == 32:
+        capabilities.firmware.package_sha256 = digest.hex()
+    capabilities.sources["firmware"] = REPORTED
 
 
 def _state_of_object_9(values: Mapping[Path, Value], index: int) -> devices_pb2.Slot.State.ValueType:

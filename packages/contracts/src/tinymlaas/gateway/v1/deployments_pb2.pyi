@@ -230,6 +230,7 @@ class Deployment(_message.Message):
     WAITS_FOR_FIELD_NUMBER: _builtins.int
     NEXT_TIME_FIELD_NUMBER: _builtins.int
     STOPPING_FIELD_NUMBER: _builtins.int
+    FIRMWARE_SHA256S_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     model_version: _builtins.str
     objective: _builds_pb2.Objective.ValueType
@@ -273,6 +274,12 @@ class Deployment(_message.Message):
     def next_time(self) -> _timestamp_pb2.Timestamp:
         """When it goes on by itself at the latest, such as when a window opens."""
 
+    @_builtins.property
+    def firmware_sha256s(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Base firmware (sha256, hex, of artifacts; spec/inference-module.md, section 14) for devices that take no module alone: a
+        device takes the one for the board that its model names. Each is signed with the key that modules are signed with; at most 16.
+        """
+
     def __init__(
         self,
         *,
@@ -296,10 +303,11 @@ class Deployment(_message.Message):
         waits_for: _builtins.str = ...,
         next_time: _timestamp_pb2.Timestamp | None = ...,
         stopping: _builtins.bool = ...,
+        firmware_sha256s: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "next_time", b"next_time", "optimize", b"optimize", "policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrency", b"concurrency", "create_time", b"create_time", "devices", b"devices", "end_time", b"end_time", "error", b"error", "model_version", b"model_version", "name", b"name", "next_time", b"next_time", "objective", b"objective", "optimize", b"optimize", "optimized_model_version", b"optimized_model_version", "plugins", b"plugins", "policy", b"policy", "rollouts", b"rollouts", "samples_sha256", b"samples_sha256", "security_counter", b"security_counter", "state", b"state", "stopping", b"stopping", "waits_for", b"waits_for", "waves", b"waves"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrency", b"concurrency", "create_time", b"create_time", "devices", b"devices", "end_time", b"end_time", "error", b"error", "firmware_sha256s", b"firmware_sha256s", "model_version", b"model_version", "name", b"name", "next_time", b"next_time", "objective", b"objective", "optimize", b"optimize", "optimized_model_version", b"optimized_model_version", "plugins", b"plugins", "policy", b"policy", "rollouts", b"rollouts", "samples_sha256", b"samples_sha256", "security_counter", b"security_counter", "state", b"state", "stopping", b"stopping", "waits_for", b"waits_for", "waves", b"waves"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

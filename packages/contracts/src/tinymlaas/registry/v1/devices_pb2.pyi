@@ -125,6 +125,28 @@ class Slot(_message.Message):
 Global___Slot: _TypeAlias = Slot  # noqa: Y015
 
 @_typing.final
+class Firmware(_message.Message):
+    """Firmware that a device takes as a whole (LwM2M object 5)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PACKAGE_SHA256_FIELD_NUMBER: _builtins.int
+    package_sha256: _builtins.str
+    """sha256 (hex) of the package that runs; empty: none, or unknown."""
+    def __init__(
+        self,
+        *,
+        package_sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["package_sha256", b"package_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Firmware: _TypeAlias = Firmware  # noqa: Y015
+
+@_typing.final
 class Capabilities(_message.Message):
     """What a device can do, as learned by its bridge."""
 
@@ -158,6 +180,7 @@ class Capabilities(_message.Message):
     KEY_IDS_FIELD_NUMBER: _builtins.int
     SECURITY_COUNTER_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
+    FIRMWARE_FIELD_NUMBER: _builtins.int
     execute_in_place: _builtins.bool
     rtos: _builtins.str
     security_counter: _builtins.int
@@ -175,6 +198,10 @@ class Capabilities(_message.Message):
     def sources(self) -> _containers.ScalarMap[_builtins.str, Global___Source.ValueType]:
         """Where each value came from, by field path ("target.cpu")."""
 
+    @_builtins.property
+    def firmware(self) -> Global___Firmware:
+        """Static firmware: the device has no slot for modules, which come linked into its firmware."""
+
     def __init__(
         self,
         *,
@@ -186,10 +213,11 @@ class Capabilities(_message.Message):
         key_ids: _abc.Iterable[_builtins.str] | None = ...,
         security_counter: _builtins.int = ...,
         sources: _abc.Mapping[_builtins.str, Global___Source.ValueType] | None = ...,
+        firmware: Global___Firmware | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["firmware", b"firmware", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["execute_in_place", b"execute_in_place", "key_ids", b"key_ids", "peripherals", b"peripherals", "rtos", b"rtos", "security_counter", b"security_counter", "slots", b"slots", "sources", b"sources", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execute_in_place", b"execute_in_place", "firmware", b"firmware", "key_ids", b"key_ids", "peripherals", b"peripherals", "rtos", b"rtos", "security_counter", b"security_counter", "slots", b"slots", "sources", b"sources", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

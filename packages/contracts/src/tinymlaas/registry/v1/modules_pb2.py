@@ -30,7 +30,7 @@ from tinymlaas.type.v1 import access_pb2 as tinymlaas_dot_type_dot_v1_dot_access
 from tinymlaas.type.v1 import target_pb2 as tinymlaas_dot_type_dot_v1_dot_target__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#tinymlaas/registry/v1/modules.proto\x12\x15tinymlaas.registry.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"tinymlaas/module/v1/manifest.proto\x1a\x1etinymlaas/type/v1/access.proto\x1a\x1etinymlaas/type/v1/target.proto\"\xc7\x03\n\x06Module\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x14\n\x06sha256\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x1b\n\x13\x64\x65vice_image_sha256\x18\x04 \x01(\t\x12\x1a\n\x12\x64\x65vice_image_bytes\x18\x05 \x01(\x04\x12\x34\n\x0cpayload_kind\x18\x06 \x01(\x0e\x32\x1e.tinymlaas.type.v1.PayloadKind\x12/\n\x08manifest\x18\x07 \x01(\x0b\x32\x1d.tinymlaas.module.v1.Manifest\x12\x13\n\x0b\x61rena_bytes\x18\x08 \x01(\x04\x12\x13\n\x0bstack_bytes\x18\t \x01(\x04\x12\x18\n\x10security_counter\x18\n \x01(\r\x12\x0e\n\x06key_id\x18\x0b \x01(\t\x12\x15\n\rmodel_version\x18\x0c \x01(\t\x12\x35\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03:=\xea\x41:\n\x13tinymlaas.io/Module\x12#projects/{project}/modules/{module}\"x\n\x13\x43reateModuleRequest\x12,\n\x06parent\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\x12\x13tinymlaas.io/Module\x12\x33\n\x06module\x18\x02 \x01(\x0b\x32\x1d.tinymlaas.registry.v1.ModuleB\x04\xe2\x41\x01\x02\">\n\x10GetModuleRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13tinymlaas.io/Module\"\x80\x01\n\x12ListModulesRequest\x12,\n\x06parent\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\x12\x13tinymlaas.io/Module\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x15\n\rmodel_version\x18\x04 \x01(\t\"^\n\x13ListModulesResponse\x12.\n\x07modules\x18\x01 \x03(\x0b\x32\x1d.tinymlaas.registry.v1.Module\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xb7\x02\n\x07Modules\x12\x61\n\x0c\x43reateModule\x12*.tinymlaas.registry.v1.CreateModuleRequest\x1a\x1d.tinymlaas.registry.v1.Module\"\x06\xca\xf3\x18\x02\x08\x07\x12[\n\tGetModule\x12\'.tinymlaas.registry.v1.GetModuleRequest\x1a\x1d.tinymlaas.registry.v1.Module\"\x06\xca\xf3\x18\x02\x08\x01\x12l\n\x0bListModules\x12).tinymlaas.registry.v1.ListModulesRequest\x1a*.tinymlaas.registry.v1.ListModulesResponse\"\x06\xca\xf3\x18\x02\x08\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#tinymlaas/registry/v1/modules.proto\x12\x15tinymlaas.registry.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"tinymlaas/module/v1/manifest.proto\x1a\x1etinymlaas/type/v1/access.proto\x1a\x1etinymlaas/type/v1/target.proto\"\x91\x04\n\x06Module\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x14\n\x06sha256\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x1b\n\x13\x64\x65vice_image_sha256\x18\x04 \x01(\t\x12\x1a\n\x12\x64\x65vice_image_bytes\x18\x05 \x01(\x04\x12\x34\n\x0cpayload_kind\x18\x06 \x01(\x0e\x32\x1e.tinymlaas.type.v1.PayloadKind\x12/\n\x08manifest\x18\x07 \x01(\x0b\x32\x1d.tinymlaas.module.v1.Manifest\x12\x13\n\x0b\x61rena_bytes\x18\x08 \x01(\x04\x12\x13\n\x0bstack_bytes\x18\t \x01(\x04\x12\x18\n\x10security_counter\x18\n \x01(\r\x12\x0e\n\x06key_id\x18\x0b \x01(\t\x12\x15\n\rmodel_version\x18\x0c \x01(\t\x12\x35\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12/\n\rlinked_module\x18\x0e \x01(\tB\x18\xfa\x41\x15\n\x13tinymlaas.io/Module\x12\x17\n\x0f\x66irmware_sha256\x18\x0f \x01(\t:=\xea\x41:\n\x13tinymlaas.io/Module\x12#projects/{project}/modules/{module}\"x\n\x13\x43reateModuleRequest\x12,\n\x06parent\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\x12\x13tinymlaas.io/Module\x12\x33\n\x06module\x18\x02 \x01(\x0b\x32\x1d.tinymlaas.registry.v1.ModuleB\x04\xe2\x41\x01\x02\">\n\x10GetModuleRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13tinymlaas.io/Module\"\x80\x01\n\x12ListModulesRequest\x12,\n\x06parent\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\x12\x13tinymlaas.io/Module\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x15\n\rmodel_version\x18\x04 \x01(\t\"^\n\x13ListModulesResponse\x12.\n\x07modules\x18\x01 \x03(\x0b\x32\x1d.tinymlaas.registry.v1.Module\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xb7\x02\n\x07Modules\x12\x61\n\x0c\x43reateModule\x12*.tinymlaas.registry.v1.CreateModuleRequest\x1a\x1d.tinymlaas.registry.v1.Module\"\x06\xca\xf3\x18\x02\x08\x07\x12[\n\tGetModule\x12\'.tinymlaas.registry.v1.GetModuleRequest\x1a\x1d.tinymlaas.registry.v1.Module\"\x06\xca\xf3\x18\x02\x08\x01\x12l\n\x0bListModules\x12).tinymlaas.registry.v1.ListModulesRequest\x1a*.tinymlaas.registry.v1.ListModulesResponse\"\x06\xca\xf3\x18\x02\x08\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,6 +43,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODULE'].fields_by_name['sha256']._serialized_options = b'\342A\001\002'
   _globals['_MODULE'].fields_by_name['create_time']._loaded_options = None
   _globals['_MODULE'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
+  _globals['_MODULE'].fields_by_name['linked_module']._loaded_options = None
+  _globals['_MODULE'].fields_by_name['linked_module']._serialized_options = b'\372A\025\n\023tinymlaas.io/Module'
   _globals['_MODULE']._loaded_options = None
   _globals['_MODULE']._serialized_options = b'\352A:\n\023tinymlaas.io/Module\022#projects/{project}/modules/{module}'
   _globals['_CREATEMODULEREQUEST'].fields_by_name['parent']._loaded_options = None
@@ -60,15 +62,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODULES'].methods_by_name['ListModules']._loaded_options = None
   _globals['_MODULES'].methods_by_name['ListModules']._serialized_options = b'\312\363\030\002\010\001'
   _globals['_MODULE']._serialized_start=256
-  _globals['_MODULE']._serialized_end=711
-  _globals['_CREATEMODULEREQUEST']._serialized_start=713
-  _globals['_CREATEMODULEREQUEST']._serialized_end=833
-  _globals['_GETMODULEREQUEST']._serialized_start=835
-  _globals['_GETMODULEREQUEST']._serialized_end=897
-  _globals['_LISTMODULESREQUEST']._serialized_start=900
-  _globals['_LISTMODULESREQUEST']._serialized_end=1028
-  _globals['_LISTMODULESRESPONSE']._serialized_start=1030
-  _globals['_LISTMODULESRESPONSE']._serialized_end=1124
-  _globals['_MODULES']._serialized_start=1127
-  _globals['_MODULES']._serialized_end=1438
+  _globals['_MODULE']._serialized_end=785
+  _globals['_CREATEMODULEREQUEST']._serialized_start=787
+  _globals['_CREATEMODULEREQUEST']._serialized_end=907
+  _globals['_GETMODULEREQUEST']._serialized_start=909
+  _globals['_GETMODULEREQUEST']._serialized_end=971
+  _globals['_LISTMODULESREQUEST']._serialized_start=974
+  _globals['_LISTMODULESREQUEST']._serialized_end=1102
+  _globals['_LISTMODULESRESPONSE']._serialized_start=1104
+  _globals['_LISTMODULESRESPONSE']._serialized_end=1198
+  _globals['_MODULES']._serialized_start=1201
+  _globals['_MODULES']._serialized_end=1512
 # @@protoc_insertion_point(module_scope)

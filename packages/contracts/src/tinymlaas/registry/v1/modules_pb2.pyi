@@ -40,6 +40,8 @@ class Module(_message.Message):
     KEY_ID_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    LINKED_MODULE_FIELD_NUMBER: _builtins.int
+    FIRMWARE_SHA256_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The module id is the sha256 (hex) of the sealed file."""
     sha256: _builtins.str
@@ -56,6 +58,9 @@ class Module(_message.Message):
     """Key that signed it, hex."""
     model_version: _builtins.str
     """Model version that it was made from."""
+    linked_module: _builtins.str
+    """Of a firmware package: the module that is linked into it, and the base firmware (sha256, hex, of an artifact)."""
+    firmware_sha256: _builtins.str
     @_builtins.property
     def manifest(self) -> _manifest_pb2.Manifest: ...
     @_builtins.property
@@ -76,10 +81,12 @@ class Module(_message.Message):
         key_id: _builtins.str = ...,
         model_version: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        linked_module: _builtins.str = ...,
+        firmware_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "manifest", b"manifest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_bytes", b"arena_bytes", "create_time", b"create_time", "device_image_bytes", b"device_image_bytes", "device_image_sha256", b"device_image_sha256", "key_id", b"key_id", "manifest", b"manifest", "model_version", b"model_version", "name", b"name", "payload_kind", b"payload_kind", "security_counter", b"security_counter", "sha256", b"sha256", "size_bytes", b"size_bytes", "stack_bytes", b"stack_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_bytes", b"arena_bytes", "create_time", b"create_time", "device_image_bytes", b"device_image_bytes", "device_image_sha256", b"device_image_sha256", "firmware_sha256", b"firmware_sha256", "key_id", b"key_id", "linked_module", b"linked_module", "manifest", b"manifest", "model_version", b"model_version", "name", b"name", "payload_kind", b"payload_kind", "security_counter", b"security_counter", "sha256", b"sha256", "size_bytes", b"size_bytes", "stack_bytes", b"stack_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
