@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +11,13 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from dbos._utils import retriable_postgres_exception
 
 from tinymlaas.gateway.v1 import builds_pb2
 from tinymlaas_gateway.adapters.schema import SCHEMA, device_rollouts, instances, metadata, releases, resources
 from tinymlaas_gateway.adapters.store import Refutations, Resources, Results, open_engine
 from tinymlaas_gateway.core import projection
+from tinymlaas_gateway.engine import durable  # noqa: F401  # it teaches SQLAlchemy so
 from tinymlaas_servicekit import sql
 from tinymlaas_servicekit.leases import Leases
 
@@ -111,6 +114,19 @@ def test_the_first_result_stays_and_a_refutation_counts_once(opened: Callable[[]
     counts = [Refutations(engine) for engine in engines]
     at_once([lambda i=i: counts[i % 2].add("p", "1", f"build-{i % 3}") for i in range(TOGETHER)])  # type: ignore[misc]
     assert counts[0].count("p", "1") == 3
+
+
+def test_a_server_whose_name_is_not_found_just_now_is_away_for_dbos_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster's DNS may fail as briefly as a server does; DBOS itself repeats a connection that failed, not a look-up."""
+
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    engine = sa.create_engine("postgresql+psycopg://nobody@database.invalid/none")
+    with pytest.raises(sa.exc.OperationalError, match="failed to resolve") as caught:
+        engine.connect()
+    assert retriable_postgres_exception(caught.value)
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
