@@ -88,6 +88,15 @@ def test_sparse_convolutions_equal_the_reference(cpu: str, zeros: float) -> None
 
 
 @pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("cpu", ["rv32imc", "cortex-m0plus", "cortex-m33"])
+def test_sparse_convolutions_equal_the_reference_on_other_cores(cpu: str) -> None:
+    case = convolutions(0.8, Activation.NONE, 7)
+    parts = built(case.graph(("x",), ("y",)), cpu)
+    assert sparse_steps(parts) == 5
+    assert_exact(parts, case, cpu)
+
+
+@pytest.mark.usefixtures("always")
 def test_sparse_channels_of_very_different_scales_equal_the_reference() -> None:
     for cpu in ("cortex-m4", "cortex-m3"):
         case = convolutions(0.7, Activation.NONE, 3, spread=12.0)
@@ -100,7 +109,7 @@ def test_sparse_channels_of_very_different_scales_equal_the_reference() -> None:
 @pytest.mark.parametrize("zeros", [0.0, 0.5, 0.8, 0.95])
 @pytest.mark.parametrize("depth", [31, 512, 600])
 def test_sparse_fully_connected_layers_equal_the_reference(depth: int, zeros: float) -> None:
-    for cpu in ("cortex-m4", "cortex-m3"):
+    for cpu in ("cortex-m4", "cortex-m3", "rv32imc" if zeros == 0.5 else "cortex-m0plus"):
         case = fully_connected(zeros, depth, per_channel=zeros in (0.0, 0.8))
         parts = built(case.graph(("x",), ("y",)), cpu)
         assert sparse_steps(parts) == 1
@@ -141,7 +150,7 @@ def pruned(graph: Graph, share: float) -> Graph:
     return dataclasses.replace(graph, tensors=tensors)
 
 
-@pytest.mark.parametrize("cpu", ["cortex-m4", "cortex-m3"])
+@pytest.mark.parametrize("cpu", ["cortex-m4", "cortex-m3", "rv32imc"])
 def test_a_pruned_model_takes_fewer_instructions_and_less_flash(cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = pruned(read_onnx(zoo_model("kws", "int8_qdq")), 0.8)
     x, _ = Samples("kws").int8[0]
@@ -189,12 +198,12 @@ def test_estimated_bytes_are_those_of_the_streams(zeros: float) -> None:
         assert sparse.dense_cost(layer, 1).bytes == dense
 
 
-@pytest.mark.parametrize("dsp", [True, False])
+@pytest.mark.parametrize("family", ["dsp", "long"])
 @pytest.mark.parametrize("objective", ["latency", "flash", "balanced"])
-def test_zeros_are_left_out_where_there_are_many(objective: str, dsp: bool) -> None:
+def test_zeros_are_left_out_where_there_are_many(objective: str, family: str) -> None:
     def pays(zeros: float) -> bool:
         layer = random_layer(zeros, 64, 64)
-        return sparse.matrix_cost(layer, 125).better_than(sparse.other_matrix_cost(layer, 125, dsp), objective)
+        return sparse.matrix_cost(layer, 125).better_than(sparse.other_matrix_cost(layer, 125, family), objective)
 
     assert [pays(zeros) for zeros in (0.0, 0.1, 0.6, 0.8, 0.95)] == [False, False, True, True, True]
 

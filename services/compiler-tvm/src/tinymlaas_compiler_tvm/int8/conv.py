@@ -9,13 +9,17 @@ import numpy as np
 from tinymlaas_compiler_tvm.int8 import c_long, c_matrix, c_small, c_sparse, dsp_asm, long_asm, sparse
 from tinymlaas_compiler_tvm.int8.channels import Layer, make_layer
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, image, pointer, quantized, unsupported
-from tinymlaas_compiler_tvm.int8.matrix import Family, Matrix, braces, family_of, make_matrix
+from tinymlaas_compiler_tvm.int8.matrix import SPARSE_FAMILIES, Family, Matrix, braces, family_of, make_matrix
 from tinymlaas_compiler_tvm.native.program import Buffer
 from tinymlaas_modelkit.graph import Op
 
 # Pixels that a kernel takes at a time, and bytes of its patch for each k.
-_PIXELS = {Family.DSP: 2, Family.LONG: 4, Family.SMALL: 4, Family.PORTABLE: 2, Family.SPARSE: 8}
-_PATCH = {Family.DSP: 4, Family.LONG: 8, Family.SMALL: 8, Family.PORTABLE: 2, Family.SPARSE: 16}
+_PIXELS = {
+    Family.DSP: 2, Family.LONG: 4, Family.SMALL: 4, Family.PORTABLE: 2, Family.SPARSE: 8, Family.SPARSE_PORTABLE: 8,
+}  # fmt: skip
+_PATCH = {
+    Family.DSP: 4, Family.LONG: 8, Family.SMALL: 8, Family.PORTABLE: 2, Family.SPARSE: 16, Family.SPARSE_PORTABLE: 8,
+}  # fmt: skip
 
 
 def _window(op: Op) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int]]:
@@ -46,19 +50,20 @@ def lower_conv(state: Lowering, op: Op) -> None:
 
 def _family(state: Lowering, op: Op, layer: Layer) -> Family:
     height, width, _ = image(state.tensor(op.outputs[0]))
-    if sparse.matrix_pays(state, layer, height * width):
-        return Family.SPARSE
-    return family_of(state, layer, compact=state.compact)
+    other = family_of(state, layer, compact=state.compact)
+    if sparse.matrix_pays(state, layer, height * width, other):
+        return Family.SPARSE if state.machine.mainline else Family.SPARSE_PORTABLE
+    return other
 
 
 def _named(kind: str, family: Family) -> str:
     """What reports call a step."""
-    return kind + sparse.SPARSE if family is Family.SPARSE else kind
+    return kind + sparse.SPARSE if family in SPARSE_FAMILIES else kind
 
 
 def _last_pixels(layer: Layer, family: Family) -> int:
     """Bytes behind the patch for the outputs of pixels that fill no group."""
-    return _PIXELS[family] * layer.weights.shape[0] if family is Family.SPARSE else 0
+    return _PIXELS[family] * layer.weights.shape[0] if family in SPARSE_FAMILIES else 0
 
 
 def _macs(state: Lowering, op: Op, layer: Layer) -> int:
@@ -102,7 +107,8 @@ def _planar_pointwise(state: Lowering, op: Op, layer: Layer) -> None:
 
 
 def _patch_pointer(matrix: Matrix, patch: Buffer) -> str:
-    return pointer(patch) if matrix.family is Family.PORTABLE else pointer(patch, "int32_t")
+    portable = matrix.family in (Family.PORTABLE, Family.SPARSE_PORTABLE)
+    return pointer(patch) if portable else pointer(patch, "int32_t")
 
 
 def _define_planar(state: Lowering, matrix: Matrix) -> str:
@@ -110,6 +116,9 @@ def _define_planar(state: Lowering, matrix: Matrix) -> str:
     if matrix.family is Family.PORTABLE:
         state.define("tim_planar", c_matrix.PLANAR_PORTABLE, "portable_mm")
         return "tim_planar"
+    if matrix.family is Family.SPARSE_PORTABLE:
+        state.define("tim_planar8", c_sparse.PLANAR_SPARSE_C, "sparse_mm")
+        return "tim_planar8"
     name = f"tim_planar_{matrix.kernel[4:]}"
     if matrix.family is Family.SMALL:
         state.define(name, _with_kernels(c_small.PLANAR_SMALL, matrix), "small_common")
@@ -135,6 +144,9 @@ def _define_ring(state: Lowering, matrix: Matrix, straight: bool) -> str:
     if matrix.family is Family.PORTABLE:
         state.define("tim_conv_run", c_matrix.CONV_PORTABLE, "conv_common", "portable_mm")
         return "tim_conv_run"
+    if matrix.family is Family.SPARSE_PORTABLE:
+        state.define("tim_conv8", c_sparse.CONV_SPARSE_C, "conv_common", "sparse_mm")
+        return "tim_conv8"
     if matrix.family is Family.SMALL:
         name = f"tim_conv_{matrix.kernel[4:]}"
         state.define(name, _with_kernels(c_small.CONV_SMALL, matrix), "small_gather")
@@ -212,7 +224,10 @@ def _ring_convolution(state: Lowering, op: Op, layer: Layer, kh: int, kw: int) -
     state.use("conv_common")
     lines = [f"static const tim_conv c = {braces(values)};"]
     name = _define_ring(state, matrix, straight)
-    argument_type = {Family.PORTABLE: "tim_mm_args", Family.SMALL: "tim_small_args"}.get(family, "int32_t")
+    argument_types = {
+        Family.PORTABLE: "tim_mm_args", Family.SMALL: "tim_small_args", Family.SPARSE_PORTABLE: "tim_mm8_args",
+    }  # fmt: skip
+    argument_type = argument_types.get(family, "int32_t")
     size = "[]" if argument_type == "int32_t" else ""
     if in_place and len(matrix.parts) > 1:
         raise unsupported(op, "odd channel count in place")

@@ -73,14 +73,14 @@ def lower_dense(state: Lowering, op: Op) -> None:
         raise unsupported(op, "input is no multiple of the weights' depth")
     source = state.place(in_name)
     macs = rows * channels * k
-    if sparse.dense_pays(state, layer, rows):
-        _sparse(state, op, in_name, layer, rows, macs)
-        return
     family = family_of(state, layer)
     if family is Family.DSP and state.settings.scratch_free_dense:
         family = Family.LONG if long_streams.fits_fields(layer) else Family.PORTABLE
     if family is Family.SMALL and k >= small_dense.MOST_K:
         family = Family.PORTABLE
+    if sparse.dense_pays(state, layer, rows, family):
+        _sparse(state, op, in_name, layer, rows, macs)
+        return
     if family is Family.PORTABLE:
         _portable(state, op, in_name, layer, rows, macs)
         return
@@ -171,19 +171,29 @@ def _sparse(state: Lowering, op: Op, in_name: str, layer: Layer, rows: int, macs
     """Weights other than zero only, straight from the int8 row: no scratch memory."""
     channels, k = layer.weights.shape
     windows = -(-k // sparse_streams.WINDOW)
-    epilogue = epilogue_of(sparse_streams.unbiased(layer), Family.SPARSE, uniform=True)
-    kernel = sparse_asm.dense(windows > 1, epilogue, state.machine.dsp)
-    state.program.asm_kernels[kernel.name] = kernel
-    data = b"".join(sparse_streams.dense_stream(layer, channel, epilogue.uniform) for channel in range(channels))
-    stream = state.constant(data)
-    parameters = long_streams.parameter_values(sparse_streams.unbiased(layer), 0) if epilogue.uniform else []
-    arguments = (len(data), windows * sparse_streams.WINDOW, *parameters)
+    if not state.machine.mainline:
+        data = b"".join(sparse_streams.dense_stream(layer, channel, False, True) for channel in range(channels))
+        stream = state.constant(data)
+        state.use("sparse_dense")
+        head, name, last = "", "tim_dense8", f"{channels}, {windows}, {layer.low}, {layer.high}"
+    else:
+        plain = sparse_streams.unbiased(layer)
+        epilogue = epilogue_of(plain, Family.SPARSE, uniform=True)
+        kernel = sparse_asm.dense(windows > 1, epilogue, state.machine.dsp)
+        state.program.asm_kernels[kernel.name] = kernel
+        data = b"".join(sparse_streams.dense_stream(layer, channel, epilogue.uniform) for channel in range(channels))
+        stream = state.constant(data)
+        parameters = long_streams.parameter_values(plain, 0) if epilogue.uniform else []
+        arguments = (len(data), windows * sparse_streams.WINDOW, *parameters)
+        head = (
+            f"void {kernel.name}(const int8_t *, const uint8_t *, int8_t *, const int32_t *);\n"
+            f"  static const int32_t a[] = {braces(arguments)};\n  "
+        )
+        name, last = kernel.name, "a"
     source, target = state.place(in_name), state.output(op.outputs[0])
-    prototype = f"void {kernel.name}(const int8_t *, const uint8_t *, int8_t *, const int32_t *);"
     body = (
-        f"{prototype}\n  static const int32_t a[] = {braces(arguments)};\n"
-        f"  for (int32_t i = 0; i < {rows}; ++i)\n"
-        f"    {kernel.name}({pointer(source.buffer)} + i * {k}, W({stream}), {pointer(target.buffer)} + i * {channels}, a);"
+        f"{head}for (int32_t i = 0; i < {rows}; ++i)\n"
+        f"    {name}({pointer(source.buffer)} + i * {k}, W({stream}), {pointer(target.buffer)} + i * {channels}, {last});"
     )
     state.step("dense" + sparse.SPARSE, op, body, [in_name], [op.outputs[0]], [], len(data), macs)
 

@@ -58,7 +58,7 @@ def portable_pair_stream(layer: Layer, first: int, second: int) -> bytes:
 class Family(StrEnum):
     """Kernels by what they need: DSP instructions, 64-bit multiply-accumulate on Thumb-2, Armv6-M, or nothing but C.
 
-    SPARSE needs what LONG does, and leaves out zeros: a choice of its own (`sparse`).
+    SPARSE needs what LONG does, and leaves out zeros as SPARSE_PORTABLE does: a choice of its own (`sparse`).
     """
 
     DSP = "dsp"
@@ -66,6 +66,10 @@ class Family(StrEnum):
     SMALL = "small"
     PORTABLE = "portable"
     SPARSE = "sparse"
+    SPARSE_PORTABLE = "sparse portable"
+
+
+SPARSE_FAMILIES = (Family.SPARSE, Family.SPARSE_PORTABLE)
 
 
 def family_of(state: Lowering, layer: Layer, *, compact: bool = False) -> Family:
@@ -116,8 +120,8 @@ def _unroll(eights: int, limit: int) -> int:
 
 def make_matrix(state: Lowering, layer: Layer, family: Family, pixel_stride: int, channel_stride: int) -> Matrix:
     """Kernels, streams and arguments of a layer whose outputs lie at these strides."""
-    if family is Family.SPARSE:
-        return _sparse_matrix(state, layer, pixel_stride, channel_stride)
+    if family in SPARSE_FAMILIES:
+        return _sparse_matrix(state, layer, family, pixel_stride, channel_stride)
     if family is Family.SMALL:
         return _small_matrix(state, layer, pixel_stride, channel_stride)
     channels, k = layer.weights.shape
@@ -160,13 +164,20 @@ def make_matrix(state: Lowering, layer: Layer, family: Family, pixel_stride: int
     return Matrix(family, name, small, tuple(parts), sum(len(data) for _, data, _ in streams))
 
 
-def _sparse_matrix(state: Lowering, layer: Layer, pixel_stride: int, channel_stride: int) -> Matrix:
-    kernel = sparse_asm.matrix(epilogue_of(unbiased(layer), Family.SPARSE), state.machine.dsp)
-    state.program.asm_kernels[kernel.name] = kernel
+def _sparse_matrix(state: Lowering, layer: Layer, family: Family, pixel_stride: int, channel_stride: int) -> Matrix:
     channels = layer.weights.shape[0]
-    data = b"".join(channel_stream(layer, channel) for channel in range(channels))
-    part = Part(0, state.constant(data), (pixel_stride, channel_stride, len(data), channels))
-    return Matrix(Family.SPARSE, kernel.name, "", (part,), len(data))
+    portable = family is Family.SPARSE_PORTABLE
+    data = b"".join(channel_stream(layer, channel, portable) for channel in range(channels))
+    arguments: tuple[int, ...] = (pixel_stride, channel_stride, len(data), channels)
+    name = "tim_mm8"
+    if portable:
+        state.use("sparse_mm")
+        arguments = (*arguments, layer.low, layer.high)
+    else:
+        kernel = sparse_asm.matrix(epilogue_of(unbiased(layer), family), state.machine.dsp)
+        state.program.asm_kernels[kernel.name] = kernel
+        name = kernel.name
+    return Matrix(family, name, "", (Part(0, state.constant(data), arguments),), len(data))
 
 
 def _small_matrix(state: Lowering, layer: Layer, pixel_stride: int, channel_stride: int) -> Matrix:

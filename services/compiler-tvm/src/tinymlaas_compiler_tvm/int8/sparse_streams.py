@@ -1,4 +1,4 @@
-"""What the kernels of `sparse_asm` read: a channel's weights that are not zero, each with its distance from the one before.
+"""What the kernels of `sparse_asm` and `c_sparse` read: weights that are not zero, each with its distance from the one before.
 
 Matrix layers: the bias, then groups of up to seven weights: a word of seven 4-bit gaps (zeros before each weight), then the
 weights, a byte each. Bits 28-30 of the word tell how many of the seven are missing (the first ones, of the first group alone),
@@ -65,10 +65,14 @@ def _groups(row: Int64s) -> bytes:
     return b"".join(parts)
 
 
-def channel_stream(layer: Layer, channel: int) -> bytes:
-    """Bias, weights and parameters of one output channel of a matrix layer; whole words."""
+def _parameters(layer: Layer, channel: int, portable: bool) -> bytes:
+    return words(layer.portable_parameters(channel)) if portable else parameters(unbiased(layer), channel)
+
+
+def channel_stream(layer: Layer, channel: int, portable: bool = False) -> bytes:
+    """Bias, weights and parameters (for assembly, or `portable` C) of one output channel of a matrix layer; whole words."""
     data = words([int(layer.biases[channel])]) + _groups(layer.weights[channel])
-    return data + parameters(unbiased(layer), channel)
+    return data + _parameters(layer, channel, portable)
 
 
 def dense_entries(row: Int64s) -> list[list[tuple[int, int]]]:
@@ -80,7 +84,7 @@ def dense_entries(row: Int64s) -> list[list[tuple[int, int]]]:
     return windows
 
 
-def dense_stream(layer: Layer, channel: int, uniform: bool) -> bytes:
+def dense_stream(layer: Layer, channel: int, uniform: bool, portable: bool = False) -> bytes:
     """Bias, windows and, unless they are `uniform`, parameters of one output of a fully connected layer; whole words.
 
     Each window begins with a halfword: turns of the loop after the first, times 8, and weights that the first turn lacks.
@@ -91,4 +95,4 @@ def dense_stream(layer: Layer, channel: int, uniform: bool) -> bytes:
         parts.append(np.uint16((turns - 1) * TURN + turns * TURN - len(window)).tobytes())
         parts.append(np.array([(place, weight & 255) for place, weight in window], np.uint8).tobytes())
     data = b"".join(parts)
-    return data + b"\0" * (-len(data) % 4) + (b"" if uniform else parameters(unbiased(layer), channel))
+    return data + b"\0" * (-len(data) % 4) + (b"" if uniform else _parameters(layer, channel, portable))
