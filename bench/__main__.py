@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import compilers, optimizer, services
+from bench import compilers, optimizer, recipes, services
 from tinymlaas_client.cli._context import Session
 from tinymlaas_client.cli.suite_commands import start_and_wait
 
@@ -44,6 +44,10 @@ async def main(parts: Sequence[str], pairs: Sequence[tuple[str, str]], plugins: 
                 tried = await optimizer.measure(client, ROOT / "zoo", console, RESULTS)
                 optimizer.write(tried, RESULTS / "optimizer.json")
                 console.print(optimizer.table(tried))
+            if "recipes" in parts:
+                made = await recipes.measure(client, ROOT / "zoo", console)
+                recipes.write(made, RESULTS / "recipes.json")
+                console.print(recipes.table(made))
             if "services" in parts:
                 gateway = services.Gateway(suite.gateway_address, suite.token, suite.records()["gateway"].pid)
                 figures = await services.measure(client, ROOT / "zoo", gateway)
@@ -58,7 +62,7 @@ async def main(parts: Sequence[str], pairs: Sequence[tuple[str, str]], plugins: 
 
 
 if __name__ == "__main__":
-    names = ["compilers", "objectives", "cost", "optimizer", "services"]
+    names = ["compilers", "objectives", "cost", "optimizer", "recipes", "services"]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", nargs="*", default=names, help=f"which of {', '.join(names)}; default: all")
     parser.add_argument("--all-targets", action="store_true", help="every model on every CPU")

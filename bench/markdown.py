@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import optimizer
+from bench import recipes as built
 from bench.compilers import FLOAT_MODELS, MODELS, ORDER, Row
 from bench.goals import ModelFacts, goals
 from bench.peers import peer_of
@@ -153,6 +154,11 @@ def recipes(entries: list[dict[str, Any]]) -> str:
     return _table(optimizer.HEAD, [optimizer.cells(optimizer.Row(**entry)) for entry in entries])
 
 
+def recipes_built(entries: list[dict[str, Any]]) -> str:
+    """What the compilers make of what some recipes make."""
+    return _table(built.HEAD, [built.cells(built.Row(**entry)) for entry in entries])
+
+
 def cluster(entries: list[dict[str, Any]]) -> str:
     """What a release on a cluster survived."""
     return _table(["case", "value", "unit"], [[e["case"], f"{e['value']:,g}", e["unit"]] for e in entries])
@@ -180,6 +186,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "cost": ("compile-cost.json", cost),
     "nodes": ("onnx-node-tests.json", nodes),
     "optimizer": ("optimizer.json", recipes),
+    "recipes": ("recipes.json", recipes_built),
     "lwm2m": ("lwm2m.json", lwm2m),
     "cluster": ("cluster.json", cluster),
 }
