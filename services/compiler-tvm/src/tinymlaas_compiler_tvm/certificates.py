@@ -8,6 +8,16 @@ from tinymlaas.module.v1 import certificate_pb2
 from tinymlaas_compiler_tvm.native.codegen import PREFIX
 from tinymlaas_compiler_tvm.parts import CompiledParts, MemoryCertificate, Range
 
+# Of an inference module beside payload, certificate and golden vector: header, section table, tensors, signature, padding.
+MODULE_BYTES = 640
+
+
+def image_bytes(parts: CompiledParts, certificate: certificate_pb2.MemoryCertificate) -> int:
+    """About what a module takes on a device: payload, certificate, a golden vector, and the format's tables."""
+    golden = sum(tensor.bytes for tensor in (*parts.inputs, *parts.outputs))
+    size: int = certificate.ByteSize()
+    return len(parts.payload) + size + golden + MODULE_BYTES
+
 
 def certificate_message(parts: CompiledParts) -> certificate_pb2.MemoryCertificate:
     """The memory certificate in the contract's form: buffers by name, accesses relative to them.

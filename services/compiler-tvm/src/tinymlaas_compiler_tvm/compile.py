@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from tinymlaas_compiler_tvm import tune
+from tinymlaas_compiler_tvm import tune, winograd_choice
 from tinymlaas_compiler_tvm.errors import CompilerFault, ModelInvalid, OpUnsupported, refusal
 from tinymlaas_compiler_tvm.float_bound import float_numerics
 from tinymlaas_compiler_tvm.int8.dead_channels import thinned
@@ -120,8 +120,10 @@ def settings_for(
     variants: Mapping[str, int] | None = None,
     faster: frozenset[str] = frozenset(),
     zeros: bool = True,
+    winograd: frozenset[str] = frozenset(),
 ) -> Settings:
-    """What checked options mean for lowering; `variants` instead of the shipped database's, `faster` as in `Settings`.
+    """What checked options mean for lowering; `variants` instead of the shipped database's, `faster` and `winograd` as in
+    `Settings`.
 
     `zeros`: whether layers may leave out their single zeros.
     """
@@ -133,6 +135,7 @@ def settings_for(
         rounding=options.rounding,
         variants=shipped(machine, options.objective) if variants is None else variants,
         zeros=options.objective if zeros else "",
+        winograd=winograd,
     )
 
 
@@ -205,16 +208,36 @@ def _fastest(
     """The module that takes the fewest instructions on the simulator, which has the last word on what clang makes of loops.
 
     Candidates are both of clang's aims and, without `variants`, what the objective `balanced` makes, each of them also with its
-    zeros multiplied where it leaves some out. For a core that the
-    simulator lacks, and for models that would keep it busy too long, the first candidate is taken as it is.
+    zeros multiplied where it leaves some out; then the best of these with its 3 x 3 convolutions by Winograd, as far as flash
+    allows. For a core that the simulator lacks, and for models that would keep it busy too long, the first candidate is taken
+    as it is, with Winograd.
     """
-    ways = [options] if variants is not None else [options, dataclasses.replace(options, objective="balanced")]
-    first = _candidates(graph, machine, target, options, variants, "-O2")
-    if not _runs(first[0], machine):
-        return first[0]
-    others = [_candidates(graph, machine, target, each, variants, "-Os") for each in ways]
-    made = [parts for parts_of_way in (first, *others) for parts in parts_of_way]
-    return min(made, key=lambda parts: tune.count(parts, machine.cpu).instructions)
+    ways = [(options, "-O2"), (options, "-Os")]
+    if variants is None:
+        ways.append((dataclasses.replace(options, objective="balanced"), "-Os"))
+    made = [(parts, ways[0]) for parts in _candidates(graph, machine, target, options, variants, "-O2")]
+    counted = _runs(made[0][0], machine)
+
+    def instructions(parts: CompiledParts) -> int:
+        return tune.count(parts, machine.cpu).instructions
+
+    if counted:
+        for way in ways[1:]:
+            made += [(parts, way) for parts in _candidates(graph, machine, target, way[0], variants, way[1])]
+        best, (chosen, aim) = min(made, key=lambda each: instructions(each[0]))
+    else:
+        best, (chosen, aim) = made[0]
+    prepared, rounding = prepare(graph, options.rounding)
+    settings = settings_for(dataclasses.replace(options, rounding=rounding), machine)
+    tiled = winograd_choice.with_layers(
+        winograd_choice.candidates(thinned(prepared, machine, settings), machine),
+        best,
+        target.flash_bytes,
+        lambda layers: _built(graph, machine, target, chosen, variants, aim, zeros=_leaves_out(best), winograd=layers),
+    )
+    if tiled is None or not counted:
+        return tiled or best
+    return min(best, tiled, key=instructions)
 
 
 def _runs(parts: CompiledParts, machine: Machine) -> bool:
@@ -233,9 +256,14 @@ def _candidates(
 ) -> list[CompiledParts]:
     """The module; if layers of it leave out their single zeros, the one where none does, too."""
     first = _built(graph, machine, target, options, variants, optimize, faster)
-    if not any(report.operator.endswith(SPARSE) for report in first.operators):
+    if not _leaves_out(first):
         return [first]
     return [first, _built(graph, machine, target, options, variants, optimize, faster, zeros=False)]
+
+
+def _leaves_out(parts: CompiledParts) -> bool:
+    """Whether some layer of a module leaves out its single zeros."""
+    return any(report.operator.endswith(SPARSE) for report in parts.operators)
 
 
 def _better(made: list[CompiledParts], machine: Machine, objective: str) -> CompiledParts:
@@ -256,8 +284,9 @@ def _built(
     optimize: str,
     faster: frozenset[str] = frozenset(),
     zeros: bool = True,
+    winograd: frozenset[str] = frozenset(),
 ) -> CompiledParts:
-    program, rounding = _lowered(graph, machine, options, variants, faster, zeros)
+    program, rounding = _lowered(graph, machine, options, variants, faster, zeros, winograd)
     inputs = [_interface(graph, name, buffer) for name, buffer in zip(graph.inputs, program.inputs, strict=True)]
     outputs = [_interface(graph, name, buffer) for name, buffer in zip(graph.outputs, program.outputs, strict=True)]
     return assemble(program, machine, target, inputs, outputs, numerics_of(graph, rounding), optimize)
@@ -270,17 +299,18 @@ def _lowered(
     variants: Mapping[str, int] | None,
     faster: frozenset[str] = frozenset(),
     zeros: bool = True,
+    winograd: frozenset[str] = frozenset(),
 ) -> tuple[Program, str]:
     """The program, and whose rounding it follows: ONNX's where an operator has no kernel with TFLite's."""
     prepared, rounding = prepare(graph, options.rounding)
-    settings = settings_for(dataclasses.replace(options, rounding=rounding), machine, variants, faster, zeros)
+    settings = settings_for(dataclasses.replace(options, rounding=rounding), machine, variants, faster, zeros, winograd)
     try:
         program = lower_graph(thinned(prepared, machine, settings), machine, settings, INT8_OPERATORS)
     except OpUnsupported as error:
         if rounding == "onnx":
             raise
         following = dataclasses.replace(options, rounding="onnx")
-        program, rounding = _lowered(graph, machine, following, variants, faster, zeros)
+        program, rounding = _lowered(graph, machine, following, variants, faster, zeros, winograd)
         program.log.insert(0, f"rounding follows onnx: {error} ({error.metadata.get('op', '')})")
         return program, rounding
     if rounding != options.rounding:

@@ -7,16 +7,13 @@ import dataclasses
 from tinymlaas.module.v1 import certificate_pb2
 from tinymlaas.type.v1 import target_pb2
 from tinymlaas_compiler_tvm import DoesNotFit, TargetSpec, compile_model
-from tinymlaas_compiler_tvm.certificates import certificate_message
+from tinymlaas_compiler_tvm.certificates import certificate_message, image_bytes
 from tinymlaas_compiler_tvm.compile import compile_graph, has_integer_kernels, rankings, read_graph
 from tinymlaas_compiler_tvm.options import Options
 from tinymlaas_compiler_tvm.parts import CompiledParts, Numerics
 from tinymlaas_compiler_tvm.target import machine_for
 from tinymlaas_compiler_tvm.tune import Progress
 from tinymlaas_pluginkit import CompileJob
-
-# Of an inference module beside payload, certificate and golden vector: header, section table, tensors, signature, padding.
-MODULE_BYTES = 640
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +26,7 @@ class Fitted:
     @property
     def image_bytes(self) -> int:
         """About what it takes on a device: payload, certificate, a golden vector, and the format's tables."""
-        golden = sum(tensor.bytes for tensor in (*self.parts.inputs, *self.parts.outputs))
-        certificate: int = self.certificate.ByteSize()
-        return len(self.parts.payload) + certificate + golden + MODULE_BYTES
+        return image_bytes(self.parts, self.certificate)
 
     def with_line(self, line: str) -> Fitted:
         """The same with a line before its log."""

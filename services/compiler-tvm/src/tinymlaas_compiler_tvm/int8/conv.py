@@ -6,7 +6,7 @@ from typing import cast
 
 import numpy as np
 
-from tinymlaas_compiler_tvm.int8 import c_long, c_matrix, c_small, c_sparse, dsp_asm, long_asm, sparse
+from tinymlaas_compiler_tvm.int8 import c_long, c_matrix, c_small, c_sparse, dsp_asm, long_asm, sparse, winograd
 from tinymlaas_compiler_tvm.int8.channels import Layer, make_layer
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, image, pointer, quantized, unsupported
 from tinymlaas_compiler_tvm.int8.matrix import SPARSE_FAMILIES, Family, Matrix, braces, family_of, make_matrix
@@ -42,7 +42,9 @@ def lower_conv(state: Lowering, op: Op) -> None:
     strides, _, pads = _window(op)
     pointwise = (kh, kw) == (1, 1) and strides == (1, 1) and not any(pads)
     channels = image(state.tensor(in_name))[2]
-    if pointwise and state.place(in_name).planar and channels % 4 == 0:
+    if winograd.takes(state, op):
+        winograd.lower(state, op, layer)
+    elif pointwise and state.place(in_name).planar and channels % 4 == 0:
         _planar_pointwise(state, op, layer)
     else:
         _ring_convolution(state, op, layer, kh, kw)

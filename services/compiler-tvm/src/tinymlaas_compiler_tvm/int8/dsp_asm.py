@@ -37,7 +37,7 @@ def _mac_four(low: str, high: str) -> list[str]:
     ]
 
 
-def _requantize(
+def requantize(
     value: str, multiplier: str, offset: str, negative: str, shift: str, scratch: str, epilogue: Epilogue
 ) -> list[str]:
     """`value` (accumulator times 256) to int8 in place; `shift` is the register of a channel's own shift."""
@@ -63,7 +63,7 @@ def _split_and_requantize(epilogue: Epilogue) -> list[str]:
         for values in (("r2", "r3"), ("r4", "r5")):
             lines.append(f"ldmia r1!, {{{registers}}}")
             for value in values:
-                lines += _requantize(value, "r6", "r7", "r8", "r9", "r12", epilogue)
+                lines += requantize(value, "r6", "r7", "r8", "r9", "r12", epilogue)
         return lines
     if epilogue.signed:
         lines = ["ldmia r1!, {r6, r7, r8, r9, r10, r11}", *split]
@@ -77,7 +77,7 @@ def _split_and_requantize(epilogue: Epilogue) -> list[str]:
         lines = ["ldmia r1!, {r6, r7, r8, r9}", *split]
         sets = [("r2", "r6", "r7", ""), ("r3", "r6", "r7", ""), ("r4", "r8", "r9", ""), ("r5", "r8", "r9", "")]
     for value, multiplier, offset, negative in sets:
-        lines += _requantize(value, multiplier, offset, negative, "", "r12", epilogue)
+        lines += requantize(value, multiplier, offset, negative, "", "r12", epilogue)
     return lines
 
 
@@ -174,7 +174,7 @@ def dense(unroll: int, epilogue: Epilogue) -> AsmKernel:
     for value in ("r2", "r4", "r3", "r5"):
         if not epilogue.uniform:
             lines.append(f"ldmia r1!, {{{', '.join(parameters)}}}")
-        lines += _requantize(value, "r6", "r7", "r8", "r9", "r12", epilogue)
+        lines += requantize(value, "r6", "r7", "r8", "r9", "r12", epilogue)
     lines += [
         "ldrd r6, r7, [sp, #0]",
         "ldr r0, [sp, #12]",
@@ -254,11 +254,11 @@ def _depthwise_outputs(shape: DepthwiseShape, epilogue: Epilogue, both: bool) ->
     for value in ("r12", "lr") if both else ("r12",):
         if epilogue.variable:
             # The scratch of the signed offset is free again when the shift is needed.
-            lines += _requantize(value, "r8", "r9", "r10", "r11", "r11", epilogue)
+            lines += requantize(value, "r8", "r9", "r10", "r11", "r11", epilogue)
             asr = f"asr {value}, {value}, r11"
             lines.insert(len(lines) - 1 - lines[::-1].index(asr), "ldr r11, [sp, #32]")
         else:
-            lines += _requantize(value, "r8", "r9", "r10", "", "r11", epilogue)
+            lines += requantize(value, "r8", "r9", "r10", "", "r11", epilogue)
     lines += [f"strb {value}, [r1], #{shape.out_step}" for value in (("r12", "lr") if both else ("r12",))]
     return lines
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tinymlaas_compiler_tvm import arithmetic, float_arithmetic
 from tinymlaas_compiler_tvm.errors import OpUnsupported
-from tinymlaas_compiler_tvm.int8 import c_general, c_real, c_sparse, c_strided
+from tinymlaas_compiler_tvm.int8 import c_general, c_real, c_sparse, c_strided, c_winograd
 from tinymlaas_compiler_tvm.int8.c_kernels import COPY_BYTES, COPY_FAST, KERNELS
 from tinymlaas_compiler_tvm.int8.mve_layouts import planar_tensors
 from tinymlaas_compiler_tvm.int8.variants import signature
@@ -19,7 +19,7 @@ from tinymlaas_modelkit.graph import Activation, DType, Graph, Op, OpKind, Tenso
 
 _KERNELS = KERNELS | {
     made.name: made
-    for module in (c_strided, c_real, c_general, c_sparse)
+    for module in (c_strided, c_real, c_general, c_sparse, c_winograd)
     for made in vars(module).values()
     if isinstance(made, CKernel)
 }
@@ -37,8 +37,8 @@ class Settings:
     """What the options mean for lowering: how far loops unroll, whether operators may work in place,
     whether fully connected layers do without a widened copy of their input, whether convolutions do without parameters that
     only save time (but for operators with outputs in `faster`), whose rounding the kernels follow, how far the loops of a
-    layer unroll that has a variant of its own (by `variants.signature`), and by which objective layers leave out their single
-    zeros (empty: none does)."""
+    layer unroll that has a variant of its own (by `variants.signature`), by which objective layers leave out their single
+    zeros (empty: none does), and outputs of the convolutions that go by Winograd."""
 
     unroll: int = 8
     in_place: bool = True
@@ -48,6 +48,7 @@ class Settings:
     rounding: str = "tflite"
     variants: Mapping[str, int] = field(default_factory=dict)
     zeros: str = "balanced"
+    winograd: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ extern const uint8_t tim_constants[] __attribute__((visibility("hidden")));
 
 _ASM_PROTOTYPES = {
     "tim_mm_": "void {}(const int32_t *, const uint8_t *, int8_t *, const int32_t *);",
+    "tim_wino_in_": "void {}(const int8_t *const *, int32_t *);",
+    "tim_wino_mm_": "void {}(int32_t *, const uint8_t *, int8_t *, const int32_t *);",
     "tim_gather_planar": "void {}(const int8_t *, int32_t *, int32_t, int32_t);",
     "tim_gather_run": "int32_t *{}(const int8_t *, int32_t *, int32_t);",
 }
