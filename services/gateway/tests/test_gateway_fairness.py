@@ -114,6 +114,20 @@ async def test_who_leaves_while_waiting_or_when_just_let_in_keeps_no_place() -> 
     assert (places._free, places._held, places._waiting, places._last) == (1, {}, {}, {})
 
 
+async def test_a_place_that_comes_free_while_its_next_caller_is_being_cancelled_is_not_lost() -> None:
+    """As where the deadlines of several callers run out at one moment: the first gives its place to one who is going."""
+    places = FairPlaces(1)
+    await places._take("a")
+    going, staying = (asyncio.create_task(places._take(name)) for name in ("b", "c"))
+    await asyncio.sleep(0)
+    going.cancel()
+    places._give_back("a")
+    await asyncio.gather(going, staying, return_exceptions=True)
+    assert (going.cancelled(), staying.exception()) == (True, None)
+    places._give_back("c")
+    assert (places._free, places._held, places._waiting, places._last) == (1, {}, {}, {})
+
+
 async def test_a_line_has_an_end() -> None:
     rush = Rush(FairPlaces(1, max_waiting=2))
     for name in ("a1", "a2", "a3"):

@@ -101,6 +101,8 @@ class FairPlaces:
             turn = self._waiting[project].popleft()
             if not self._waiting[project]:
                 del self._waiting[project]
+            if turn.cancelled():  # its caller was told to stop and has not run since: it leaves by itself
+                continue
             self._hold(project)
             turn.set_result(None)
 
