@@ -16,9 +16,11 @@ from tinymlaas_lwm2m_bridge import (
     BootstrapSettings,
     BootstrapState,
     Bridge,
+    BridgeError,
     CoapSettings,
     InstallRequest,
     InstallSettings,
+    Reason,
     Step,
     Transfer,
 )
@@ -134,6 +136,50 @@ async def test_a_sensor_of_a_leshan_client_is_observed(rig: Rig, peers: Peers) -
     await client.do("temperature", value=21.5)
     assert await within(anext(watch)) == {path: 21.5}
     await watch.aclose()
+    await bridge.close()
+
+
+async def test_instances_are_created_and_deleted_at_a_leshan_client(rig: Rig, peers: Peers) -> None:
+    """Core TS 1.1, clauses 6.3.6 and 6.3.7: under an id of ours and one of the client's; what it must keep stays."""
+    bridge = await rig.bridge()
+    client = await peers.client(ENDPOINT, server=uri(bridge))
+    await client.event("registered")
+    link, device = bridge.endpoint.link, bridge.registration(ENDPOINT)
+    ours = ResourcePath(3303, 7)
+    assert await within(link.create(device, 3303, 7, {ours.child(5750): "oven"})) == ours
+    assert await within(link.read(device, ours.child(5750))) == {ours.child(5750): "oven"}
+    theirs = await within(link.create(device, 3303, None, {ResourcePath(3303, 0, 5750): "fridge"}))
+    assert theirs not in (ours, ResourcePath(3303, 0))
+    assert await within(link.read(device, theirs.child(5750))) == {theirs.child(5750): "fridge"}
+    assert {ours, theirs} <= set(await within(link.discover(device, ResourcePath(3303))))
+    await eventually(
+        lambda: {7, theirs.instance_id} <= set(bridge.registration(ENDPOINT).instances(3303)), "an update tells of them"
+    )
+    for path in (ours, theirs):
+        await within(link.delete(device, path))
+    left = set(await within(link.discover(device, ResourcePath(3303))))
+    assert not left & {ours, theirs}
+    for refused in (
+        link.delete(device, ResourcePath(3, 0)),
+        link.create(device, 3, 1, {ResourcePath(3, 1, 14): "+01"}),
+    ):
+        with pytest.raises(BridgeError) as caught:
+            await within(refused)
+        assert caught.value.reason == Reason.DEVICE_REJECTED
+    await bridge.close()
+
+
+async def test_several_objects_of_a_leshan_client_are_read_and_written_at_once(rig: Rig, peers: Peers) -> None:
+    """Core TS 1.1, clauses 6.3.8 and 6.3.9: Read-Composite and Write-Composite."""
+    bridge = await rig.bridge()
+    client = await peers.client(ENDPOINT, server=uri(bridge), lifetime="300")
+    await client.event("registered")
+    link, device = bridge.endpoint.link, bridge.registration(ENDPOINT)
+    maker, value, lifetime = ResourcePath(3, 0, 0), ResourcePath(3303, 0, 5700), ResourcePath(1, 0, 1)
+    read = await within(link.read_several(device, (maker, value, lifetime)))
+    assert read == {maker: "Leshan", value: 20.0, lifetime: 300}
+    await within(link.write_several(device, {lifetime: 240}))
+    assert await within(link.read_several(device, (lifetime,))) == {lifetime: 240}
     await bridge.close()
 
 

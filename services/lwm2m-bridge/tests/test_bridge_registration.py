@@ -177,6 +177,22 @@ def test_register_parameters_have_the_standards_defaults_and_unknown_ones_are_ig
     assert parse_update(["lt=5"]) == UpdateQuery(5, None)
 
 
+@pytest.mark.parametrize(
+    ("queries", "binding", "queue_mode"),
+    [
+        (["lwm2m=1.0", "b=U"], "U", False),
+        (["lwm2m=1.0", "b=UQ"], "UQ", True),
+        (["lwm2m=1.1", "b=U"], "U", False),
+        (["lwm2m=1.1", "b=U", "Q"], "U", True),
+    ],
+)
+def test_queue_mode_is_a_binding_of_lwm2m_1_0_and_a_parameter_of_1_1(
+    queries: list[str], binding: str, queue_mode: bool
+) -> None:
+    parsed = parse_register(["ep=a", *queries])
+    assert (parsed.binding, parsed.queue_mode) == (binding, queue_mode)
+
+
 @given(st.lists(st.text(max_size=20), max_size=5))
 def test_any_parameters_are_taken_or_refused(queries: list[str]) -> None:
     try:

@@ -60,8 +60,8 @@ class Fleet:
             self._store.leases.release()
 
     def awaits(self, digest: str) -> bool:
-        """Whether an install of an image is open that this instance does not have; it may be the next to serve it."""
-        return self._store.open_elsewhere(digest)
+        """Whether an install of an image is open; this instance serves it soon, or may be the next to."""
+        return self._store.is_open(digest)
 
     def check_here(self, endpoint: str) -> None:
         """DEVICE_ELSEWHERE where the device is registered at another instance, with the address of that one."""

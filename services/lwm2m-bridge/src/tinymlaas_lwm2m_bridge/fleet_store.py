@@ -57,10 +57,13 @@ class FleetStore:
             found: str | None = connection.execute(query.limit(1)).scalar()
         return found
 
-    def open_elsewhere(self, digest: str) -> bool:
-        """Whether an install of this image that another instance has, or none, is open; True where the database is away."""
+    def is_open(self, digest: str) -> bool:
+        """Whether an install of this image is open; True where the database is away.
+
+        Also one that is this instance's already, which has just taken it and does not serve the image yet.
+        """
         query = sa.select(installs.c.install_id).where(
-            installs.c.ended.is_(False), installs.c.owner != self._me, installs.c.body.contains(digest, autoescape=True)
+            installs.c.ended.is_(False), installs.c.body.contains(digest, autoescape=True)
         )
         try:
             with self._engine.connect() as connection:
