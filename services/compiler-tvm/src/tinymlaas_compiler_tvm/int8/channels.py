@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from tinymlaas_compiler_tvm import arithmetic, float_arithmetic, narrow, requant
-from tinymlaas_compiler_tvm.errors import CompilerFault
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, activation_of, quantized, unsupported
 from tinymlaas_modelkit.graph import DType, Op, OpKind
 
@@ -201,7 +200,7 @@ def make_layer(state: Lowering, op: Op, weights: Int64s) -> Layer:
         steps = requant.find_steps(centred, slope, acc_low, acc_high, low, high)
         fitted = requant.fit_best(steps, acc_low, acc_high)
     if fitted is None:
-        raise CompilerFault(f"no exact requantization was found for {op.kind}", detail=op.origin)
+        raise unsupported(op, "no exact requantization was found")
     small = None
     if state.machine.arm and not state.machine.long_multiply:
         small = _narrow(centred, slope, acc_low, acc_high, (low, high), alike=not outside.any())
