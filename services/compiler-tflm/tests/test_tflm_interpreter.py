@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tinymlaas_compiler_tflm.errors import LimitExceeded, ToolCrash
 from tinymlaas_compiler_tflm.interpreter import Limits, inspect, refusal
 from tinymlaas_compiler_tflm.operators import REGISTERED
 from tinymlaas_modelkit.errors import MalformedModel, ModelKitError, UnsupportedOperator
+from tinymlaas_modelkit.graph import Graph, Quantization
+from tinymlaas_modelkit.onnx_reader import read_onnx
 from tinymlaas_modelkit.tflite_schema import CODES
+from tinymlaas_modelkit.tflite_writer import write_tflite
 
 # One process for each file, forked after the imports: an operator without its inputs may kill the interpreter, and is there.
 ASK_ALL = """
@@ -57,6 +62,28 @@ def test_model_that_kills_the_interpreter_is_one_error_and_no_more(zoo: Path) ->
         inspect(bytes(damaged))
     assert isinstance(caught.value, ModelKitError)
     assert inspect((zoo / "kws" / "kws_int8.tflite").read_bytes(), measure=False).total == 24_272
+
+
+def a_scale_for_each_channel(graph: Graph) -> Graph:
+    """The graph with weights and biases of fully connected layers quantized by channel, at the scales that they have."""
+    tensors = dict(graph.tensors)
+    for op in graph.ops:
+        for name in map(str, op.inputs[1:]):
+            tensor = tensors[name]
+            assert tensor.quantization is not None
+            channels = tensor.shape[0]
+            scales = np.full(channels, tensor.quantization.scale, np.float32)
+            by_channel = Quantization(scales, np.zeros(channels, np.int32), 0)
+            tensors[name] = dataclasses.replace(tensor, quantization=by_channel)
+    return Graph(tensors, graph.ops, graph.inputs, graph.outputs)
+
+
+def test_arenas_too_small_for_the_scales_of_channels_are_only_too_small(zoo: Path) -> None:
+    """Fully connected kernels write the multipliers of their channels even where the arena had no place for them."""
+    graph = read_onnx((zoo / "ad" / "ad_int8_qdq.onnx").read_bytes())
+    report = inspect(write_tflite(a_scale_for_each_channel(graph)))
+    multipliers = 8 * sum(graph.tensor(op.outputs[0]).shape[-1] for op in graph.ops)
+    assert report.smallest > inspect(write_tflite(graph)).smallest + multipliers - 1024
 
 
 def test_time_is_limited(zoo: Path) -> None:
