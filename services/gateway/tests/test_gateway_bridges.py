@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import gateway_fakes as fakes
 import grpc
+import pytest
 from gateway_world import TOKEN, until
 
 from tinymlaas.bridge.v1 import bridge_pb2, bridge_pb2_grpc
@@ -14,7 +15,7 @@ from tinymlaas.registry.v1 import devices_pb2
 from tinymlaas_gateway.adapters.bridges import BridgeDirectory
 from tinymlaas_gateway.adapters.endpoints import Location
 from tinymlaas_gateway.adapters.manifest import Entry, Manifest
-from tinymlaas_servicekit import ServiceSettings, Unavailable
+from tinymlaas_servicekit import NotFound, ServiceSettings, Unavailable
 
 DEVICE = "projects/default/devices/node-1"
 
@@ -72,6 +73,47 @@ async def test_a_call_that_is_cancelled_under_us_is_asked_for_again() -> None:
             assert bridge.asked == 2
             assert (await directory.activate(DEVICE, 0)).name == DEVICE
             assert bridge.asked == 4
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+
+class ForgetfulBridge(OneBridge):
+    """A bridge that has not taken the device over yet when it is asked first; `never`: nor later."""
+
+    def __init__(self, never: bool = False) -> None:
+        super().__init__()
+        self.never = never
+
+    def _here(self) -> None:
+        self.asked += 1
+        if self.never or self.asked < 3:
+            raise NotFound("'node-1' is not registered", "DEVICE_UNKNOWN", {"device": "node-1"}, "Wait.")
+
+
+@pytest.mark.parametrize("never", [False, True])
+async def test_a_device_between_two_bridges_is_waited_for(never: bool) -> None:
+    """Its bridge has died, and the next one knows it in a moment; after a while it is an error all the same."""
+    settings = ServiceSettings(listen="127.0.0.1:0", token=TOKEN, grace_seconds=0.1)  # type: ignore[arg-type]
+    bridge = ForgetfulBridge(never)
+    async with fakes.bridge_server(cast(Any, bridge), settings) as here:
+        entry = Entry(Location(address=here.address))
+        patience = 0.5 if never else 120.0
+        directory = BridgeDirectory(Manifest([entry], None), cast(Any, None), [], TOKEN, patience)
+        watching = asyncio.create_task(directory.watch())
+        try:
+            await until(lambda: len(directory._endpoints) == 1, "the bridge is known")
+            if not never:
+                assert (await directory.activate(DEVICE, 0)).name == DEVICE
+                assert bridge.asked == 3
+                return
+            with pytest.raises(Unavailable) as refused:
+                await directory.activate(DEVICE, 0)
+            assert (refused.value.reason, refused.value.metadata, refused.value.help) == (
+                "DEVICE_UNKNOWN",
+                {"device": "node-1"},
+                "Wait.",
+            )
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)

@@ -145,11 +145,20 @@ class BridgeDirectory:
         return _async(self._endpoints[entry].channel())
 
     async def _call(self, device: str, call: Callable[[AsyncBridge], Awaitable[Result]]) -> Result:
+        """A repeatable call for a device that a bridge has told of, repeated for a while while it or the bridge is away.
+
+        A device that is not registered is away, too: its bridge has died and the next one has not taken it over yet, or its
+        lifetime ran out and it registers again.
+        """
+
         async def attempt() -> Result:
             try:
                 return await call(self._stub(device))
             except grpc.RpcError as error:
                 self._learn(device, error)
+                adapted = adapt(error)
+                if adapted is not None and adapted.reason == "DEVICE_UNKNOWN":
+                    raise Unavailable(adapted.message, adapted.reason, adapted.metadata, adapted.help) from error
                 raise
 
         return await patiently(attempt, self._patience)
