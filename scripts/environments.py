@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import subprocess
 import sys
 import time
@@ -120,8 +121,21 @@ def setup(environment: Environment, position: str) -> None:
     editable = [argument for part in environment.parts for argument in ("-e", part)]
     constraints = ("--build-constraints", "requirements-build.txt")
     uv("pip", "install", "--quiet", "--python", python, "--no-deps", *constraints, *editable)
+    compile_sources(environment)
     stamp.write_text(digest)
     say(f"{position} environment {environment.name} is ready ({time.monotonic() - began:.0f} s)")
+
+
+def compile_sources(environment: Environment) -> None:
+    """Compile packages and this tree's parts to bytecode, once: with PYTHONDONTWRITEBYTECODE every process would do it anew.
+
+    What can't be compiled (a package's file for another Python) is left as it is.
+    """
+    python = environment.venv / "bin" / "python"
+    folders = [environment.venv / "lib", *(ROOT / part / "src" for part in environment.parts)]
+    command = [str(python), "-m", "compileall", "-qq", "-j", "0", *map(str, folders)]
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    subprocess.run(command, env=variables, check=False)
 
 
 def requirements(environment: Environment) -> list[str]:
