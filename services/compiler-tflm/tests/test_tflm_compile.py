@@ -12,10 +12,11 @@ from tflite_micro.python.tflite_micro import runtime
 
 from tinymlaas_compiler_tflm import DoesNotFit, PayloadKind, TargetSpec, TargetUnsupported, check_model, compile_model
 from tinymlaas_compiler_tflm.arena import estimate_32_bit
+from tinymlaas_compiler_tflm.compile import numerics_of
 from tinymlaas_compiler_tflm.interpreter import inspect
-from tinymlaas_compiler_tflm.parts import CompiledParts, Method, NumericsKind
+from tinymlaas_compiler_tflm.parts import CompiledParts, Method, Numerics, NumericsKind
 from tinymlaas_modelkit.errors import UnsupportedOperator
-from tinymlaas_modelkit.summary import ModelFormat
+from tinymlaas_modelkit.summary import ModelFormat, ModelSummary, Precision, TensorSpec
 
 MODELS = ("kws", "ad", "ic", "vww", "sww")
 FILES = {
@@ -50,6 +51,27 @@ def test_each_model_compiles_and_runs_in_the_arena_that_is_claimed(zoo: Path, mo
             assert bound["rtol"] == 1e-5
             assert 0 < bound["atol"] <= 1e-5 * max(1.0, float(np.abs(expected).max()))
     assert parts.numerics.kind is (NumericsKind.BIT_EXACT if suffix == "int8" else NumericsKind.WITHIN_TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("precision", "outputs", "claim"),
+    [
+        (Precision.INT8, ("int8",), Numerics(NumericsKind.BIT_EXACT)),
+        (Precision.MIXED, ("int8",), Numerics(NumericsKind.WITHIN_LSB, lsb=2)),
+        (Precision.MIXED, ("float32",), Numerics(NumericsKind.WITHIN_TOLERANCE, 1e-5, 32e-5)),
+        (Precision.MIXED, ("int8", "float32"), Numerics(NumericsKind.WITHIN_TOLERANCE, 1e-5, 32e-5)),
+        (Precision.FLOAT32, ("int64",), Numerics(NumericsKind.BIT_EXACT)),
+    ],
+)
+def test_the_claim_is_of_a_class_that_the_outputs_types_can_have(
+    precision: Precision, outputs: tuple[str, ...], claim: Numerics
+) -> None:
+    """IM-GOLD-003: else no module can be sealed."""
+    made = tuple(TensorSpec(f"y{number}", dtype, (1, 4)) for number, dtype in enumerate(outputs))
+    summary = ModelSummary(ModelFormat.TFLITE, precision, (), 0, 0, (), made)
+    found = numerics_of(summary, 57.0)
+    assert (found.kind, found.lsb, found.relative) == (claim.kind, claim.lsb, claim.relative)
+    assert found.absolute == pytest.approx(claim.absolute)
 
 
 def test_tflite_model_is_its_own_payload_byte_for_byte(zoo: Path) -> None:

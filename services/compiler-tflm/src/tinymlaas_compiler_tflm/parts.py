@@ -39,6 +39,7 @@ class NumericsKind(StrEnum):
     """Classes of agreement with the reference executor."""
 
     BIT_EXACT = "BIT_EXACT"
+    WITHIN_LSB = "WITHIN_LSB"
     WITHIN_TOLERANCE = "WITHIN_TOLERANCE"
 
 
@@ -49,6 +50,7 @@ class Numerics:
     kind: NumericsKind
     relative: float = 0.0
     absolute: float = 0.0
+    lsb: int = 0
     reference: str = "tflite"
 
 

@@ -136,7 +136,9 @@ def _specs(specs: Sequence[TensorSpec]) -> list[tensor_pb2.TensorSpec]:
 
 
 def _numerics(numerics: Numerics) -> tensor_pb2.Numerics:
-    message = tensor_pb2.Numerics(reference=tensor_pb2.REFERENCE_TFLITE, rtol=numerics.relative, atol=numerics.absolute)
+    message = tensor_pb2.Numerics(
+        reference=tensor_pb2.REFERENCE_TFLITE, rtol=numerics.relative, atol=numerics.absolute, lsb=numerics.lsb
+    )
     setattr(message, "class", getattr(tensor_pb2.Numerics, f"CLASS_{numerics.kind}"))
     return message
 
