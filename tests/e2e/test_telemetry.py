@@ -104,8 +104,12 @@ async def test_a_deployment_is_one_trace_through_every_part_down_to_the_device(
     assert {dict(span.attributes)["device"] for span in operations} == {device}
 
 
-async def test_every_metric_that_is_declared_is_told(running: RunningSuite) -> None:
+async def test_every_metric_that_is_declared_is_told(running: RunningSuite, client: AsyncClient) -> None:
     sink = running.sink
+    version = await imported(client, "kws", "kws_int8.tflite")
+    device = await running.board(client, "node-m4f", "counted-node")
+    deployment = await client.create_deployment(version.name, devices=[device])
+    await client.wait_deployment(deployment.name)
 
     async def told() -> bool:
         return {point.name for point in sink.points()} >= set(METRICS) - FAULTS
