@@ -53,17 +53,10 @@ static NOINLINE void @NAME@(const @NAME@_desc *d, const int8_t *in, int8_t *out,
 }
 """
 
-CONV_LONG = """
-void @MM4@(const int32_t *, const uint8_t *, int8_t *, const int32_t *);
-void @MM2@(const int32_t *, const uint8_t *, int8_t *, const int32_t *);
-static NOINLINE void @NAME@(const tim_conv *c, const int32_t *first, const int8_t *in, int8_t *out,
-                             const uint8_t *w, int8_t *ring, int32_t *patch) {
-  int32_t y = 0, x = 0, filled = 0, left = c->oh * c->ow;
-  int32_t args[5] = {first[0], first[1], first[2], first[3], first[4]};
-  const int8_t *base = c->ring_rows ? ring : in;
-  for (; left > 0; left -= 4, out += 4 * c->out_ps) {
-    int32_t slots[4], columns[4];
-    for (int32_t i = 0; i < 4; ++i) {
+# Where a convolution's next @N@ pixels lie, in the input or in a ring of its rows: their `pixels` in each row of the window.
+_PIXELS = """
+    int32_t slots[@N@], columns[@N@];
+    for (int32_t i = 0; i < @N@; ++i) {
       int32_t row = y * c->row_step;
       if (c->ring_rows)
         for (; filled < row + (c->kh - 1) * c->row_dilation + 1; ++filled) tim_ring_row(c, in, ring, filled);
@@ -74,13 +67,33 @@ static NOINLINE void @NAME@(const tim_conv *c, const int32_t *first, const int8_
     }
     int32_t *q = patch;
     for (int32_t r = c->kh; r; --r) {
-      const int8_t *pixels[4];
-      for (int32_t i = 0; i < 4; ++i) {
+      const int8_t *pixels[@N@];
+      for (int32_t i = 0; i < @N@; ++i) {
         pixels[i] = base + slots[i] * c->row_bytes + columns[i];
         slots[i] += c->row_dilation;
         if (c->ring_rows && slots[i] >= c->ring_rows) slots[i] -= c->ring_rows;
       }
-      for (int32_t n = c->runs; n; --n) {
+"""
+
+
+def pixels_of(number: int) -> str:
+    """C that finds so many pixels at a time; what reads a row of the window follows, inside of its loop."""
+    return _PIXELS.removeprefix("\n").replace("@N@", str(number))
+
+
+CONV_LONG = (
+    """
+void @MM4@(const int32_t *, const uint8_t *, int8_t *, const int32_t *);
+void @MM2@(const int32_t *, const uint8_t *, int8_t *, const int32_t *);
+static NOINLINE void @NAME@(const tim_conv *c, const int32_t *first, const int8_t *in, int8_t *out,
+                             const uint8_t *w, int8_t *ring, int32_t *patch) {
+  int32_t y = 0, x = 0, filled = 0, left = c->oh * c->ow;
+  int32_t args[5] = {first[0], first[1], first[2], first[3], first[4]};
+  const int8_t *base = c->ring_rows ? ring : in;
+  for (; left > 0; left -= 4, out += 4 * c->out_ps) {
+"""
+    + pixels_of(4)
+    + """      for (int32_t n = c->runs; n; --n) {
         q = left > 2 ? tim_pack4r(pixels, q, c->run) : tim_pack2r(pixels, q, c->run);
         for (int32_t i = 0; i < 4; ++i) pixels[i] += c->run_step;
       }
@@ -95,3 +108,4 @@ static NOINLINE void @NAME@(const tim_conv *c, const int32_t *first, const int8_
   }
 }
 """
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tinymlaas_compiler_tvm.int8.c_long import pixels_of
 from tinymlaas_compiler_tvm.int8.c_text import kernel
 
 SPARSE_COMMON = kernel(
@@ -150,7 +151,8 @@ static NOINLINE void @NAME@(const @NAME@_desc *d, const int8_t *in, int8_t *out,
 }
 """
 
-CONV_SPARSE = """
+CONV_SPARSE = (
+    """
 int32_t *tim_pack4r16(const int8_t *const *pixels, int32_t *patch, int32_t n);
 void @MM@(const int32_t *, const uint8_t *, int8_t *, const int32_t *);
 static NOINLINE void @NAME@(const tim_conv *c, const int32_t *full, const int8_t *in, int8_t *out,
@@ -159,25 +161,9 @@ static NOINLINE void @NAME@(const tim_conv *c, const int32_t *full, const int8_t
   int32_t some[3] = {1, 8, full[2]};
   const int8_t *base = c->ring_rows ? ring : in;
   for (; left > 0; left -= 8, out += 8 * c->out_ps) {
-    int32_t slots[8], columns[8];
-    for (int32_t i = 0; i < 8; ++i) {
-      int32_t row = y * c->row_step;
-      if (c->ring_rows)
-        for (; filled < row + (c->kh - 1) * c->row_dilation + 1; ++filled) tim_ring_row(c, in, ring, filled);
-      slots[i] = c->ring_rows ? row % c->ring_rows : row;
-      columns[i] = x * c->col_step;
-      /* Pixels past the last one are the last one again. */
-      if (i + 1 < left && ++x == c->ow) { x = 0; ++y; }
-    }
-    int32_t *q = patch;
-    for (int32_t r = c->kh; r; --r) {
-      const int8_t *pixels[8];
-      for (int32_t i = 0; i < 8; ++i) {
-        pixels[i] = base + slots[i] * c->row_bytes + columns[i];
-        slots[i] += c->row_dilation;
-        if (c->ring_rows && slots[i] >= c->ring_rows) slots[i] -= c->ring_rows;
-      }
-      for (int32_t n = c->runs; n; --n) {
+"""
+    + pixels_of(8)
+    + """      for (int32_t n = c->runs; n; --n) {
         tim_pack4r16(pixels + 4, q + 2, c->run);
         q = tim_pack4r16(pixels, q, c->run);
         for (int32_t i = 0; i < 8; ++i) pixels[i] += c->run_step;
@@ -193,6 +179,7 @@ static NOINLINE void @NAME@(const tim_conv *c, const int32_t *full, const int8_t
   }
 }
 """
+)
 
 PLANAR_SPARSE_C = """
 typedef struct { tim_mm8_args args; int32_t pixels, plane, channels; } @NAME@_desc;
