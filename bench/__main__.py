@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,10 @@ async def main(parts: Sequence[str], pairs: Sequence[tuple[str, str]], plugins: 
     console = Console(width=200)
     session = Session(address="", token_file=None, project="bench", state=state, as_json=False)
     suite = session.suite()
+    # Ended from outside, the suite ends with it.
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     try:
         await start_and_wait(suite, session)
         async with session.connect() as client:
