@@ -3,7 +3,7 @@ ARG BASE=docker.io/library/python:3.11-slim-bookworm
 FROM ${BASE} AS build
 COPY deploy/images/install.sh deploy/images/sbom.py requirements-build.txt deploy/images/locks/gateway.lock /build/
 RUN sh /build/install.sh lock /build/gateway.lock
-COPY deploy/images/trim.py /build/
+COPY deploy/images/trim.py deploy/images/root.py /build/
 COPY packages/contracts /build/packages/contracts
 COPY packages/servicekit /build/packages/servicekit
 COPY packages/pluginkit /build/packages/pluginkit
@@ -11,9 +11,10 @@ COPY packages/module /build/packages/module
 COPY services/gateway /build/services/gateway
 RUN sh /build/install.sh parts packages/contracts packages/servicekit packages/pluginkit packages/module services/gateway \
  && /opt/tinymlaas/bin/python -B /build/trim.py tinymlaas_gateway \
- && sh /build/install.sh sbom tinymlaas-gateway
+ && /opt/tinymlaas/bin/python -B /build/root.py tinymlaas_gateway /runtime \
+ && sh /build/install.sh sbom tinymlaas-gateway /runtime
 
-FROM ${BASE}
+FROM scratch
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="tinymlaas-gateway" \
@@ -21,7 +22,8 @@ LABEL org.opencontainers.image.title="tinymlaas-gateway" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       io.tinymlaas.sbom="/opt/tinymlaas/sbom.cdx.json"
+COPY --from=build /runtime /
 COPY --from=build /opt/tinymlaas /opt/tinymlaas
-ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
+ENV PATH=/opt/tinymlaas/bin LANG=C.UTF-8 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
 USER 10001:10001
 ENTRYPOINT ["/opt/tinymlaas/bin/python", "-m", "tinymlaas_gateway"]

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Steps of the build stage of the Python images; the runtime stage copies /opt/tinymlaas and nothing else.
-#   install.sh lock FILE...    packages of lock files, each checked by its hash, into a virtual environment
-#   install.sh parts FOLDER... parts of this tree, built as wheels and installed without their dependencies
-#   install.sh sbom NAME       what is in the image, as /opt/tinymlaas/sbom.cdx.json (CycloneDX 1.6)
+# Steps of the build stage of the Python images; the last stage copies /opt/tinymlaas, and what root.py collected.
+#   install.sh lock FILE...     packages of lock files, each checked by its hash, into a virtual environment
+#   install.sh parts FOLDER...  parts of this tree, built as wheels and installed without their dependencies
+#   install.sh sbom NAME [ROOT] what is in the image, whose root is that folder, as /opt/tinymlaas/sbom.cdx.json (CycloneDX 1.6)
 # pip takes its index from the surroundings of the build (pip.conf, PIP_INDEX_URL); nothing of it gets into the image.
 set -eu
 export PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -25,7 +25,7 @@ parts)
     python3 -m pip --python $python install --quiet --no-deps --no-index /build/wheels/*.whl
     ;;
 sbom)
-    $python /build/sbom.py "$1" >/opt/tinymlaas/sbom.cdx.json
+    $python /build/sbom.py "$@" >/opt/tinymlaas/sbom.cdx.json
     ;;
 *)
     echo "install.sh: unknown step $action" >&2

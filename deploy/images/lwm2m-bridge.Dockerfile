@@ -3,7 +3,7 @@ ARG BASE=docker.io/library/python:3.11-slim-bookworm
 FROM ${BASE} AS build
 COPY deploy/images/install.sh deploy/images/sbom.py requirements-build.txt deploy/images/locks/lwm2m-bridge.lock /build/
 RUN sh /build/install.sh lock /build/lwm2m-bridge.lock
-COPY deploy/images/trim.py /build/
+COPY deploy/images/trim.py deploy/images/root.py /build/
 COPY packages/contracts /build/packages/contracts
 COPY packages/servicekit /build/packages/servicekit
 COPY packages/lwm2m /build/packages/lwm2m
@@ -11,9 +11,10 @@ COPY packages/module /build/packages/module
 COPY services/lwm2m-bridge /build/services/lwm2m-bridge
 RUN sh /build/install.sh parts packages/contracts packages/servicekit packages/lwm2m packages/module services/lwm2m-bridge \
  && /opt/tinymlaas/bin/python -B /build/trim.py tinymlaas_lwm2m_bridge \
- && sh /build/install.sh sbom tinymlaas-lwm2m-bridge
+ && /opt/tinymlaas/bin/python -B /build/root.py tinymlaas_lwm2m_bridge /runtime \
+ && sh /build/install.sh sbom tinymlaas-lwm2m-bridge /runtime
 
-FROM ${BASE}
+FROM scratch
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="tinymlaas-lwm2m-bridge" \
@@ -21,7 +22,8 @@ LABEL org.opencontainers.image.title="tinymlaas-lwm2m-bridge" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       io.tinymlaas.sbom="/opt/tinymlaas/sbom.cdx.json"
+COPY --from=build /runtime /
 COPY --from=build /opt/tinymlaas /opt/tinymlaas
-ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
+ENV PATH=/opt/tinymlaas/bin LANG=C.UTF-8 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
 USER 10001:10001
 ENTRYPOINT ["/opt/tinymlaas/bin/python", "-m", "tinymlaas_lwm2m_bridge"]

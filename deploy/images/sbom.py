@@ -1,18 +1,20 @@
-"""Print a software bill of materials (CycloneDX 1.6, JSON) of the image that this runs in: Python and Debian packages.
+"""Print a software bill of materials (CycloneDX 1.6, JSON) of the image that this runs in: Python, its packages and Debian's.
 
-Usage: `python sbom.py NAME`. The same packages give the same bytes: no time and no serial number is written, both of which
-the standard leaves optional (https://cyclonedx.org/docs/1.6/json/).
+Usage: `python sbom.py NAME [ROOT]`, ROOT being the folder that becomes the image's root where it is another one than here. The same
+packages give the same bytes: no time and no serial number is written, both of which the standard leaves optional
+(https://cyclonedx.org/docs/1.6/json/).
 """
 
 from __future__ import annotations
 
 import json
+import platform
 import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-DPKG_STATUS = Path("/var/lib/dpkg/status")
+DPKG_STATUS = "var/lib/dpkg/status"
 Component = dict[str, object]
 
 
@@ -55,8 +57,11 @@ def bill(name: str, components: list[Component]) -> dict[str, object]:
 
 def main() -> None:
     """Command line."""
-    status = DPKG_STATUS.read_text(encoding="utf-8") if DPKG_STATUS.exists() else ""
-    document = bill(sys.argv[1], [*python_packages(), *debian_packages(status)])
+    installed = Path(*(sys.argv[2:] or "/")) / DPKG_STATUS
+    status = installed.read_text(encoding="utf-8") if installed.exists() else ""
+    version = platform.python_version()
+    python = _component("python", version, f"pkg:generic/python@{version}")
+    document = bill(sys.argv[1], [python, *python_packages(), *debian_packages(status)])
     json.dump(document, sys.stdout, indent=1, sort_keys=True)
     sys.stdout.write("\n")
 

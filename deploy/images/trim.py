@@ -1,8 +1,8 @@
 """Leave in an image what its program needs: `python trim.py PACKAGE`, with the image's own interpreter, as the last change to it.
 
-Tests that packages bring along, type stubs and headers go. Compiled code stays only of modules that the program imports, half of
-what pip compiles or less; it is marked as unchecked (PEP 552), so that the same sources give the same bytes. What is imported
-besides still works: it is compiled in memory each time.
+Tests that packages bring along, type stubs and headers go, and what extensions hold for debuggers. Compiled code stays only of
+modules that the program imports, half of what pip compiles or less; it is marked as unchecked (PEP 552), so that the same sources
+give the same bytes. What is imported besides still works: it is compiled in memory each time.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib
 import pkgutil
 import py_compile
 import shutil
+import struct
 import sys
 import sysconfig
 from pathlib import Path
@@ -37,6 +38,27 @@ def imported(package: str) -> set[Path]:
     return {path for path in found if path.suffix == ".py"} | set((Path(top.__path__[0]) / "migrations").rglob("*.py"))
 
 
+def loaded_bytes(content: bytes) -> int:
+    """How much of a 64-bit little-endian ELF file its program headers name (ELF-64, version 1.5); all of another file."""
+    if content[:6] != b"\x7fELF\x02\x01":
+        return len(content)
+    (first,) = struct.unpack_from("<Q", content, 32)
+    size, count = struct.unpack_from("<HH", content, 54)
+    headers = [first + size * number for number in range(count)]
+    ends = [sum(struct.unpack_from("<Q", content, at + field)[0] for field in (8, 32)) for at in headers]
+    return max(first + size * count, *ends)
+
+
+def strip(file: Path) -> None:
+    """Cut off symbols and debugging records: what lies behind the last segment, and the section headers, which no loader reads."""
+    content = bytearray(file.read_bytes())
+    end = loaded_bytes(bytes(content))
+    if end < len(content):
+        struct.pack_into("<Q", content, 40, 0)  # e_shoff
+        struct.pack_into("<HHH", content, 58, 0, 0, 0)  # e_shentsize, e_shnum, e_shstrndx
+        file.write_bytes(content[:end])
+
+
 def main() -> None:
     """Command line."""
     for pattern in TESTS:
@@ -45,7 +67,9 @@ def main() -> None:
     for pattern in UNUSED:
         for file in sorted(PACKAGES.glob(pattern)):
             file.unlink()
-    needed = imported(sys.argv[1])  # after the tests are gone: it shows that nothing needs them
+    for library in sorted(PACKAGES.rglob("*.so*")):
+        strip(library)
+    needed = imported(sys.argv[1])  # after all that is gone: it shows that nothing needs it
     for folder in sorted(PACKAGES.rglob("__pycache__")):
         shutil.rmtree(folder)
     for source in sorted(path for path in needed if PACKAGES in path.parents):

@@ -17,7 +17,7 @@ import pytest
 
 from cluster_kit import ASKED
 
-NAMES = ("registry", "gateway", "lwm2m-bridge", "compiler-tflm", "board")
+NAMES = ("registry", "gateway", "lwm2m-bridge", "operator", "compiler-tflm", "board")
 
 
 def buildah(*arguments: str) -> str:
@@ -58,6 +58,11 @@ def roots() -> Iterator[dict[str, str]]:
         for container in containers.values():
             buildah("umount", container)
             buildah("rm", container)
+
+
+def test_a_light_service_takes_200_MB_at_most_with_its_base(roots: dict[str, str]) -> None:
+    for name in ("registry", "gateway", "lwm2m-bridge", "operator"):
+        assert sum(file.lstat().st_size for file in Path(roots[name]).rglob("*")) <= 200e6, name
 
 
 def test_the_suite_and_a_board_run_from_images_without_root_writes_or_network(roots: dict[str, str]) -> None:
