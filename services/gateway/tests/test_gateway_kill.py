@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from gateway_fakes import PROJECT, toy_target
@@ -12,6 +13,8 @@ from test_gateway_deployments import Deployment, Rollout, device_in, model_in, r
 
 import postgres_server
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
+from tinymlaas_gateway.core.rollout import Action, Outcome
+from tinymlaas_gateway.engine import devices, durable
 
 Build = builds_pb2.Build
 Candidate = builds_pb2.Candidate
@@ -149,3 +152,28 @@ async def test_a_gateway_that_is_stopped_politely_leaves_its_work_for_the_next_s
 
     await until(ended, "the build ended")
     assert (await build_at(world, build.name)).state == Build.STATE_SUCCEEDED
+
+
+async def test_what_breaks_off_because_the_gateway_stops_is_no_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    broke_off, written = asyncio.Event(), []
+
+    async def install(*_: object) -> str:
+        broke_off.set()
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+    async def edit(_context: object, _deployment: str, device: str, _change: object) -> None:
+        written.append(device)
+
+    monkeypatch.setattr(devices, "install", install)
+    monkeypatch.setattr(devices, "edit", edit)
+    names = (Action.INSTALL.name, "projects/p/deployments/d", "projects/p/devices/a", "")
+    assert await durable._act(Mock(), *names) == Outcome.FAILED.name
+    assert written == ["projects/p/devices/a"]
+    monkeypatch.setattr(durable, "_stopping", True)
+    broke_off.clear()
+    step = asyncio.create_task(durable._act(Mock(), *names))
+    await broke_off.wait()
+    await asyncio.sleep(0)
+    assert not step.done()
+    step.cancel()
+    assert len(written) == 1

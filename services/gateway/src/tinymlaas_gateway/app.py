@@ -144,6 +144,7 @@ class Gateway:
             )
         finally:
             stop_observing()
+            peers.rest()
             await durable.stop()
             await peers.stop()
             for task in tasks:

@@ -38,6 +38,7 @@ Result = TypeVar("Result")
 APPLICATION_VERSION = "gateway-1"
 
 _context: Context | None = None
+_stopping = False
 
 
 def _current() -> Context:
@@ -71,10 +72,10 @@ def in_trace(function: Callable[P, Awaitable[Result]]) -> Callable[P, Awaitable[
     return run
 
 
-def _unless_stopped(error: Exception) -> None:
-    """Raise what breaks off because this gateway stops: it is no outcome, the next launch does the step again."""
-    if _context is None:
-        raise error
+async def _unless_stopping() -> None:
+    """Never return once this gateway stops: what breaks off then is no outcome to record, the next launch does the step again."""
+    if _stopping:
+        await asyncio.Event().wait()
 
 
 def workflow_id(kind: str, *names: str) -> str:
@@ -114,7 +115,7 @@ async def candidate_workflow(build: str, plugin: str) -> str | None:
         module: str | None = await _step("seal", seal.seal, build, plugin, compiled, profiled, referenced, verified)
         return module
     except Exception as error:
-        _unless_stopped(error)
+        await _unless_stopping()
         log.error("a candidate broke", build=build, plugin=plugin, exc_info=error)
         await _step("broken", _candidate_broken, build, plugin, type(error).__name__)
         return None
@@ -148,7 +149,7 @@ async def device_workflow(deployment: str, device: str) -> str:
     try:
         return await _device_steps(deployment, device)
     except Exception as error:
-        _unless_stopped(error)
+        await _unless_stopping()
         log.error("a device's workflow broke", deployment=deployment, device=device, exc_info=error)
         await _step("broken", _device_broken, deployment, device, type(error).__name__)
         return deployments_pb2.DeviceRollout.State.Name(deployments_pb2.DeviceRollout.STATE_FAILED)
@@ -198,7 +199,7 @@ async def _act(context: Context, action: str, deployment: str, device: str, buil
             return await devices.activate(context, deployment, device)
         return await devices.roll_back(context, deployment, device)
     except Exception as error:
-        _unless_stopped(error)
+        await _unless_stopping()
         log.error("a step on a device broke", deployment=deployment, device=device, action=action, exc_info=error)
         fault = devices.error_status(error)
         await devices.edit(context, deployment, device, lambda item: item.error.CopyFrom(fault))
@@ -234,7 +235,7 @@ async def rollout_workflow(deployment: str) -> str:
         await _step("stop builds", _stop_builds, deployment)
         await _roll_back_each(deployment, await _step("to roll back", rollouts.to_roll_back, deployment))
     except Exception as error:
-        _unless_stopped(error)
+        await _unless_stopping()
         log.error("a deployment broke", deployment=deployment, exc_info=error)
         await _step("broken", _deployment_broken, deployment, type(error).__name__)
     return await _step("finish", deployments.finish, deployment)
@@ -314,8 +315,8 @@ async def launch(context: Context, database_url: str, executor: str = "gateway")
 
     `executor` names this gateway among those that share the database, the same after a restart: its work is found by it.
     """
-    global _context
-    _context = context
+    global _context, _stopping
+    _context, _stopping = context, False
     if database_url.startswith("sqlite:///"):
         Path(database_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     config = DBOSConfig(
@@ -343,7 +344,8 @@ async def begin_what_never_began(context: Context) -> None:
 
 async def stop() -> None:
     """Stop durable execution without ending its work: the next launch goes on with it."""
-    global _context
+    global _context, _stopping
+    _stopping = True
     await asyncio.to_thread(DBOS.destroy, workflow_completion_timeout_sec=0)
     rollouts.forget()
     _context = None

@@ -37,6 +37,11 @@ class Peers:
         """Keep the lease until `stop`, and look after the others', now that durable execution runs."""
         self._task = asyncio.create_task(self._keep(), name="leases of gateways")
 
+    def rest(self) -> None:
+        """Look after leases no longer: durable execution is about to stop, and takes the threads for it along."""
+        if self._task is not None:
+            self._task.cancel()
+
     async def stop(self) -> None:
         """Give the lease up: call it once nothing is worked on here any more."""
         if self._task is not None:
