@@ -164,7 +164,7 @@ def _io(source: Source, quantizations: dict[str, Quantization], name: str) -> Te
     if q is not None and dtype == "uint8":
         # Inside, uint8 is kept as int8; the file's zero point is 128 more.
         q = Quantization(q.scales, q.zero_points + 128, q.axis)
-    return _spec(name, dtype, source.shape(name), q if dtype in ("int8", "uint8") else None)
+    return _spec(name, dtype, source.shape(name), q if dtype in ("int8", "uint8", "int16") else None)
 
 
 def _data_inputs(node: Node) -> tuple[str, ...]:

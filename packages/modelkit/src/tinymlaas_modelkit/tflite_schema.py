@@ -6,7 +6,7 @@ op_version.cc.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import tflite as schema
 
@@ -98,15 +98,52 @@ _INT8_VERSIONS: Mapping[str, int] = {
 }
 
 
+_INT16_VERSIONS: Mapping[str, int] = {
+    "ADD": 3,
+    "AVERAGE_POOL_2D": 3,
+    "CONCATENATION": 3,
+    "CONV_2D": 4,
+    "DEPTHWISE_CONV_2D": 5,
+    "DEQUANTIZE": 3,
+    "FULLY_CONNECTED": 7,
+    "LEAKY_RELU": 2,
+    "LOGISTIC": 3,
+    "MAX_POOL_2D": 3,
+    "MEAN": 3,
+    "MUL": 4,
+    "PAD": 3,
+    "PADV2": 3,
+    "QUANTIZE": 2,
+    "RELU": 3,
+    "RELU6": 3,
+    "RESIZE_NEAREST_NEIGHBOR": 4,
+    "SLICE": 4,
+    "SOFTMAX": 3,
+    "SPLIT": 4,
+    "SPLIT_V": 2,
+    "SUB": 5,
+    "TANH": 3,
+    "TRANSPOSE": 5,
+}
+
+
 def operator_version(
-    name: str, *, int8: bool, keep_num_dims: bool = False, dilated: bool = False, half_pixel: bool = False
+    name: str,
+    *,
+    dtypes: Collection[DType] = (),
+    keep_num_dims: bool = False,
+    dilated: bool = False,
+    half_pixel: bool = False,
 ) -> int:
-    """The version of a builtin operator that its element type and options ask for."""
-    version = _INT8_VERSIONS.get(name, 1) if int8 else 1
+    """The version of a builtin operator that the element types of its activations and its options ask for."""
+    version = 1
+    for dtype, versions in ((DType.INT8, _INT8_VERSIONS), (DType.INT16, _INT16_VERSIONS)):
+        if dtype in dtypes:
+            version = max(version, versions.get(name, 1))
     if name == "FULLY_CONNECTED" and keep_num_dims:
         version = max(version, 5)
     if name == "DEPTHWISE_CONV_2D" and dilated:
         version = max(version, 2)
     if name in ("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR") and half_pixel:
-        version = 3
+        version = max(version, 3)
     return version

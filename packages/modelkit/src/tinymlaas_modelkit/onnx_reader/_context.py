@@ -25,6 +25,9 @@ from tinymlaas_modelkit.quantization import dequantize, same_quantization
 Array = npt.NDArray[Any]
 Perm = tuple[int, ...]
 
+NARROW = frozenset({"int8", "uint8"})
+"""Element types in the file whose quantized activations are int8 in the graph."""
+
 NCHW: Perm = (0, 3, 1, 2)
 """Permutation from a stored NHWC tensor to the ONNX value."""
 
@@ -63,13 +66,14 @@ Value = Const | Act
 @dataclass(frozen=True)
 class Target:
     """Where an operator's result goes: tensor name, quantization (None: float), fused activation, ONNX values it
-    makes."""
+    makes, element type."""
 
     name: str
     quantization: Quantization | None
     activation: Activation
     values: tuple[str, ...]
     absorbed: tuple[int, ...]
+    dtype: DType = DType.FLOAT32
 
     @property
     def integer(self) -> bool:
@@ -90,6 +94,7 @@ class Context:
     offending: list[OffendingOperator] = field(default_factory=list)
     cache: dict[tuple[str, object], str] = field(default_factory=dict)
     takes_foreign: bool = False
+    integers: frozenset[str] = NARROW
 
     # Names and tensors
 
@@ -264,18 +269,20 @@ class Context:
         first = quantizations[0]
         if first is None or first.scales.size != 1 or any(not same_quantization(first, q) for q in quantizations[1:]):
             return None
-        # QuantizeLinear to 16 or 32 bits is left to stand as a QUANTIZE operator of its own.
-        if any(self.source.dtypes.get(r.outputs[0]) not in ("int8", "uint8") for r in readers):
+        # QuantizeLinear to other types, or to 8 and to 16 bits, is left to stand as a QUANTIZE operator of its own.
+        dtypes = {self.source.dtypes.get(r.outputs[0], "") for r in readers}
+        if not (dtypes <= NARROW or (len(dtypes) == 1 and dtypes <= self.integers)):
             return None
+        dtype = DType.INT8 if dtypes <= NARROW else DType(dtypes.pop())
         activation: Activation | None = Activation.NONE
         absorbed = [r.index for r in readers]
         if follower is not None:
-            activation = activation_of(self, follower, first)
+            activation = activation_of(self, follower, first, dtype)
             absorbed.insert(0, follower.index)
         if activation is None:
             return None
         values = tuple(r.outputs[0] for r in readers)
-        return Target(values[0], first, activation, values, tuple(absorbed))
+        return Target(values[0], first, activation, values, tuple(absorbed), dtype)
 
     def finish(self, target: Target, tensor: str, perm: Perm) -> None:
         """Bind the ONNX values of a target to the tensor that was emitted for it."""
@@ -309,8 +316,10 @@ def clip_bounds(context: Context, node: Node) -> tuple[float, float]:
     return low, high
 
 
-def activation_of(context: Context, node: Node, quantization: Quantization | None) -> Activation | None:
-    """The fused activation that equals a Relu or Clip before quantizing to int8 with `quantization`; None if there is
+def activation_of(
+    context: Context, node: Node, quantization: Quantization | None, dtype: DType = DType.INT8
+) -> Activation | None:
+    """The fused activation that equals a Relu or Clip before quantizing to `dtype` with `quantization`; None if there is
     none."""
     try:
         low, high = clip_bounds(context, node)
@@ -318,8 +327,9 @@ def activation_of(context: Context, node: Node, quantization: Quantization | Non
         return None
     if quantization is not None:
         # A bound outside what the integers can express does nothing.
-        smallest = quantization.scale * (-128 - quantization.zero_point)
-        largest = quantization.scale * (127 - quantization.zero_point)
+        limits = np.iinfo(dtype.value)
+        smallest = quantization.scale * (int(limits.min) - quantization.zero_point)
+        largest = quantization.scale * (int(limits.max) - quantization.zero_point)
         if high >= largest and high != 6.0:
             high = float("inf")
         if low <= smallest and low != 0.0:

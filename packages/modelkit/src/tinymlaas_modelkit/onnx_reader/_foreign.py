@@ -31,7 +31,7 @@ def must_be_foreign(context: Context, node: Node) -> bool:
         value = context.values.get(name)
         if isinstance(value, Act) and not value.view:
             dtype = context.dtype_of(value)
-            if dtype is not DType.FLOAT32 and (dtype is not DType.INT8 or node.op not in _ON_INTEGERS):
+            if dtype is not DType.FLOAT32 and (dtype.value not in context.integers or node.op not in _ON_INTEGERS):
                 return True
     return False
 

@@ -138,6 +138,7 @@ def conv(context: Context, node: Node) -> None:
         target.quantization,
         attributes,
         node.name,
+        target.dtype,
     )
     result = from_image(context, tensor, sequence)
     context.finish(target, result.tensor, result.perm)
@@ -179,5 +180,7 @@ def conv_transpose(context: Context, node: Node) -> None:
     }  # fmt: skip
     shape = (n, *size, filters)
     inputs = (image.tensor, *names)
-    tensor = context.emit(OpKind.TRANSPOSE_CONV, inputs, target.name, shape, target.quantization, attributes, node.name)
+    tensor = context.emit(
+        OpKind.TRANSPOSE_CONV, inputs, target.name, shape, target.quantization, attributes, node.name, target.dtype
+    )
     context.finish(target, tensor, NCHW)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tinymlaas_modelkit.graph import Activation, OpKind
+from tinymlaas_modelkit.graph import Activation, DType, OpKind
 from tinymlaas_modelkit.onnx_reader._context import Act, Const, Context, NotExpressible, Value, activation_of
 from tinymlaas_modelkit.onnx_reader._ops_shape import reshape_value
 from tinymlaas_modelkit.onnx_reader._source import Node
@@ -32,7 +32,11 @@ UNARY = {
 def _integer_operand(value: Value) -> bool:
     if isinstance(value, Act):
         return value.view
-    return value.quantization is not None and value.array.dtype == np.int8 and value.quantization.scales.size == 1
+    return (
+        value.quantization is not None
+        and value.array.dtype in (np.int8, np.int16)
+        and value.quantization.scales.size == 1
+    )
 
 
 def _rank(value: Value) -> int:
@@ -65,7 +69,9 @@ def binary(context: Context, node: Node) -> None:
     except ValueError as error:
         raise NotExpressible(f"shapes {shapes} do not broadcast") from error
     attributes: dict[str, object] = {"activation": target.activation} if fuse else {}
-    tensor = context.emit(BINARY[node.op], names, target.name, shape, target.quantization, attributes, node.name)
+    tensor = context.emit(
+        BINARY[node.op], names, target.name, shape, target.quantization, attributes, node.name, target.dtype
+    )
     context.finish(target, tensor, perm)
 
 
@@ -95,7 +101,9 @@ def unary(context: Context, node: Node) -> None:
     if node.op == "LeakyRelu":
         attributes["alpha"] = float(node.attributes.get("alpha", 0.01))
     shape = context.tensors[x.tensor].shape
-    tensor = context.emit(UNARY[node.op], (x.tensor,), target.name, shape, target.quantization, attributes, node.name)
+    tensor = context.emit(
+        UNARY[node.op], (x.tensor,), target.name, shape, target.quantization, attributes, node.name, target.dtype
+    )
     context.finish(target, tensor, x.perm)
 
 
@@ -105,7 +113,8 @@ def relu(context: Context, node: Node) -> None:
     own = context.quantization_of(x)
     if own is not None and not x.view:
         raise NotExpressible("Relu or Clip on bare integers")
-    activation = activation_of(context, node, own)
+    stored = context.tensors[x.tensor]
+    activation = activation_of(context, node, own, DType.INT8 if own is None else stored.dtype)
     if activation is Activation.NONE:
         context.values[node.outputs[0]] = x
         return
@@ -113,13 +122,17 @@ def relu(context: Context, node: Node) -> None:
     if activation is None or activation not in kinds:
         raise NotExpressible("only the bounds 0, 6 and infinity are supported")
     target = context.target(node, x.view, fuse=False)
-    shape = context.tensors[x.tensor].shape
-    if x.view and (not target.integer or same_quantization(own, target.quantization)):
+    kept = stored.dtype is target.dtype and same_quantization(own, target.quantization)
+    if x.view and (not target.integer or kept):
         # On integers it is a clamp that keeps the quantization, so its result is a view like its input.
-        tensor = context.emit(kinds[activation], (x.tensor,), target.name, shape, own, {}, node.name)
+        tensor = context.emit(
+            kinds[activation], (x.tensor,), target.name, stored.shape, own, {}, node.name, stored.dtype
+        )
         context.values[node.outputs[0]] = Act(tensor, x.perm, view=True)
         return
-    tensor = context.emit(kinds[activation], (x.tensor,), target.name, shape, target.quantization, {}, node.name)
+    tensor = context.emit(
+        kinds[activation], (x.tensor,), target.name, stored.shape, target.quantization, {}, node.name, target.dtype
+    )
     context.finish(target, tensor, x.perm)
 
 
@@ -142,6 +155,6 @@ def softmax(context: Context, node: Node) -> None:
         x = context.real(x)
     stored = context.tensors[x.tensor].shape
     tensor = context.emit(
-        OpKind.SOFTMAX, (x.tensor,), target.name, stored, target.quantization, {"beta": 1.0}, node.name
+        OpKind.SOFTMAX, (x.tensor,), target.name, stored, target.quantization, {"beta": 1.0}, node.name, target.dtype
     )
     context.finish(target, tensor, x.perm)

@@ -56,6 +56,7 @@ def _fully_connected(
         target.quantization,
         attributes,
         node.name,
+        target.dtype,
     )
     context.done.update(absorbed)
     context.finish(target, tensor, tuple(range(len(out))))
@@ -101,7 +102,9 @@ def _batch_matmul(context: Context, node: Node) -> None:
     shape = (*(int(d) for d in batch), shapes[0][-2], shapes[1][-1])
     attributes: dict[str, object] = {"adj_x": flags[0], "adj_y": flags[1]}
     names = tuple(x.tensor for x in operands)
-    tensor = context.emit(OpKind.BATCH_MATMUL, names, target.name, shape, target.quantization, attributes, node.name)
+    tensor = context.emit(
+        OpKind.BATCH_MATMUL, names, target.name, shape, target.quantization, attributes, node.name, target.dtype
+    )
     context.finish(target, tensor, tuple(range(len(shape))))
 
 

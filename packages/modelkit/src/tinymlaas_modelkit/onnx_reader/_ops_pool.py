@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tinymlaas_modelkit.graph import Activation, OpKind, Quantization
+from tinymlaas_modelkit.graph import Activation, OpKind
 from tinymlaas_modelkit.onnx_reader._context import Act, Context, NotExpressible
 from tinymlaas_modelkit.onnx_reader._ops_conv import explicit_pads, from_image, spatial, to_image
 from tinymlaas_modelkit.onnx_reader._ops_shape import reshape_value
@@ -52,7 +52,14 @@ def average_pool(context: Context, node: Node) -> None:
     attributes["activation"] = target.activation
     attributes["order"] = _order(context, image, attributes)
     tensor = context.emit(
-        OpKind.AVERAGE_POOL_2D, (image.tensor,), target.name, shape, target.quantization, attributes, node.name
+        OpKind.AVERAGE_POOL_2D,
+        (image.tensor,),
+        target.name,
+        shape,
+        target.quantization,
+        attributes,
+        node.name,
+        target.dtype,
     )
     result = from_image(context, tensor, sequence)
     context.finish(target, result.tensor, result.perm)
@@ -120,11 +127,12 @@ def _mean(context: Context, node: Node, axes: tuple[int, ...], keep_dims: bool, 
     if not target.integer:
         x = context.real(x)
     shape = tuple(1 if a in stored_axes else d for a, d in enumerate(context.tensors[x.tensor].shape))
-    quantization: Quantization | None = target.quantization
     attributes: dict[str, object] = {"axes": stored_axes, "keep_dims": True}
     if order:
         attributes["order"] = order
-    tensor = context.emit(OpKind.MEAN, (x.tensor,), target.name, shape, quantization, attributes, node.name)
+    tensor = context.emit(
+        OpKind.MEAN, (x.tensor,), target.name, shape, target.quantization, attributes, node.name, target.dtype
+    )
     result = Act(tensor, x.perm)
     if not keep_dims:
         squeezed = tuple(d for a, d in enumerate(kept) if a not in {b % rank for b in axes})

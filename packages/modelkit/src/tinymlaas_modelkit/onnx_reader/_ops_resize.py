@@ -90,7 +90,9 @@ def resize(context: Context, node: Node) -> None:
     target = context.target(node, image.view, fuse=False)
     if not target.integer:
         image = context.real(image)
-    tensor = context.emit(op, (image.tensor,), target.name, shape, target.quantization, attributes, node.name)
+    tensor = context.emit(
+        op, (image.tensor,), target.name, shape, target.quantization, attributes, node.name, target.dtype
+    )
     context.finish(target, tensor, NCHW)
 
 

@@ -176,7 +176,8 @@ def concat(context: Context, node: Node) -> None:
     axis = perm[int(node.attributes["axis"]) % rank]
     raw = all(not v.view for v in acts) and context.quantization_of(acts[0]) is not None
     views = all(
-        v.view if isinstance(v, Act) else v.quantization is not None and v.array.dtype == np.int8 for v in values
+        v.view if isinstance(v, Act) else v.quantization is not None and v.array.dtype in (np.int8, np.int16)
+        for v in values
     )
     target = context.target(node, views)
     names: list[str] = []
@@ -192,7 +193,8 @@ def concat(context: Context, node: Node) -> None:
     shape = tuple(sum(s[a] for s in shapes) if a == axis else d for a, d in enumerate(shapes[0]))
     q = context.quantization_of(acts[0]) if raw else target.quantization
     attributes: dict[str, object] = {"axis": axis, "activation": Activation.NONE if raw else target.activation}
-    tensor = context.emit(OpKind.CONCATENATION, tuple(names), target.name, shape, q, attributes, node.name)
+    dtype = context.tensors[names[0]].dtype if raw else target.dtype
+    tensor = context.emit(OpKind.CONCATENATION, tuple(names), target.name, shape, q, attributes, node.name, dtype)
     context.finish(target, tensor, perm)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tinymlaas_modelkit.errors import MalformedModel
 from tinymlaas_modelkit.graph import DType, OpKind, Quantization
-from tinymlaas_modelkit.onnx_reader._context import Act, Const, Context, NotExpressible
+from tinymlaas_modelkit.onnx_reader._context import NARROW, Act, Const, Context, NotExpressible
 from tinymlaas_modelkit.onnx_reader._source import Node, Source
 from tinymlaas_modelkit.quantization import quantize, same_quantization
 
@@ -63,7 +63,7 @@ def find_quantizations(source: Source) -> dict[str, Quantization]:
         q = _parameters(source, node)
         if q is not None and name not in found:
             found[name] = _stored(source, name, q)
-    integer = ("int8", "uint8")
+    integer = ("int8", "uint8", "int16")
     movers = [
         n for n in source.nodes if n.op in PRESERVING and n.outputs and source.dtypes.get(n.outputs[0]) in integer
     ]
@@ -106,7 +106,7 @@ def dequantize_linear(context: Context, node: Node) -> None:
     q_file = _parameters(context.source, node)
     if q_file is None:
         raise NotExpressible("scale or zero point is computed")
-    if context.dtype_of(value) not in (DType.INT8, DType.UINT8):
+    if context.dtype_of(value).value not in context.integers:
         raise NotExpressible(f"activations of {context.source.dtypes.get(node.inputs[0])} are not supported")
     if q_file.scales.size != 1:
         raise NotExpressible("activations quantized per channel are not supported")
@@ -129,11 +129,12 @@ def quantize_linear(context: Context, node: Node) -> None:
     if name not in context.quantizations:
         raise NotExpressible("scale or zero point is computed")
     q = context.quantizations[name]
-    if dtype not in ("int8", "uint8") or q.scales.size != 1:
+    if dtype not in context.integers or q.scales.size != 1:
         raise NotExpressible(f"activations of {dtype}, or per channel, are not supported")
-    if value.view and same_quantization(q, context.quantization_of(value)):
+    stored = context.tensors[value.tensor]
+    stored_as = DType.INT8 if dtype in NARROW else DType(dtype)
+    if value.view and stored.dtype is stored_as and same_quantization(q, stored.quantization):
         context.values[name] = Act(value.tensor, value.perm)
         return
-    stored = context.tensors[value.tensor]
-    tensor = context.emit(OpKind.QUANTIZE, (value.tensor,), name, stored.shape, q, {}, node.name)
+    tensor = context.emit(OpKind.QUANTIZE, (value.tensor,), name, stored.shape, q, {}, node.name, stored_as)
     context.values[name] = Act(tensor, value.perm)

@@ -20,7 +20,7 @@ from tinymlaas_modelkit.onnx_reader import (
     _ops_shape,
     _qdq,
 )
-from tinymlaas_modelkit.onnx_reader._context import Act, Const, Context, NotExpressible, bind_unknown
+from tinymlaas_modelkit.onnx_reader._context import NARROW, Act, Const, Context, NotExpressible, bind_unknown
 from tinymlaas_modelkit.onnx_reader._source import Node, Source
 from tinymlaas_modelkit.passes import tidy
 
@@ -70,28 +70,24 @@ HANDLERS: Mapping[str, Handler] = {
     "BatchNormalization": _ops_norm.batch_normalization,
     "Shape": _fold.shape_of,
 }
-ELEMENT_TYPES = frozenset({"float32", "int8", "uint8"})
 
 
 def _bind_inputs(context: Context) -> None:
     source = context.source
+    known = {"float32", *context.integers}
     for name, array in source.constants.items():
         context.values[name] = Const(name, array)
     for name in source.inputs:
         dtype, shape = source.dtypes[name], source.shapes[name]
         identity = tuple(range(len(shape)))
         q = context.quantizations.get(name)
-        if context.takes_foreign and dtype in _foreign.ELEMENT_TYPES and (dtype not in ELEMENT_TYPES or q is None):
+        if context.takes_foreign and dtype in _foreign.ELEMENT_TYPES and (dtype not in known or q is None):
             context.tensors[name] = Tensor(name, shape, DType(dtype))
             context.values[name] = Act(name, identity)
-        elif dtype not in ELEMENT_TYPES or (dtype != "float32" and q is None):
+        elif dtype not in known or (dtype != "float32" and q is None):
             reader = next(iter(source.consumers.get(name, [])), None)
             node = reader or Node("input", name, (name,), (), {}, -1)
-            detail = (
-                f"input of type {dtype}"
-                if dtype not in ELEMENT_TYPES
-                else f"{dtype} input without scale and zero point"
-            )
+            detail = f"input of type {dtype}" if dtype not in known else f"{dtype} input without scale and zero point"
             context.report(node, detail)
             context.tensors[name] = Tensor(name, shape, DType.FLOAT32)
             context.values[name] = Act(name, identity)
@@ -102,7 +98,7 @@ def _bind_inputs(context: Context) -> None:
             moved = context.emit(OpKind.QUANTIZE, (name,), f"{name}_int8", shape, q, {}, "input")
             context.values[name] = Act(moved, identity)
         else:
-            context.tensors[name] = Tensor(name, shape, DType(dtype), q if dtype == "int8" else None)
+            context.tensors[name] = Tensor(name, shape, DType(dtype), None if dtype == "float32" else q)
             context.values[name] = Act(name, identity)
 
 
@@ -153,9 +149,10 @@ def _bind_outputs(context: Context) -> Graph:
     return Graph(tensors, ops, context.source.inputs, context.source.outputs)
 
 
-def translate(source: Source, foreign: bool = False) -> Graph:
+def translate(source: Source, foreign: bool = False, wide: bool = True) -> Graph:
     """The graph of a parsed ONNX model; raises UnsupportedOperator with all nodes that cannot be expressed."""
-    context = Context(source, _qdq.find_quantizations(source), takes_foreign=foreign)
+    integers = NARROW | {"int16"} if wide else NARROW
+    context = Context(source, _qdq.find_quantizations(source), takes_foreign=foreign, integers=integers)
     _bind_inputs(context)
     for node in source.nodes:
         if node.index in context.done:

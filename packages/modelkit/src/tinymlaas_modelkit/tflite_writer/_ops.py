@@ -167,14 +167,14 @@ def add_operator(builder: FileBuilder, op: Op, graph: Graph) -> None:
     name, inputs = builtin_of(op), [*op.inputs, *extra]
     if name == "PADV2":
         q, value = source.quantization, np.asarray([op.attributes["value"]], np.float32)
-        inputs.append(constant("value", value if q is None else quantize(value, q), source))
+        inputs.append(constant("value", value if q is None else quantize(value, q, source.dtype.value), source))
     if name == "SPLIT":
         inputs = [constant("axis", np.asarray(op.attributes["axis"])), *op.inputs]
     if name == "SPLIT_V":
         inputs += [constant("sizes", op.attributes["sizes"]), constant("axis", np.asarray(op.attributes["axis"]))]
     version = operator_version(
         name,
-        int8=DType.INT8 in (source.dtype, graph.tensors[op.outputs[0]].dtype),
+        dtypes=(source.dtype, graph.tensors[op.outputs[0]].dtype),
         keep_num_dims=bool(op.attributes.get("keep_num_dims", False)),
         dilated=op.attributes.get("dilations", (1, 1)) != (1, 1),
         half_pixel=bool(op.attributes.get("half_pixel_centers", False) or op.attributes.get("align_corners", False)),
