@@ -24,7 +24,7 @@ from cluster_kit import ROOT, Cluster
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
 from tinymlaas_client import AsyncClient, model_format
 from tinymlaas_client.targets import named_target
-from tinymlaas_servicekit import TlsFiles
+from tinymlaas_servicekit import TlsFiles, Unavailable
 
 ZOO = ROOT / "zoo"
 CHART = ROOT / "deploy" / "helm" / "tinymlaas"
@@ -439,14 +439,17 @@ def glutton() -> dict[str, Any]:
 async def known(suite: DeployedSuite, plugin: str, *, gone: bool = False) -> None:
     """Wait until every gateway counts on a plugin, or on it no longer: each reads its manifest when its kubelet brings it."""
     for gateway in suite.pods("gateway"):
-        async with suite.client(gateway) as client:
-            model, _ = await kws(client)
 
-            async def is_so(client: AsyncClient = client, model: str = model) -> bool:
-                told = await client.explain(model, targets=[named_target("cortex-m4")], routing_only=True)
-                return (f"plugins/{plugin}" in {verdict.plugin for verdict in told.verdicts}) is not gone
+        async def is_so(gateway: str = gateway) -> bool:
+            try:
+                async with suite.client(gateway) as client:
+                    model, _ = await kws(client)
+                    told = await client.explain(model, targets=[named_target("cortex-m4")], routing_only=True)
+            except Unavailable:  # its container is being started again
+                return False
+            return (f"plugins/{plugin}" in {verdict.plugin for verdict in told.verdicts}) is not gone
 
-            await eventually(is_so, f"{gateway} {'has forgotten' if gone else 'knows'} {plugin}")
+        await eventually(is_so, f"{gateway} {'has forgotten' if gone else 'knows'} {plugin}")
 
 
 async def begin_builds(client: AsyncClient, count: int, first: int) -> list[str]:
