@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 from lwm2m_rig import FAST_LINK, Artifacts, Rig, digest_of, eventually, image_of, run_install, within
 
 from leshan_peer import Peers
-from tinymlaas_lwm2m import IpsoRes
+from tinymlaas_lwm2m import Format, IpsoRes
 from tinymlaas_lwm2m import Path as ResourcePath
 from tinymlaas_lwm2m_bridge import (
     Account,
@@ -136,6 +137,21 @@ async def test_a_sensor_of_a_leshan_client_is_observed(rig: Rig, peers: Peers) -
     await client.do("temperature", value=21.5)
     assert await within(anext(watch)) == {path: 21.5}
     await watch.aclose()
+    await bridge.close()
+
+
+async def test_several_objects_of_a_leshan_client_are_observed_at_once(rig: Rig, peers: Peers) -> None:
+    """DO-OBS-005: one Observe-Composite."""
+    bridge = await rig.bridge()
+    client = await peers.client(ENDPOINT, server=uri(bridge))
+    await client.event("registered")
+    link, device = bridge.endpoint.link, bridge.registration(ENDPOINT)
+    maker, value = ResourcePath(3, 0, 0), ResourcePath(3303, 0, IpsoRes.VALUE)
+    async with aclosing(link.observe_several(device, (maker, value))) as watch:
+        assert await within(anext(watch)) == {maker: "Leshan", value: 20.0}
+        assert link._several[ENDPOINT] == (device.id, Format.SENML_CBOR)
+        await client.do("temperature", value=21.5)
+        assert await within(anext(watch)) == {maker: "Leshan", value: 21.5}
     await bridge.close()
 
 

@@ -34,7 +34,7 @@ from tinymlaas_lwm2m import (
     software,
 )
 from tinymlaas_lwm2m_bridge import BridgeError, LinkSettings, Reason, Registration
-from tinymlaas_lwm2m_bridge.coap.link import CoapLink
+from tinymlaas_lwm2m_bridge.coap.observing import ObservingLink
 from tinymlaas_lwm2m_bridge.coap.server import PackageResource, Packages
 from tinymlaas_lwm2m_bridge.coap.sources import Sources
 
@@ -61,9 +61,16 @@ class Scripted(resource.Resource):  # type: ignore[misc]
 
 
 @asynccontextmanager
-async def scripted(handler: Handler) -> AsyncIterator[tuple[CoapLink, Registration, Scripted]]:
+async def scripted(handler: Handler) -> AsyncIterator[tuple[ObservingLink, Registration, Scripted]]:
     """A link and a device that answers by `handler`."""
     site = Scripted(handler)
+    async with linked(site) as (link, device):
+        yield link, device, site
+
+
+@asynccontextmanager
+async def linked(site: Any) -> AsyncIterator[tuple[ObservingLink, Registration]]:
+    """A link and a device that serves a resource."""
     server = await aiocoap.Context.create_server_context(None, bind=("127.0.0.1", 0), transports=["udp6"])
     server.serversite = site
     client = await aiocoap.Context.create_server_context(None, bind=("127.0.0.1", 0), transports=["udp6"])
@@ -71,7 +78,7 @@ async def scripted(handler: Handler) -> AsyncIterator[tuple[CoapLink, Registrati
     address = f"coap://127.0.0.1:{port.getsockname()[1]}"
     objects = (ObjectLink(9, 0), ObjectLink(42769, 0))
     device = Registration("id", "node-1", address, "coap://127.0.0.1:1", 60, "1.1", "U", False, objects, 0.0, 0.0)
-    yield CoapLink(client, SETTINGS), device, site
+    yield ObservingLink(client, SETTINGS), device
     await client.shutdown()
     await server.shutdown()
 

@@ -143,6 +143,7 @@ class LwM2mDevice:
         await self._stop_work()
         self._input.clear()
         self._tree.forget()
+        self._site.forget()
         await self._worker.call(lambda board: board.reboot())
         self._location = None
         # Before it registers: the server then sees at once how an update of the firmware ended.

@@ -106,6 +106,11 @@ class DeviceSite(resource.ObservableResource):  # type: ignore[misc]  # aiocoap 
 
         serverobservation.accept(forget)
 
+    def forget(self) -> None:
+        """Lose all observations without a word, as RAM does in a reboot."""
+        self._watches.clear()
+        self._last.clear()
+
     def notify(self) -> None:
         """Tell each observer whose values are not what it was told last."""
         for observation, paths in list(self._watches.items()):

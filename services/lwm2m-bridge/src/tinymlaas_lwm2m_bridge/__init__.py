@@ -1,6 +1,6 @@
 """LwM2M bridge: tells of devices and their capabilities, installs, activates, removes and observes modules."""
 
-from .bridge import Bridge, BridgeSettings, Inference, Observation
+from .bridge import Bridge, BridgeSettings, Inference
 from .coap.bootstrap import BootstrapSettings
 from .coap.endpoint import CoapSettings
 from .coap.link import LinkSettings
@@ -11,6 +11,7 @@ from .core.install_record import Failure, InstallEvent, InstallRequest, Step, Tr
 from .core.install_run import InstallSettings
 from .core.ports import ArtifactSource, ImageCheck
 from .core.registration import DeviceChange, Registration
+from .core.telemetry import Observation
 from .images import SignedImages
 from .store import SqlStore
 

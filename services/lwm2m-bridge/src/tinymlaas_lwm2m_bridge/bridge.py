@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 import structlog
 
 from tinymlaas.registry.v1 import devices_pb2
 from tinymlaas_lwm2m import (
+    ML_CAPABILITY,
     MlRes,
     ObjectLibrary,
     Path,
     SelfTestResult,
     ServerRes,
-    SlotState,
     SoftwareRes,
     UpdateState,
-    Value,
-    Values,
     ml,
-    multiple,
     software,
 )
 from tinymlaas_lwm2m.objects import SERVER
-from tinymlaas_module import TENTHS
 from tinymlaas_servicekit.metrics import watch
 
 from .coap.bootstrap import BootstrapServer, BootstrapSettings
@@ -47,6 +43,7 @@ from .core.records import RecordEvent, Records
 from .core.registration import Registration
 from .core.sleep import AWAKE_S, Sleepers, asleep_error
 from .core.survey import Surveyor
+from .core.telemetry import TELEMETRY, Observation, counter, observation_of, until
 from .fleet import Fleet
 from .fleet_store import FleetStore
 from .images import TensorShapes
@@ -79,23 +76,6 @@ class BridgeSettings:
     fleet_poll_s: float = 1.0
     awake_s: float = AWAKE_S
     wake_wait_s: float = 300.0
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What a device counts; `latency_unit` names the unit of `last_latency`.
-
-    `confidence` counts runs by tenths, empty where the device does not; `active` is the digest of the active image.
-    """
-
-    invocations: int
-    errors: int
-    last_latency: int
-    latency_unit: str
-    self_test_passed: bool
-    last_error: str
-    confidence: tuple[int, ...] = ()
-    active: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +136,7 @@ class Bridge:
         self._link = TracedLink(self.endpoint.link)
         self._sleepers = Sleepers(self.directory, self._clock, awake_s=self._settings.awake_s)
         self.endpoint.link.heard = self._sleepers.heard
+        self.endpoint.link.listens = self._sleepers.awake
         self._surveyor = Surveyor(self._link, self._catalogue, self._library)
         self._records = Records(self.directory, self._surveyor)
         self._installer = Installer(
@@ -311,13 +292,23 @@ class Bridge:
                 detail = left.status_reason or "the slot is not empty"
                 raise BridgeError(Reason.UNINSTALL_FAILED, detail, slot=slot, update_result=left.update_result)
 
-    async def observe(self, endpoint: str) -> AsyncIterator[Observation]:
-        """Counters and self-test result now and whenever the device notifies."""
-        device = await self._awake(endpoint)
-        if not device.has(ml(MlRes.ISA).object_id):
-            raise BridgeError(Reason.DEVICE_REJECTED, "the device has no ML capability object", device=endpoint)
-        async for values in self._link.observe(device, Path(ml(MlRes.ISA).object_id, 0)):
-            yield _observation(values)
+    async def observe(self, endpoint: str) -> AsyncGenerator[Observation, None]:
+        """Counters and self-test result now and whenever the device notifies; asked for anew where it registers anew."""
+        moved = True
+        while moved:
+            self.fleet.check_here(endpoint)
+            device = await self._awake(endpoint)
+            if not device.has(ML_CAPABILITY):
+                raise BridgeError(Reason.DEVICE_REJECTED, "the device has no ML capability object", device=endpoint)
+            leave = asyncio.create_task(self.directory.moved(device), name=f"move of {endpoint}")
+            seen = until(leave, self._link.observe_several(device, TELEMETRY))
+            try:
+                async with aclosing(seen) as values_seen:
+                    async for values in values_seen:
+                        yield observation_of(values)
+                moved = leave.done()
+            finally:
+                leave.cancel()
 
     async def infer(self, endpoint: str, inputs: tuple[bytes, ...]) -> Inference:
         """Run the active module once; `inputs` has the bytes of each input tensor in table order."""
@@ -369,7 +360,7 @@ class Bridge:
         values = await self._link.read(device, ml(MlRes.LAST_LATENCY))
         unit = await self._link.read(device, ml(MlRes.LATENCY_UNIT))
         return Inference(
-            tuple(outputs), _count(values.get(ml(MlRes.LAST_LATENCY))), str(unit.get(ml(MlRes.LATENCY_UNIT), ""))
+            tuple(outputs), counter(values.get(ml(MlRes.LAST_LATENCY))), str(unit.get(ml(MlRes.LATENCY_UNIT), ""))
         )
 
     async def _awake(self, endpoint: str) -> Registration:
@@ -414,38 +405,3 @@ def suppress_reason(reason: Reason) -> Iterator[None]:
     except BridgeError as error:
         if error.reason != reason:
             raise
-
-
-def _observation(values: Values) -> Observation:
-    tests = multiple(values, ml(MlRes.SELF_TEST_RESULT))
-    return Observation(
-        invocations=_count(values.get(ml(MlRes.INVOCATIONS))),
-        errors=_count(values.get(ml(MlRes.ERROR_COUNT))),
-        last_latency=_count(values.get(ml(MlRes.LAST_LATENCY))),
-        latency_unit=str(values.get(ml(MlRes.LATENCY_UNIT), "")),
-        self_test_passed=any(result == SelfTestResult.PASSED for result in tests.values()),
-        last_error=str(values.get(ml(MlRes.LAST_ERROR), ""))[:256],
-        confidence=_histogram(multiple(values, ml(MlRes.CONFIDENCE))),
-        active=_active(values),
-    )
-
-
-def _histogram(counts: Mapping[int, Value]) -> tuple[int, ...]:
-    """Counts of the ten tenths; a device that names others counts in another way, and is not understood."""
-    if not counts or not all(0 <= index < TENTHS for index in counts):
-        return ()
-    return tuple(_count(counts.get(index)) for index in range(TENTHS))
-
-
-def _active(values: Values) -> bytes | None:
-    """Digest of the image that is active; None where none is or it is not told."""
-    states = multiple(values, ml(MlRes.SLOT_STATE)) or {0: SlotState.ACTIVE}  # static firmware has no slots
-    for slot, state in states.items():
-        digest = values.get(ml(MlRes.MODULE_DIGEST, slot))
-        if state == SlotState.ACTIVE and isinstance(digest, bytes) and len(digest) == 32:
-            return digest
-    return None
-
-
-def _count(value: Value | None) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63 else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any
 
 from google.protobuf import empty_pb2, timestamp_pb2
@@ -19,6 +20,7 @@ from .bridge import Bridge
 from .core.errors import BridgeError, Reason
 from .core.install_record import Failure, InstallEvent, InstallRequest, Step, Transfer
 from .core.registration import DeviceChange, Registration
+from .core.telemetry import Observation
 
 _Event = bridge_pb2.WatchDevicesResponse
 _KINDS = {
@@ -121,18 +123,9 @@ class BridgeServicer(bridge_pb2_grpc.BridgeServicer):
         self, request: bridge_pb2.ObserveRequest, context: Any
     ) -> AsyncIterator[bridge_pb2.ObserveResponse]:
         """Counters now and at each change."""
-        async for seen in self._bridge.observe(self._endpoint(request.device)):
-            yield bridge_pb2.ObserveResponse(
-                invocations=seen.invocations,
-                errors=seen.errors,
-                last_latency=seen.last_latency,
-                latency_unit=seen.latency_unit,
-                self_test_passed=seen.self_test_passed,
-                time=_timestamp(time.time()),
-                confidence=seen.confidence,
-                last_error=seen.last_error,
-                module_sha256=seen.active.hex() if seen.active is not None else "",
-            )
+        async with aclosing(self._bridge.observe(self._endpoint(request.device))) as observations:
+            async for seen in observations:
+                yield _counters(seen)
 
     async def Infer(self, request: bridge_pb2.InferRequest, context: Any) -> bridge_pb2.InferResponse:
         """One inference with the active module."""
@@ -165,6 +158,20 @@ class BridgeServicer(bridge_pb2_grpc.BridgeServicer):
             bridge=self._address(),
             last_seen_time=_timestamp(registration.updated_at),
         )
+
+
+def _counters(seen: Observation) -> bridge_pb2.ObserveResponse:
+    return bridge_pb2.ObserveResponse(
+        invocations=seen.invocations,
+        errors=seen.errors,
+        last_latency=seen.last_latency,
+        latency_unit=seen.latency_unit,
+        self_test_passed=seen.self_test_passed,
+        time=_timestamp(time.time()),
+        confidence=seen.confidence,
+        last_error=seen.last_error,
+        module_sha256=seen.active.hex() if seen.active is not None else "",
+    )
 
 
 def _progress(event: InstallEvent) -> bridge_pb2.InstallResponse:

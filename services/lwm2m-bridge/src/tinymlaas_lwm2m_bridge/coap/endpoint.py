@@ -18,7 +18,8 @@ from ..core.directory import Directory
 from ..core.errors import BridgeError, Reason
 from .fast import FastPath
 from .intake import Intake, interface_of
-from .link import CoapLink, LinkSettings
+from .link import LinkSettings
+from .observing import ObservingLink
 from .registrar import Registrar
 from .server import Packages, build_site
 from .sources import Sources
@@ -56,7 +57,7 @@ class ServerContext(aiocoap.Context):  # type: ignore[misc]  # aiocoap is not ty
 class CoapEndpoint:
     """Server and client of the bridge on one socket, as LwM2M over UDP needs (Transport TS 1.1, clause 6.2)."""
 
-    def __init__(self, context: ServerContext, link: CoapLink, packages: Packages, address: str) -> None:
+    def __init__(self, context: ServerContext, link: ObservingLink, packages: Packages, address: str) -> None:
         self._context = context
         self.link = link
         self.packages = packages
@@ -77,7 +78,7 @@ class CoapEndpoint:
         check_address(settings)
         port = free_port(settings.host, settings.port)
         context = await ServerContext.create_server_context(None, bind=(settings.host, port), transports=["udp6"])
-        link = CoapLink(context, link_settings or LinkSettings(), types)
+        link = ObservingLink(context, link_settings or LinkSettings(), types)
         sources = Sources(asyncio.get_running_loop().time, per_second=settings.datagrams_per_second)
         link.answered = sources.verify
         link.known_to = directory.knows_this_instance

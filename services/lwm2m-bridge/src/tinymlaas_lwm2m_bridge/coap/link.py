@@ -1,4 +1,4 @@
-"""Device management over CoAP: Read, Write, Execute, Observe (LwM2M Core TS 1.1, clause 6.3; Transport TS, clause 6.4).
+"""Device management over CoAP: all operations but Observe (LwM2M Core TS 1.1, clause 6.3; Transport TS, clause 6.4).
 
 Block-wise answers are collected here rather than in aiocoap, because aiocoap takes as many blocks as a device sends.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +80,7 @@ class CoapLink:
 
     def remember(self, endpoint: str, address: str, remote: Any) -> None:
         """Keep aiocoap's address of a device, which also knows the local address that the device talks to."""
-        _keep(self._remotes, endpoint, (address, remote), self._settings.max_known)
+        keep(self._remotes, endpoint, (address, remote), self._settings.max_known)
 
     async def read(self, device: Registration, path: Path) -> Values:
         """Values at or under `path`; a resource that the device does not have gives none."""
@@ -99,7 +99,7 @@ class CoapLink:
                 raise
             values = self._decode(answer.opt.content_format, payload, path)
             if content_format is not Format.OPAQUE:
-                _keep(self._formats, device.endpoint, content_format, self._settings.max_known)
+                keep(self._formats, device.endpoint, content_format, self._settings.max_known)
             return values
         raise BridgeError(
             Reason.DEVICE_ANSWER_INVALID,
@@ -193,7 +193,7 @@ class CoapLink:
 
         DEVICE_REJECTED with 4.05 where the device does not know the operation, as LwM2M 1.0 does not.
         """
-        message = self._composite(device, Code.FETCH)
+        message = self._composite(device, Code.FETCH, Format.SENML_CBOR)
         message.payload = encode_paths(Format.SENML_CBOR, paths)
         answer = await self._ask(device, message, self._settings.answer_s, paths[0])
         self._expect(answer, paths[0])
@@ -201,54 +201,34 @@ class CoapLink:
             raise BridgeError(
                 Reason.LIMIT_EXCEEDED, "the values fill more than one datagram: read them one by one", limit="datagram"
             )
+        return self._decode_several(answer, paths)
+
+    async def write_several(self, device: Registration, values: Values) -> None:
+        """Write resources of several objects at once (Write-Composite, clause 6.3.9)."""
+        message = self._composite(device, Code.iPATCH, Format.SENML_CBOR)
+        message.payload = encode_composite(Format.SENML_CBOR, values, types=self._types)
+        self._expect(await self._ask(device, message, self._settings.answer_s, next(iter(values))), next(iter(values)))
+
+    def _composite(self, device: Registration, code: Code, content_format: Format) -> Message:
+        message = self._message(device, code, None)
+        message.opt.content_format = content_format
+        if code is Code.FETCH:
+            message.opt.accept = content_format
+        return message
+
+    def _decode_several(self, answer: Message, paths: tuple[Path, ...]) -> Values:
+        """Values of a composite answer that were asked for."""
+        content_format = answer.opt.content_format
         try:
             values = decode_composite(
-                answer.opt.content_format, answer.payload, types=self._types, limits=self._limits()
+                None if content_format is None else int(content_format),
+                answer.payload,
+                types=self._types,
+                limits=self._limits(),
             )
         except CodecError as error:
             raise BridgeError(Reason.DEVICE_ANSWER_INVALID, str(error), path=str(paths[0])) from error
         return {at: value for at, value in values.items() if any(path.covers(at) for path in paths)}
-
-    async def write_several(self, device: Registration, values: Values) -> None:
-        """Write resources of several objects at once (Write-Composite, clause 6.3.9)."""
-        message = self._composite(device, Code.iPATCH)
-        message.payload = encode_composite(Format.SENML_CBOR, values, types=self._types)
-        self._expect(await self._ask(device, message, self._settings.answer_s, next(iter(values))), next(iter(values)))
-
-    def _composite(self, device: Registration, code: Code) -> Message:
-        message = self._message(device, code, None)
-        message.opt.content_format = Format.SENML_CBOR
-        if code is Code.FETCH:
-            message.opt.accept = Format.SENML_CBOR
-        return message
-
-    async def observe(self, device: Registration, path: Path) -> AsyncIterator[Values]:
-        """The values at `path` now and at each notification (RFC 7641)."""
-        message = self._message(device, Code.GET, path)
-        message.opt.accept = self._accepted(device.endpoint)[0]
-        message.opt.observe = 0
-        request = self._context.request(message, handle_blockwise=False)
-        try:
-            answer = await self._await(request.response, self._settings.answer_s, path)
-            self._expect_known(device, answer)
-            yield await self._notified(device, answer, path)
-            if answer.opt.observe is None:
-                raise BridgeError(Reason.DEVICE_REJECTED, f"{path} can't be observed", path=str(path))
-            try:
-                async for notification in request.observation:
-                    yield await self._notified(device, notification, path)
-            except (aiocoap.error.Error, OSError) as error:
-                raise _unreachable(path, error) from error
-        finally:
-            if not request.observation.cancelled:
-                request.observation.cancel()
-
-    async def _notified(self, device: Registration, answer: Message, path: Path) -> Values:
-        """Values of a notification; one that does not fit into a datagram is only a hint to read (RFC 7959, 2.6)."""
-        self._expect(answer, path)
-        if answer.opt.block2 is not None and answer.opt.block2.more:
-            return await self.read(device, path)
-        return self._decode(answer.opt.content_format, answer.payload, path)
 
     def _limits(self) -> Limits:
         return Limits(max_bytes=self._settings.max_answer_bytes)
@@ -304,10 +284,14 @@ class CoapLink:
 
     async def _ask(self, device: Registration, message: Message, limit: float, path: Path) -> Message:
         answer = await self._await(self._context.request(message, handle_blockwise=False).response, limit, path)
-        self.heard(device.endpoint)
-        self.answered(answer.remote.sockaddr[0])
+        self._note(device, answer)
         self._expect_known(device, answer)
         return answer
+
+    def _note(self, device: Registration, answer: Message) -> None:
+        """Tell who wants to know that a device has sent something that was asked for."""
+        self.heard(device.endpoint)
+        self.answered(answer.remote.sockaddr[0])
 
     def _expect_known(self, device: Registration, answer: Message) -> None:
         """DEVICE_UNREACHABLE for the 4.01 of a device that has not come to this bridge yet."""
@@ -323,7 +307,7 @@ class CoapLink:
         except TimeoutError as error:
             raise BridgeError(Reason.DEVICE_UNREACHABLE, f"no answer in {limit:g} s", path=str(path)) from error
         except (aiocoap.error.Error, OSError) as error:
-            raise _unreachable(path, error) from error
+            raise unreachable(path, error) from error
 
     @staticmethod
     def _expect(answer: Message, path: Path) -> None:
@@ -354,11 +338,13 @@ class CoapLink:
             raise BridgeError(Reason.DEVICE_ANSWER_INVALID, f"{path}: {error}", path=str(path)) from error
 
 
-def _unreachable(path: Path, error: Exception) -> BridgeError:
+def unreachable(path: Path, error: Exception) -> BridgeError:
+    """The error of a device that gave no answer."""
     return BridgeError(Reason.DEVICE_UNREACHABLE, f"no answer ({type(error).__name__})", path=str(path))
 
 
-def _keep(known: OrderedDict[str, Any], key: str, value: Any, limit: int) -> None:
+def keep(known: OrderedDict[str, Any], key: str, value: Any, limit: int) -> None:
+    """Remember something of the `limit` endpoints that it was told of last."""
     known[key] = value
     known.move_to_end(key)
     if len(known) > limit:

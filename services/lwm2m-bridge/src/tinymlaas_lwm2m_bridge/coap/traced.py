@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from opentelemetry.trace import SpanKind
 
@@ -39,6 +39,6 @@ class TracedLink:
         with traced("lwm2m Execute", kind=SpanKind.CLIENT, device=device.endpoint, path=str(path)):
             await self._link.execute(device, path, arguments)
 
-    def observe(self, device: Registration, path: Path) -> AsyncIterator[Values]:
+    def observe_several(self, device: Registration, paths: tuple[Path, ...]) -> AsyncGenerator[Values, None]:
         """See DeviceLink."""
-        return self._link.observe(device, path)
+        return self._link.observe_several(device, paths)

@@ -78,6 +78,7 @@ class Directory:
         self._watchers: set[asyncio.Queue[DeviceEvent]] = set()
         # When devices first registered or updated here, not at another instance or at the one that had this name before.
         self._met: dict[str, float] = {}
+        self._moved: dict[str, asyncio.Event] = {}
         for registration in store.load_registrations():
             self._keep(registration)
 
@@ -167,6 +168,7 @@ class Directory:
         """Forget a device that is another instance's now; that one tells its watchers."""
         registration = self._by_endpoint.pop(endpoint, None)
         self._met.pop(endpoint, None)
+        self._wake(endpoint)
         if registration is not None:
             del self._endpoint_of_id[registration.id]
 
@@ -231,6 +233,13 @@ class Directory:
         finally:
             self._watchers.discard(queue)
 
+    async def moved(self, seen: Registration) -> None:
+        """Return once a device is no longer where it was `seen`: registered anew, at another address, elsewhere, or not at all."""
+        while (present := self._by_endpoint.get(seen.endpoint)) is not None:
+            if (present.id, present.address) != (seen.id, seen.address):
+                return
+            await self._moved.setdefault(seen.endpoint, asyncio.Event()).wait()
+
     def _of_id(self, registration_id: str) -> Registration:
         endpoint = self._endpoint_of_id.get(registration_id)
         if endpoint is None:
@@ -239,6 +248,7 @@ class Directory:
 
     def _keep(self, registration: Registration) -> None:
         self._by_endpoint[registration.endpoint] = registration
+        self._wake(registration.endpoint)
         self._endpoint_of_id[registration.id] = registration.endpoint
         heapq.heappush(self._expiries, (registration.expires_at, registration.endpoint))
         if len(self._expiries) > 4 * len(self._by_endpoint) + 64:
@@ -246,10 +256,16 @@ class Directory:
             self._expiries = [(r.expires_at, r.endpoint) for r in self._by_endpoint.values()]
             heapq.heapify(self._expiries)
 
+    def _wake(self, endpoint: str) -> None:
+        """Let those look again who wait for a device to move."""
+        if self._moved and (waiting := self._moved.pop(endpoint, None)) is not None:
+            waiting.set()
+
     def _forget(self, registration: Registration) -> None:
         self._met.pop(registration.endpoint, None)
         del self._by_endpoint[registration.endpoint]
         del self._endpoint_of_id[registration.id]
+        self._wake(registration.endpoint)
         self._store.delete_registration(registration.endpoint)
         self._tell(DeviceChange.LOST, registration)
 

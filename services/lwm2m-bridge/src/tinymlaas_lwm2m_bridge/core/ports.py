@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
 from tinymlaas_lwm2m import Path, Value, Values
@@ -46,8 +46,8 @@ class DeviceLink(Protocol):
         """Execute a resource; returns when the device has answered."""
         ...
 
-    def observe(self, device: Registration, path: Path) -> AsyncIterator[Values]:
-        """The values at `path` now and at each notification, until the iterator is closed."""
+    def observe_several(self, device: Registration, paths: tuple[Path, ...]) -> AsyncGenerator[Values, None]:
+        """All values at or under the paths now and whenever one of them changes, until the generator is closed."""
         ...
 
 
