@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tflite_micro.python.tflite_micro import runtime
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 Array = npt.NDArray[Any]
 ZOO = Path(__file__).parents[3] / "zoo"
