@@ -254,12 +254,15 @@ async def test_bridges_share_the_devices(suite: DeployedSuite) -> None:
     assert set(owners(suite)) == set(suite.pods("bridge"))
 
 
-def test_a_bridge_sees_the_address_that_a_device_has(suite: DeployedSuite) -> None:
+async def test_a_bridge_sees_the_address_that_a_device_has(suite: DeployedSuite) -> None:
     """Datagrams keep their source on their way through the Service: by it a bridge knows a device, and calls it there."""
+    async with suite.client() as client:
+        await suite.board(client, "tflm-m4f", "addressed")
     told = dict(suite.sql("bridge", "SELECT endpoint, body::json->>'address' FROM registrations"))
-    for kind in KINDS_OF_BOARDS:
-        pod = suite.get("pod", f"board-{kind}-1")
-        assert urlsplit(told[f"{kind}-1"]).hostname == pod["status"]["podIP"], kind
+    assert "addressed" in told
+    for endpoint, address in told.items():
+        pod = suite.get("pod", f"board-{endpoint}")
+        assert urlsplit(address).hostname == pod["status"]["podIP"], endpoint
 
 
 async def test_builds_and_a_rollout_survive_the_death_of_every_pod(suite: DeployedSuite) -> None:
