@@ -37,6 +37,37 @@ def test_floats_are_quantized_for_a_quantized_input_when_there_is_nothing_else()
     assert np.frombuffer(got, np.int8).tolist() == [-1, 0, 127, -128, -1, 1]
 
 
+@pytest.mark.parametrize(
+    ("code", "dtype", "scale", "zero", "expected"),
+    [
+        (tensor_pb2.DATA_TYPE_INT16, np.int16, 2**-12, 0, [0, 2048, 32767, -32768, 1024, -3072]),
+        (tensor_pb2.DATA_TYPE_UINT8, np.uint8, 0.5, 128, [128, 129, 255, 0, 128, 126]),
+        (tensor_pb2.DATA_TYPE_INT32, np.int32, 2**-16, 0, [0, 32768, 6553600, -6553600, 16384, -49152]),
+    ],
+)
+def test_floats_become_integers_of_whatever_type_the_input_has_by_its_own_scale(
+    code: tensor_pb2.DataType.ValueType, dtype: type[np.integer[Any]], scale: float, zero: int, expected: list[int]
+) -> None:
+    spec = tensor_pb2.TensorSpec(name="i", dtype=code, shape=[1, 2, 3], scale=scale, zero_point=zero)
+    floats = np.asarray([[[0.0, 0.5, 100.0], [-100.0, 0.25, -0.75]]], np.float32)
+    data = npz(input_int8=np.zeros((1, 2, 3), np.int8), input_float=floats)
+    got = samples.from_npz(data, [spec], 8).samples[0].tensors[0]
+    assert np.frombuffer(got, dtype).tolist() == expected
+
+
+def test_an_input_that_tells_no_scale_has_that_of_the_model() -> None:
+    bare = tensor_pb2.TensorSpec(name="i", dtype=tensor_pb2.DATA_TYPE_INT16, shape=[1, 2, 3])
+    known = tensor_pb2.TensorSpec(name="x", dtype=tensor_pb2.DATA_TYPE_INT16, shape=[1, 2, 3], scale=0.25, zero_point=0)
+    (made,) = samples.with_scales([bare], [known])
+    assert (made.name, made.scale) == ("i", 0.25)
+    data = npz(input_float=np.full((1, 2, 3), 2.0, np.float32))
+    assert np.frombuffer(samples.from_npz(data, [made], 8).samples[0].tensors[0], np.int16).tolist() == [8] * 6
+    assert samples.with_scales([INT8], [known]) == [INT8], "its own scale stands"
+    for other in (FLOAT, tensor_pb2.TensorSpec(dtype=known.dtype, shape=[1, 6], scale=0.25)):
+        assert samples.with_scales([bare], [other]) == [bare]
+    assert samples.with_scales([bare], [known, known]) == [bare]
+
+
 def test_integers_of_another_quantization_are_made_anew_from_the_floats() -> None:
     data = npz(input_int8=np.full((1, 2, 3), 9, np.int8), input_float=np.full((1, 2, 3), 2.0, np.float32))
     got = samples.from_npz(data, [INT8], 8, requantize=True).samples[0].tensors[0]

@@ -113,6 +113,24 @@ def from_npz(
     return result
 
 
+def with_scales(
+    specs: Sequence[tensor_pb2.TensorSpec], model: Sequence[tensor_pb2.TensorSpec]
+) -> list[tensor_pb2.TensorSpec]:
+    """Return the specs of a payload's inputs, integers that tell no scale with that of the model's input, paired by position.
+
+    Samples in reals become integers of any type by it; a payload that computes on reals need not tell it.
+    """
+    found = []
+    for index, spec in enumerate(specs):
+        made = tensor_pb2.TensorSpec()
+        made.CopyFrom(spec)
+        known = model[index] if len(model) == len(specs) else spec
+        if spec.scale == 0 and known.scale > 0 and (known.dtype, list(known.shape)) == (spec.dtype, list(spec.shape)):
+            made.scale, made.zero_point = known.scale, known.zero_point
+        found.append(made)
+    return found
+
+
 def labels_of(data: bytes) -> list[int]:
     """Read the classes of a samples file, array ``label`` with one integer a sample; -1: none. Empty without such an array.
 

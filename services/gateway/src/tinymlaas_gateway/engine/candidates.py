@@ -312,7 +312,8 @@ async def verification_inputs(
         return samples.pseudo_random(parts.inputs, count, bytes.fromhex(version.sha256))
     data = await context.catalogue.read(project_of(build.name), build.samples_sha256)
     labelled = min(len(await asyncio.to_thread(samples.labels_of, data)), context.limits.labelled_samples)
-    return await asyncio.to_thread(samples.from_npz, data, parts.inputs, max(count, labelled), requantize=requantize)
+    specs = samples.with_scales(parts.inputs, version.inputs)
+    return await asyncio.to_thread(samples.from_npz, data, specs, max(count, labelled), requantize=requantize)
 
 
 async def labels(context: Context, build: builds_pb2.Build) -> list[int]:
