@@ -20,8 +20,14 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 
 
-async def main(parts: Sequence[str], pairs: Sequence[tuple[str, str]], plugins: Sequence[str], state: Path) -> None:
-    """Measure the parts, compilers with the given plugins or all."""
+async def main(
+    parts: Sequence[str],
+    pairs: Sequence[tuple[str, str]],
+    plugins: Sequence[str],
+    state: Path,
+    chosen: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Measure the parts, compilers with the given plugins or all, of recipes those chosen (model, recipe) or all."""
     console = Console(width=200)
     session = Session(address="", token_file=None, project="bench", state=state, as_json=False)
     suite = session.suite()
@@ -50,8 +56,11 @@ async def main(parts: Sequence[str], pairs: Sequence[tuple[str, str]], plugins: 
                 optimizer.write(tried, RESULTS / "optimizer.json")
                 console.print(optimizer.table(tried))
             if "recipes" in parts:
-                made = await recipes.measure(client, ROOT / "zoo", console)
-                recipes.write(made, RESULTS / "recipes.json")
+                built = RESULTS / "recipes.json"
+                made = await recipes.measure(
+                    client, ROOT / "zoo", console, chosen, recipes.read(built) if chosen else ()
+                )
+                recipes.write(made, built)
                 console.print(recipes.table(made))
             if "services" in parts:
                 gateway = services.Gateway(suite.gateway_address, suite.token, suite.records()["gateway"].pid)
@@ -75,13 +84,16 @@ if __name__ == "__main__":
     parser.add_argument("--compiler", action="append", default=[], help="only this plugin; may be repeated")
     parser.add_argument("--models", nargs="*", default=[*compilers.MODELS, *compilers.FLOAT_MODELS], help="only these")
     parser.add_argument("--targets", nargs="*", default=list(compilers.TARGETS), help="only these")
+    parser.add_argument("--recipe", action="append", default=[], help="only this recipe; may be repeated; others stay")
     arguments = parser.parse_args()
     unknown = [part for part in arguments.part if part not in names]
+    unknown += [name for name in arguments.recipe if all(name not in each for each in recipes.RECIPES.values())]
     if unknown:
-        parser.error(f"unknown part {unknown[0]!r}; known: {', '.join(names)}")
+        parser.error(f"unknown part or recipe {unknown[0]!r}; parts: {', '.join(names)}")
     every = compilers.ALL_PAIRS if arguments.all_targets else compilers.PAIRS
     every = [*every, *compilers.FLOAT_PAIRS]
     pairs = [pair for pair in every if pair[0] in arguments.models and pair[1] in arguments.targets]
+    chosen = [(model, name) for model in arguments.models for name in arguments.recipe]
     plugins = [*arguments.compiler, *([compilers.NATIVE] if arguments.native else [])]
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        asyncio.run(main(arguments.part, pairs, plugins, Path(folder)))
+        asyncio.run(main(arguments.part, pairs, plugins, Path(folder), chosen))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,8 @@ RECIPES = {"kws": _PRUNED | _OTHERS, "ad": _PRUNED}
 class Row:
     """One recipe on one model: of compiler-tvm flash, arena and instructions, of compiler-tflm flash; null: refused (`note`).
 
-    Ratios are to the row `int8` of the model; `accuracy` is that of the built module on the labelled samples.
+    Ratios are to the row `int8` of the model; `accuracy` is that of the built module on the labelled samples, of compiler-tvm's
+    or where that is refused of compiler-tflm's.
     """
 
     model: str
@@ -70,15 +71,34 @@ class Row:
     instructions_ratio: float | None = None
 
 
-async def measure(client: AsyncClient, zoo: Path, console: Console) -> list[Row]:
-    """Follow each recipe, build the result with both compilers, and return their figures."""
+async def measure(
+    client: AsyncClient,
+    zoo: Path,
+    console: Console,
+    chosen: Collection[tuple[str, str]] = (),
+    kept: Sequence[Row] = (),
+) -> list[Row]:
+    """Follow each recipe, build the result with both compilers, and return their figures.
+
+    With `chosen` (model, recipe) only those are measured; the other rows are those of `kept`.
+    """
+    known = {(row.model, row.recipe): row for row in kept}
     rows: list[Row] = []
     for model, recipes in RECIPES.items():
+        wanted = [name for name in recipes if not chosen or (model, name) in chosen]
+        if not wanted:
+            rows += [row for row in kept if row.model == model]
+            continue
         path = zoo / model / f"{model}_float.onnx"
         version = await client.import_model(path.read_bytes(), f"{model}-float", model_format(path))
         samples = await client.write_artifact((zoo / model / "samples.npz").read_bytes())
         whole: Row | None = None
         for name, steps in recipes.items():
+            if name not in wanted:
+                made = known[model, name]
+                whole = whole or made
+                rows.append(made)
+                continue
             made = await _one(client, model, version.name, samples, name, steps)
             whole = whole or made
             rows.append(_beside(made, whole))
@@ -123,7 +143,7 @@ async def _one(
         whole(NATIVE, "flash"),
         whole(NATIVE, "arena"),
         whole(NATIVE, "instructions"),
-        figure(NATIVE, "accuracy"),
+        figure(OTHER, "accuracy") if figure(NATIVE, "accuracy") is None else figure(NATIVE, "accuracy"),
         whole(OTHER, "flash"),
         "; ".join(f"{each.compiler}: {each.note[:160]}" for each in built.values() if each.state != "sealed"),
     )
@@ -167,6 +187,11 @@ def table(rows: Sequence[Row]) -> Table:
     for entry in rows:
         made.add_row(*cells(entry))
     return made
+
+
+def read(path: Path) -> list[Row]:
+    """The rows that were kept."""
+    return [Row(**entry) for entry in json.loads(path.read_text("utf-8"))]
 
 
 def write(rows: Sequence[Row], path: Path) -> None:
