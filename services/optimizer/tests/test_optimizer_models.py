@@ -46,12 +46,14 @@ def evaluation(of: Optimized) -> Evaluation:
 
 
 def on_both(of: Optimized, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """int8 outputs of ONNX Runtime on the QDQ file and of TFLite Micro on its TFLite form, [samples, elements]."""
+    """Integer outputs of ONNX Runtime on the QDQ file and of TFLite Micro on its TFLite form, [samples, elements]."""
     (given,) = of.description.inputs
     assert given.scale is not None
     assert given.zero_point is not None
     samples = files(name)[1]["input_float"]
-    integers = np.clip(np.rint(samples / np.float32(given.scale)) + given.zero_point, -128, 127).astype(np.int8)
+    limits = np.iinfo(given.dtype)
+    steps = np.rint(samples / np.float32(given.scale)) + given.zero_point
+    integers = np.clip(steps, limits.min, limits.max).astype(given.dtype)
     tflite = write_tflite(read_onnx(of.model))
     check_model(tflite, "tflite")
     interpreter = runtime.Interpreter.from_bytes(tflite, arena_size=ARENA)
@@ -100,6 +102,26 @@ def test_an_output_that_is_no_classification_gets_no_accuracy() -> None:
 @pytest.mark.parametrize(("name", "steps"), [("kws", 5), ("ic", 20), ("vww", 8), ("sww", 2), ("ad", 4)])
 def test_tflite_micro_computes_nearly_the_same_from_the_optimized_file(name: str, steps: int) -> None:
     of_onnx, of_tflite = on_both(optimized(name), name)
+    assert int(np.abs(of_onnx - of_tflite).max()) <= steps
+    if name != "ad":
+        assert (of_onnx.argmax(axis=1) == of_tflite.argmax(axis=1)).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "given", "steps"),
+    [
+        ("kws", '{"activations": "int16"}', "int16", 32),
+        ("ad", '{"activations": "int16"}', "int16", 16),
+        ("ad", '{"mixed": {"to": "int16", "max_layers": 2}}', "int8", 4),
+    ],
+)
+def test_tflite_micro_computes_nearly_the_same_on_int16(name: str, options: str, given: str, steps: int) -> None:
+    """`steps` of int16 outputs: 32 are a thousandth of the range."""
+    of = optimized(name, options)
+    assert [tensor.dtype for tensor in of.description.inputs] == [given]
+    graph = read_onnx(of.model)
+    assert "int16" in {graph.tensor(op.outputs[0]).dtype.value for op in graph.ops}
+    of_onnx, of_tflite = on_both(of, name)
     assert int(np.abs(of_onnx - of_tflite).max()) <= steps
     if name != "ad":
         assert (of_onnx.argmax(axis=1) == of_tflite.argmax(axis=1)).all()
