@@ -45,7 +45,7 @@ def compile_model(
 ) -> CompiledParts:
     """A TFLite payload, or a source package for static firmware, with operators and memory needs.
 
-    A TFLite model is its own payload, byte for byte; an ONNX model (float or QDQ int8) is written as TFLite with its
+    A TFLite model is its own payload, byte for byte; an ONNX model (float, QDQ int8 or int16) is written as TFLite with its
     quantization kept exactly. The file is checked first, as the caller may not have done so. Deterministic.
     Errors: ModelRejected, MalformedModel, UnsupportedOperator, DoesNotFit, TargetUnsupported, OptionUnknown,
     OptionInvalid,

@@ -172,9 +172,10 @@ def add_operator(builder: FileBuilder, op: Op, graph: Graph) -> None:
         inputs = [constant("axis", np.asarray(op.attributes["axis"])), *op.inputs]
     if name == "SPLIT_V":
         inputs += [constant("sizes", op.attributes["sizes"]), constant("axis", np.asarray(op.attributes["axis"]))]
+    result = graph.tensors[op.outputs[0]].dtype
     version = operator_version(
         name,
-        dtypes=(source.dtype, graph.tensors[op.outputs[0]].dtype),
+        dtypes={result} if name == "QUANTIZE" else {source.dtype, result},
         keep_num_dims=bool(op.attributes.get("keep_num_dims", False)),
         dilated=op.attributes.get("dilations", (1, 1)) != (1, 1),
         half_pixel=bool(op.attributes.get("half_pixel_centers", False) or op.attributes.get("align_corners", False)),
