@@ -6,14 +6,15 @@ The database is what both share; the relay plays the load balancer in front of t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from coap_packets import CON, GET, MAX_AGE, URI_PATH, Packet, Wire, code
 from fault_board import FaultBoard
-from lwm2m_rig import Artifacts, Relay, Rig, digest_of, eventually, image_of, run_install, within
+from lwm2m_rig import DEADLINE_S, Artifacts, Relay, Rig, digest_of, eventually, image_of, run_install, within
 
 from tinymlaas_device.board import SlotState
 from tinymlaas_device.lwm2m import LwM2mDevice
@@ -71,17 +72,16 @@ async def reach(events: AsyncIterator[InstallEvent], step: Step) -> None:
     raise AssertionError(f"the timeline ended before {step}")
 
 
-def free(bridge: Bridge) -> Callable[[], bool]:
-    """Whether a bridge may work on the device; what callers do with DEVICE_ELSEWHERE, which is UNAVAILABLE, is to repeat."""
-
-    def look() -> bool:
-        try:
-            bridge.fleet.check_free("node-1")
-        except BridgeError as error:
-            return error.metadata["instance"] != "first"
-        return True
-
-    return look
+async def installed(bridge: Bridge) -> list[InstallEvent]:
+    """The timeline of the install, asked for again while it is DEVICE_ELSEWHERE, as callers do: that is UNAVAILABLE."""
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            try:
+                return await run_install(bridge, REQUEST)
+            except BridgeError as error:
+                if error.reason != "DEVICE_ELSEWHERE":
+                    raise
+            await asyncio.sleep(0.05)
 
 
 def kill(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,10 +216,69 @@ async def test_a_device_that_registers_at_another_bridge_is_let_go_with_its_inst
         await within(reach(events, Step.READY))
     assert caught.value.reason == "DEVICE_ELSEWHERE"
     assert caught.value.code == "UNAVAILABLE"
-    await eventually(free(two.second), "the first bridge let go of the install")
-    timeline = await run_install(two.second, REQUEST)
+    timeline = await installed(two.second)
     assert timeline[-1].step is Step.READY, timeline[-1]
     assert two.board.slot(0).digest == bytes.fromhex(REQUEST.digest)
+
+
+def stall(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Keep a bridge from looking after its lease, as a machine does that has no time for it, until the result is set."""
+    go_on, gone = threading.Event(), bridge.fleet._store.gone
+
+    def slow() -> list[str]:
+        assert go_on.wait(DEADLINE_S)
+        return gone()
+
+    monkeypatch.setattr(bridge.fleet._store, "gone", slow)
+    return go_on
+
+
+async def test_a_bridge_that_was_too_slow_for_its_lease_goes_on_with_its_devices_and_installs(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DO-BRIDGE-013. The device hears of nothing, and whoever follows the install neither."""
+    rig = Rig(tmp_path, Artifacts(IMAGE), database_url=database_url)
+    slow, quick = await rig.bridge(instance="slow"), await rig.bridge(instance="quick")
+    relay, board = Relay(("127.0.0.1", int(slow.endpoint.address.rsplit(":", 1)[1]))), FaultBoard()
+    async with relay.open():
+        slow.endpoint.packages.announce(f"coap://127.0.0.1:{relay.port}")
+        device = await rig.device(board, server_port=relay.port, lifetime_s=3600)
+        await within(device.registered.wait())
+        registration = slow.registration("node-1").id
+        relay.cut_at_bytes = relay.bytes_to_device + 20_000
+        events = slow.install(REQUEST)
+        await within(reach(events, Step.DOWNLOADING))
+        await eventually(lambda: not relay.up, "the link is cut in the middle of the download")
+        go_on = stall(slow, monkeypatch)
+        await eventually(lambda: quick._installer.running() == 1, "the quick bridge took the device and its install")
+        watched = slow.watch_devices()
+        assert [(await within(anext(watched))).registration is None for _ in range(2)] == [False, True]
+        go_on.set()
+        told = await within(anext(watched))
+        assert (told.registration and told.registration.id) == registration, "who followed the quick bridge comes back"
+        await eventually(lambda: len(quick.directory) == 0, "the quick bridge gave the device back")
+        relay.up = True
+        await within(reach(events, Step.READY))
+        assert slow.registration("node-1").id == registration
+        await eventually(lambda: not slow._installer.running() + quick._installer.running(), "nobody works on it")
+        assert board.slot(0).digest == bytes.fromhex(REQUEST.digest)
+        await device.close()
+    await slow.close()
+    await quick.close()
+
+
+async def test_a_device_that_was_heard_at_another_bridge_meanwhile_stays_there(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DO-BRIDGE-013."""
+    go_on = stall(two.first, monkeypatch)
+    await eventually(lambda: len(two.second.directory) == 1, "the second bridge took the device")
+    adopted = two.second.registration("node-1")
+    await two.turn(two.second)
+    await eventually(lambda: two.second.directory.all() not in ([], [adopted]), "the device came to the second bridge")
+    go_on.set()
+    await eventually(lambda: len(two.first.directory) == 0, "the first bridge let it go")
+    await within(two.second.read_capabilities("node-1"))
 
 
 async def test_a_bridge_that_is_asked_for_a_device_of_another_tells_whose_it_is(two: Two) -> None:

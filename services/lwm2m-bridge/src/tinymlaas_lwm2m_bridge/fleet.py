@@ -2,6 +2,7 @@
 
 Each instance holds a lease. What one that died has left, devices and installs, another takes at once when the lease has
 run out; a device that merely registers elsewhere is let go by the instance that had it, and only then worked on there.
+One that was only slow takes back what it lost, without a stop for its installs, unless the device was heard elsewhere.
 """
 
 from __future__ import annotations
@@ -99,15 +100,21 @@ class Fleet:
                 await self._stop.wait()
         return self._stop.is_set()
 
-    async def _renew(self) -> None:
+    async def _hold_on(self) -> None:
+        """Hold the lease for longer, or again."""
         leases = self._store.leases
         address = self.address()
         if not await asyncio.to_thread(leases.renew, address):
-            log.error("another bridge has this name; give each its own", instance=leases.instance)
+            log.error(
+                "the lease was lost: this bridge was too slow, or another one has its name", instance=leases.instance
+            )
             await asyncio.to_thread(leases.take, address)
+
+    async def _renew(self) -> None:
+        await self._hold_on()
         if self._refresh_keys is not None:
             await asyncio.to_thread(self._refresh_keys)
-        for name in await asyncio.to_thread(leases.expired):
+        for name in await asyncio.to_thread(self._store.leases.expired):
             registrations, records = await asyncio.to_thread(self._store.adopt, name)
             if registrations or records:
                 log.warning("took over a bridge's devices", instance=name, devices=len(registrations))
@@ -120,11 +127,19 @@ class Fleet:
         gone = await asyncio.to_thread(self._store.gone)
         if not gone:
             return
+        await self._hold_on()  # first, or others would take again what is taken back now
+        kept = await asyncio.to_thread(self._store.take_back, self._directory.met(gone))
+        for endpoint in kept:
+            self._directory.tell_again(endpoint)
+        if kept:
+            log.warning("took back devices: this bridge was too slow to keep its lease", count=len(kept))
+        gone = [endpoint for endpoint in gone if endpoint not in kept]
         for endpoint in gone:
             self._directory.drop(endpoint)
         await self._installer.abandon(set(gone))
-        await asyncio.to_thread(self._store.let_go, gone)
-        log.info("devices moved to other bridges", count=len(gone))
+        if gone:
+            await asyncio.to_thread(self._store.let_go, gone)
+            log.info("devices moved to other bridges", count=len(gone))
 
 
 def elsewhere(endpoint: str, instance: str, address: str) -> BridgeError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -79,6 +79,26 @@ class FleetStore:
         )
         with self._engine.connect() as connection:
             return list(connection.execute(query).scalars())
+
+    def take_back(self, known: Mapping[str, Registration]) -> set[str]:
+        """Make those of the `gone` this instance's again that were taken while its lease had run out, though it lives.
+
+        Only as long as nobody else has heard of the device: to take it over changes neither its registration's id nor time,
+        which the device's next message elsewhere does. Whoever took it finds it `gone` now, and lets go of its installs.
+        """
+        table = registrations
+        mine = table.c.former == self._me, table.c.owner != self._me
+        with self._writer.begin() as connection:
+            query = sa.select(table.c.endpoint, table.c.id, table.c.updated_at).where(*mine).with_for_update()
+            kept = {
+                row.endpoint
+                for row in connection.execute(query)
+                if (found := known.get(row.endpoint)) and (found.id, found.updated_at) == (row.id, row.updated_at)
+            }
+            if kept:
+                change = table.update().where(*mine, table.c.endpoint.in_(kept))
+                connection.execute(change.values(owner=self._me, former=table.c.owner))
+        return kept
 
     def let_go(self, endpoints: Iterable[str]) -> None:
         """Say that this instance works on these devices no more: whose they are now may."""

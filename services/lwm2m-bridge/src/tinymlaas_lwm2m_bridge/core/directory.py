@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import secrets
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -163,6 +163,17 @@ class Directory:
         """False for one made at an instance that is gone, whose device may answer only there until it registers or updates."""
         met = self._met.get(registration.endpoint)
         return met is not None and registration.updated_at >= met
+
+    def met(self, endpoints: Iterable[str]) -> dict[str, Registration]:
+        """Those of the devices that registered or updated here, and not only at another instance."""
+        found = (self._by_endpoint.get(endpoint) for endpoint in endpoints)
+        return {kept.endpoint: kept for kept in found if kept is not None and self.knows_this_instance(kept)}
+
+    def tell_again(self, endpoint: str) -> None:
+        """Tell watchers of a device that another instance said it has, and has no more."""
+        registration = self._by_endpoint.get(endpoint)
+        if registration is not None:
+            self._tell(DeviceChange.UPDATED, registration)
 
     def drop(self, endpoint: str) -> None:
         """Forget a device that is another instance's now; that one tells its watchers."""
