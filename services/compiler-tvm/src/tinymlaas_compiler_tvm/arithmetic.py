@@ -88,7 +88,7 @@ def requantize(
 
 @dataclass(frozen=True)
 class AddParameters:
-    """Multipliers of TFLite's quantized ADD and SUB: inputs shifted left by 20, scaled, summed, scaled to the output."""
+    """Multipliers of TFLite's quantized ADD and SUB: inputs shifted left by `bits`, scaled, summed, scaled to the output."""
 
     zero_point_1: int
     zero_point_2: int
@@ -102,27 +102,35 @@ class AddParameters:
     low: int
     high: int
     sign: int = 1
+    bits: int = 20
 
     @staticmethod
     def of(
-        scales: tuple[float, float, float], zero_points: tuple[int, int, int], low: int, high: int, sign: int = 1
+        scales: tuple[float, float, float],
+        zero_points: tuple[int, int, int],
+        low: int,
+        high: int,
+        sign: int = 1,
+        bits: int = 20,
     ) -> AddParameters:
-        """From the scales and zero points of (first, second, output)."""
+        """From the scales and zero points of (first, second, output); int8 has 20 `bits`, int16 has 15."""
         first, second, out = scales
         twice_max = 2.0 * max(first, second)
         m1, s1 = quantize_multiplier(first / twice_max)
         m2, s2 = quantize_multiplier(second / twice_max)
-        mo, so = quantize_multiplier(twice_max / ((1 << 20) * out))
-        return AddParameters(zero_points[0], zero_points[1], m1, s1, m2, s2, mo, so, zero_points[2], low, high, sign)
+        mo, so = quantize_multiplier(twice_max / ((1 << bits) * out))
+        return AddParameters(
+            zero_points[0], zero_points[1], m1, s1, m2, s2, mo, so, zero_points[2], low, high, sign, bits
+        )
 
     def first(self, a: Int64s) -> Int64s:
         """The scaled first input."""
-        return multiply_by_quantized_multiplier((a - self.zero_point_1) << 20, self.multiplier_1, self.shift_1)
+        return multiply_by_quantized_multiplier((a - self.zero_point_1) << self.bits, self.multiplier_1, self.shift_1)
 
     def second(self, b: Int64s) -> Int64s:
         """The scaled second input, with SUB's sign."""
         return self.sign * multiply_by_quantized_multiplier(
-            (b - self.zero_point_2) << 20, self.multiplier_2, self.shift_2
+            (b - self.zero_point_2) << self.bits, self.multiplier_2, self.shift_2
         )
 
     def apply(self, a: Int64s, b: Int64s) -> Int64s:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from tinymlaas_compiler_tvm.compile import check_file, check_shapes, has_integer_kernels, read_graph, settings_for
+from tinymlaas_compiler_tvm.compile import check_file, check_shapes, graph_for, has_integer_kernels, settings_for
 from tinymlaas_compiler_tvm.errors import OpUnsupported
 from tinymlaas_compiler_tvm.int8.dead_channels import thinned
 from tinymlaas_compiler_tvm.int8.lowering import try_lower
 from tinymlaas_compiler_tvm.int8.operators import INT8_OPERATORS
-from tinymlaas_compiler_tvm.islands import on_reals, operator_name
+from tinymlaas_compiler_tvm.islands import is_wide, on_reals, operator_name
 from tinymlaas_compiler_tvm.native.planner import ALIGNMENT, Request, plan_arena
 from tinymlaas_compiler_tvm.native.program import Program
 from tinymlaas_compiler_tvm.options import Options
 from tinymlaas_compiler_tvm.parts import Estimates, ModelCheck, NodeCheck
 from tinymlaas_compiler_tvm.prepare import prepare
 from tinymlaas_compiler_tvm.target import Machine, TargetSpec, machine_for
-from tinymlaas_modelkit.graph import Graph, OpKind
+from tinymlaas_modelkit.graph import Graph, Op, OpKind
 
 # Instructions a multiply-accumulate, seen on the zoo's models; rough, and said to be so.
 _PER_MAC = {"dsp": 1.0, "long_multiply": 5.0, "small": 11.5}
@@ -33,7 +33,7 @@ def check_model(onnx_bytes: bytes, target: TargetSpec, options: Mapping[str, obj
     """
     checked = Options.of(options or {})
     machine = machine_for(target)
-    graph = read_graph(onnx_bytes)
+    graph, _ = graph_for(onnx_bytes, machine, checked)
     if graph is None:
         return _check_float(onnx_bytes, machine, 0)
     if has_integer_kernels(graph):
@@ -63,7 +63,7 @@ def _check_int8(graph: Graph, machine: Machine, options: Options) -> ModelCheck:
         NodeCheck(
             op.origin,
             operator_name(op),
-            "float32" if on_reals(graph, op) else "int8",
+            _dtype(graph, op),
             op.outputs[0] not in refused,
             refused[op.outputs[0]].reason if op.outputs[0] in refused else "",
             str(refused[op.outputs[0]]) if op.outputs[0] in refused else "",
@@ -72,6 +72,14 @@ def _check_int8(graph: Graph, machine: Machine, options: Options) -> ModelCheck:
     )
     tier = "dsp" if machine.dsp else "long_multiply" if machine.long_multiply else "small"
     return ModelCheck(not refusals, nodes, _estimates(program, _PER_MAC[tier], _CODE_BYTES[tier], _macs(graph)))
+
+
+def _dtype(graph: Graph, op: Op) -> str:
+    """What an operator computes on."""
+    if on_reals(graph, op):
+        return "float32"
+    names = [name for name in (*op.inputs, *op.outputs) if name is not None]
+    return "int16" if any(is_wide(graph.tensor(name)) for name in names) else "int8"
 
 
 def _estimates(program: Program, per_mac: float, code_bytes: int, macs: int) -> Estimates:

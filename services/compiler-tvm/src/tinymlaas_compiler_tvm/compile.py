@@ -9,11 +9,11 @@ from tinymlaas_compiler_tvm import tune, winograd_choice
 from tinymlaas_compiler_tvm.errors import CompilerFault, ModelInvalid, OpUnsupported, refusal
 from tinymlaas_compiler_tvm.float_bound import float_numerics
 from tinymlaas_compiler_tvm.int8.dead_channels import thinned
-from tinymlaas_compiler_tvm.int8.lowering import Settings, lower_graph
+from tinymlaas_compiler_tvm.int8.lowering import Settings, lower_graph, try_lower
 from tinymlaas_compiler_tvm.int8.operators import INT8_OPERATORS
 from tinymlaas_compiler_tvm.int8.sparse import SPARSE
 from tinymlaas_compiler_tvm.int8.variants import LAYERS, shipped, signature
-from tinymlaas_compiler_tvm.islands import on_reals
+from tinymlaas_compiler_tvm.islands import is_wide, on_reals
 from tinymlaas_compiler_tvm.native.assemble import Interface, assemble
 from tinymlaas_compiler_tvm.native.program import Buffer, Program
 from tinymlaas_compiler_tvm.options import Options
@@ -52,16 +52,41 @@ def compile_model(
     """
     checked = Options.of(options or {})
     machine = machine_for(target)
-    graph = read_graph(onnx_bytes)
-    if graph is not None and has_integer_kernels(graph):
-        if checked.tune:
-            return tuned(graph, machine, target, checked, progress)[1]
-        return compile_graph(graph, machine, target, checked)
-    return compile_float(onnx_bytes, machine, target, checked, check)
+    graph, note = graph_for(onnx_bytes, machine, checked)
+    if graph is None or not has_integer_kernels(graph):
+        parts = compile_float(onnx_bytes, machine, target, checked, check)
+    elif checked.tune:
+        parts = tuned(graph, machine, target, checked, progress)[1]
+    else:
+        parts = compile_graph(graph, machine, target, checked)
+    return dataclasses.replace(parts, log=(note, *parts.log)) if note else parts
+
+
+def graph_for(onnx_bytes: bytes, machine: Machine, options: Options) -> tuple[Graph | None, str]:
+    """(the model as a graph, why int16 is computed on reals in it, or nothing).
+
+    Activations of int16 are integers in it where every operator on them has a kernel with TFLite's rounding; else they are
+    left to the islands of reals, or to TVM. None as `read_graph` has it.
+    """
+    if options.rounding != "tflite":
+        return read_graph(onnx_bytes), ""
+    wide = read_graph(onnx_bytes, wide=True)
+    if wide is None or not any(is_wide(tensor) for tensor in wide.tensors.values()):
+        # Without int16 there is nothing that can be read in two ways.
+        return read_graph(onnx_bytes) if wide is None else wide, ""
+    prepared, rounding = prepare(wide, options.rounding)
+    if rounding != options.rounding:
+        return read_graph(onnx_bytes), "int16 is computed on reals: TFLite has no form for some operator of this graph"
+    settings = settings_for(options, machine)
+    _, refusals = try_lower(thinned(prepared, machine, settings), machine, settings, INT8_OPERATORS)
+    if not refusals:
+        return wide, ""
+    first = refusals[0].error
+    return read_graph(onnx_bytes), f"int16 is computed on reals: {first} ({first.metadata.get('op', '')})"
 
 
 def has_integer_kernels(graph: Graph) -> bool:
-    """Whether some operator of a graph computes on int8, so that not all of it is one island of reals."""
+    """Whether some operator of a graph computes on integers, so that not all of it is one island of reals."""
     return any(not on_reals(graph, op) for op in graph.ops)
 
 
@@ -82,11 +107,14 @@ def compile_float(
     return assemble(program, machine, target, inputs, outputs, numerics, "-O2")
 
 
-def read_graph(onnx_bytes: bytes) -> Graph | None:
-    """The model as a graph; None where TVM takes the file itself: what the graph can't express, float models foremost."""
+def read_graph(onnx_bytes: bytes, wide: bool = False) -> Graph | None:
+    """The model as a graph; None where TVM takes the file itself: what the graph can't express, float models foremost.
+
+    `wide`: int16 activations are quantized integers in it, too.
+    """
     check_file(onnx_bytes)
     try:
-        return read_onnx(onnx_bytes, foreign=True)
+        return read_onnx(onnx_bytes, foreign=True, wide=wide)
     except UnsupportedOperator:
         return None
     except MalformedModel as error:

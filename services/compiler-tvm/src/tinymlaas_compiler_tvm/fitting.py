@@ -8,7 +8,7 @@ from tinymlaas.module.v1 import certificate_pb2
 from tinymlaas.type.v1 import target_pb2
 from tinymlaas_compiler_tvm import DoesNotFit, TargetSpec, compile_model
 from tinymlaas_compiler_tvm.certificates import certificate_message, image_bytes
-from tinymlaas_compiler_tvm.compile import compile_graph, has_integer_kernels, rankings, read_graph
+from tinymlaas_compiler_tvm.compile import compile_graph, graph_for, has_integer_kernels, rankings
 from tinymlaas_compiler_tvm.options import Options
 from tinymlaas_compiler_tvm.parts import CompiledParts, Numerics
 from tinymlaas_compiler_tvm.target import machine_for
@@ -68,10 +68,10 @@ def compile_to_fit(job: CompileJob, progress: Progress | None = None) -> Fitted:
 def _with_faster_layers(job: CompileJob, target: TargetSpec, smallest: Fitted) -> tuple[int, int, Fitted]:
     """(layers with faster kernels, of how many, the module): the longest start of the ranking that fits, by bisection."""
     options = dataclasses.replace(Options.of(job.options), objective="flash", tune=0)
-    graph = read_graph(job.model)
+    machine = machine_for(target)
+    graph, _ = graph_for(job.model, machine, options)
     if graph is None or not has_integer_kernels(graph) or smallest.image_bytes > target.flash_bytes:
         return 0, 0, smallest
-    machine = machine_for(target)
     ranking = rankings(graph, machine, options)
     low, high, best = 0, len(ranking), smallest
     while low < high:

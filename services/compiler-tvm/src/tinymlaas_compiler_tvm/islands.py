@@ -1,7 +1,8 @@
 """Islands of reals in an integer graph: groups of operators that go through TVM, merged into the integer program.
 
-An operator belongs to an island if it reads or writes anything but int8, or has no integer kernel. Each island is written as an
-ONNX model of its own, whose boundary tensors keep their element types, so that conversions to and from int8 are fused in it.
+An operator belongs to an island if it reads or writes anything but quantized integers, or has no integer kernel. Each island is
+written as an ONNX model of its own, whose boundary tensors keep their element types, so that conversions to and from int8 are
+fused in it.
 """
 
 from __future__ import annotations
@@ -13,17 +14,24 @@ from collections.abc import Sequence
 from tinymlaas_compiler_tvm.errors import OpUnsupported
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, Place, row_major_name
 from tinymlaas_compiler_tvm.native.program import Access, Buffer, BufferKind, Program, Step
-from tinymlaas_modelkit.graph import DType, Graph, Op, OpKind
+from tinymlaas_modelkit.graph import DType, Graph, Op, OpKind, Tensor
 
 _NAME = re.compile(r"\b(?:B(\d+)|W\((\d+)\)|tim_tir_(\d+))")
 
 
 def on_reals(graph: Graph, op: Op) -> bool:
-    """Whether an operator can't be an integer kernel: FOREIGN, or one that touches values that are not int8."""
+    """Whether an operator can't be an integer kernel: FOREIGN, or one that touches values that are no quantized integers."""
     names = [name for name in (op.inputs[0] if op.inputs else None, *op.inputs[1:], *op.outputs) if name is not None]
     return op.kind is OpKind.FOREIGN or any(
-        graph.tensor(name).dtype is not DType.INT8 for name in names if not graph.tensor(name).is_constant
+        graph.tensor(name).dtype is not DType.INT8 and not is_wide(graph.tensor(name))
+        for name in names
+        if not graph.tensor(name).is_constant
     )
+
+
+def is_wide(tensor: Tensor) -> bool:
+    """Whether a tensor holds int16 activations; plain int16 numbers have no scale."""
+    return tensor.dtype is DType.INT16 and tensor.quantization is not None and not tensor.is_constant
 
 
 def in_runs(graph: Graph) -> Graph:

@@ -47,7 +47,7 @@ def check(job: CompileJob, report: Reporter) -> compiler_pb2.CheckModelResult:
     spec = target_spec(job.target)
     verdict = check_model(job.model, spec)
     result = compiler_pb2.CheckModelResult(supported=verdict.supported, operators=_operators(verdict))
-    if verdict.supported and any(node.dtype == "int8" for node in verdict.nodes):
+    if verdict.supported and any(node.dtype in ("int8", "int16") for node in verdict.nodes):
         result.estimates.extend(_figures(compile_to_fit(job).parts))
     elif verdict.estimates is not None:
         estimated = measurement_pb2.METHOD_ESTIMATED

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from tinymlaas_compiler_tvm import arithmetic, float_arithmetic, narrow, requant
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, activation_of, quantized, unsupported
-from tinymlaas_modelkit.graph import DType, Op, OpKind
+from tinymlaas_modelkit.graph import DType, Op, OpKind, Quantization
 
 Int64s = npt.NDArray[np.int64]
 
@@ -82,6 +82,18 @@ class Layer:
         return bool(self.weights.min(initial=0) >= -127)
 
 
+def real_multipliers(
+    op: Op, in_scale: float, quantization: Quantization, channels: int, out_scale: float
+) -> list[float]:
+    """Output steps a unit of accumulator, a channel, as TFLite's kernels compute them."""
+    scales = np.broadcast_to(quantization.scales.reshape(-1), (channels,)).astype(np.float32)
+    if op.kind is OpKind.FULLY_CONNECTED and quantization.scales.size == 1:
+        # The reference multiplies these two scales in float32.
+        product = float(np.float32(in_scale) * scales[0])
+        return [product / out_scale] * channels
+    return [float(in_scale) * float(scale) / out_scale for scale in scales]
+
+
 def reference(
     state: Lowering, op: Op, channels: int, low: int, high: int
 ) -> tuple[Callable[[Int64s], Int64s], npt.NDArray[np.float64]]:
@@ -95,12 +107,7 @@ def reference(
     if state.settings.rounding == "onnx":
         units = float(in_scale) * scales.astype(np.float64)
         return float_arithmetic.requantization(units, out_scale, zero_point, low, high), units / out_scale
-    if op.kind is OpKind.FULLY_CONNECTED and quantization.scales.size == 1:
-        # The reference multiplies these two scales in float32.
-        product = float(np.float32(in_scale) * scales[0])
-        reals = [product / out_scale] * channels
-    else:
-        reals = [float(in_scale) * float(scale) / out_scale for scale in scales]
+    reals = real_multipliers(op, in_scale, quantization, channels, out_scale)
     pairs = [arithmetic.quantize_multiplier(real) for real in reals]
     multipliers = np.array([pair[0] for pair in pairs], np.int64)[:, None]
     shifts = np.array([pair[1] for pair in pairs], np.int64)[:, None]

@@ -13,13 +13,14 @@ from tinymlaas_compiler_tvm.int8 import c_general, c_real, c_sparse, c_strided, 
 from tinymlaas_compiler_tvm.int8.c_kernels import COPY_BYTES, COPY_FAST, KERNELS
 from tinymlaas_compiler_tvm.int8.mve_layouts import planar_tensors
 from tinymlaas_compiler_tvm.int8.variants import signature
+from tinymlaas_compiler_tvm.int16 import c_layers, c_simple
 from tinymlaas_compiler_tvm.native.program import Access, Buffer, BufferKind, CKernel, Program, Step
 from tinymlaas_compiler_tvm.target import Machine
 from tinymlaas_modelkit.graph import Activation, DType, Graph, Op, OpKind, Tensor
 
 _KERNELS = KERNELS | {
     made.name: made
-    for module in (c_strided, c_real, c_general, c_sparse, c_winograd)
+    for module in (c_strided, c_real, c_general, c_sparse, c_winograd, c_layers, c_simple)
     for made in vars(module).values()
     if isinstance(made, CKernel)
 }
@@ -356,13 +357,13 @@ def row_major_name(state: Lowering, op: Op, name: str) -> str:
     return as_planar(state, op, name, planar=False)
 
 
-def quantized(state: Lowering, op: Op, name: str | None) -> tuple[Tensor, float, int]:
-    """(tensor, scale, zero point) of an int8 tensor with one scale; OpUnsupported otherwise."""
+def quantized(state: Lowering, op: Op, name: str | None, dtype: DType = DType.INT8) -> tuple[Tensor, float, int]:
+    """(tensor, scale, zero point) of a tensor of that type with one scale; OpUnsupported otherwise."""
     tensor = state.tensor(name)
     quantization = tensor.quantization
-    if tensor.dtype is not DType.INT8 or quantization is None or quantization.scales.size != 1:
+    if tensor.dtype is not dtype or quantization is None or quantization.scales.size != 1:
         raise OpUnsupported(
-            "operand is not int8 with one scale", op=op.kind, node=op.origin, dtype=tensor.dtype, count=1
+            f"operand is not {dtype} with one scale", op=op.kind, node=op.origin, dtype=tensor.dtype, count=1
         )
     return tensor, quantization.scale, quantization.zero_point
 

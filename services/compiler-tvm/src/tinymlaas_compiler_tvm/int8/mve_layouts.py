@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from tinymlaas_compiler_tvm.int8.mve_depthwise_asm import Plane
-from tinymlaas_modelkit.graph import Graph, Op, OpKind
+from tinymlaas_modelkit.graph import DType, Graph, Op, OpKind
 
 
 def plane_of(graph: Graph, op: Op, planar_output: bool) -> Plane | None:
@@ -26,7 +26,7 @@ def planar_tensors(graph: Graph) -> set[str]:
     """Names of the tensors that lie plane by plane: written by a kernel that scatters, read by 3 by 3 depthwise ones only."""
     scattering = (OpKind.CONV_2D, OpKind.DEPTHWISE_CONV_2D)
     written = {name for op in graph.ops if op.kind in scattering for name in op.outputs} - set(graph.outputs)
-    planar = {name for name in written if len(graph.tensor(name).shape) == 4}
+    planar = {n for n in written if len(graph.tensor(n).shape) == 4 and graph.tensor(n).dtype is DType.INT8}
     for op in graph.ops:
         if op.kind is not OpKind.DEPTHWISE_CONV_2D or plane_of(graph, op, False) is None:
             planar -= {name for name in op.inputs if name is not None}

@@ -22,6 +22,7 @@ from tinymlaas_compiler_tvm.int8.simple import (
     lower_reshape,
     lower_softmax,
 )
+from tinymlaas_compiler_tvm.int16.operators import INT16_OPERATORS, by_width
 from tinymlaas_modelkit.graph import OpKind
 
 _OPERATORS: dict[OpKind, Lower] = {
@@ -65,3 +66,4 @@ _OPERATORS: dict[OpKind, Lower] = {
 INT8_OPERATORS: dict[OpKind, Lower] = _OPERATORS | {
     kind: before(lower, _OPERATORS[kind]) for kind, lower in MVE_OPERATORS.items()
 }
+INT8_OPERATORS |= {kind: by_width(INT8_OPERATORS[kind], wide) for kind, wide in INT16_OPERATORS.items()}
