@@ -166,3 +166,29 @@ async def test_a_float_model_that_is_quantized_first_becomes_int8_modules_of_bot
         assert {tensor.dtype for tensor in tensors} == {tensor_pb2.DATA_TYPE_INT8}, candidate.plugin
         assert manifest.source_model_sha256 == version.sha256
     assert len(build.candidates) == 2
+
+
+async def test_int16_activations_reach_a_board_that_interprets_them_and_keep_the_accuracy(
+    running: RunningSuite, client: AsyncClient
+) -> None:
+    version = await imported(client, "kws", "kws_float.onnx")
+    samples = np.load(ZOO / "kws" / "samples.npz")
+    wide = {"recipes": [{"version": 1, "steps": [{"step": "quantize", "activations": "int16"}]}], "sensitivity": False}
+    board = await running.board(client, "tflm-m4f", "journey-int16")
+    begun = await client.create_deployment(
+        version.name, devices=[board], samples_sha256=await samples_of(client, "kws"), optimize=wide
+    )
+    deployment = await finished_deployment(client, begun.name)
+    (rollout,) = deployment.rollouts
+    assert rollout.state == deployments_pb2.DeviceRollout.STATE_ACTIVE, rollout
+    manifest = (await client.get_module(rollout.module)).manifest
+    assert {tensor.dtype for tensor in (*manifest.inputs, *manifest.outputs)} == {tensor_pb2.DATA_TYPE_INT16}
+    numerics = manifest.numerics
+    assert getattr(numerics, "class") == tensor_pb2.Numerics.CLASS_BIT_EXACT
+    accuracy = [item.value for item in manifest.measurements if item.metric == measurement_pb2.METRIC_ACCURACY]
+    assert accuracy == [0.7], "of the float model, too"
+    scale = manifest.inputs[0].scale
+    for index in range(3):
+        given = np.clip(np.rint(samples["input_float"][index] / scale), -32768, 32767).astype("<i2")
+        answer = np.frombuffer((await client.infer(board, [given.tobytes()])).outputs.tensors[0], "<i2")
+        assert answer.argmax() == samples["output_float"][index].argmax()
