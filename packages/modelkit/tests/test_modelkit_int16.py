@@ -5,6 +5,7 @@ The files are made by ONNX Runtime's static quantizer: int8 weights per channel,
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from tinymlaas_modelkit.errors import UnsupportedOperator
 from tinymlaas_modelkit.graph import DType, Graph, OpKind
 from tinymlaas_modelkit.onnx_reader import read_onnx
+from tinymlaas_modelkit.onnx_writer import write_onnx
+from tinymlaas_modelkit.quantization import same_quantization
+from tinymlaas_modelkit.tflite_reader import read_tflite
 from tinymlaas_modelkit.tflite_reader._file import parse
 from tinymlaas_modelkit.tflite_writer import write_tflite
 
@@ -81,12 +85,14 @@ def test_operator_on_int16_differs_by_two_steps_at_most(
     inputs = inputs_for(shape) if name != "sums beyond 32 bits" else np.abs(inputs_for(shape)) * 0.01 + 1
     source = wide(make_onnx(nodes, shape, constants), inputs, tmp_path)
     graph = read_onnx(source)
-    found = run_tflm(write_tflite(graph), inputs)
     assert {t.dtype for t in graph.tensors.values() if t.quantization is not None and not t.is_constant} == {
         DType.INT16
     }
     step = coarsest_scale(graph)
-    np.testing.assert_allclose(found, run_onnx(source, inputs), rtol=1e-6, atol=step * STEPS * 1.001)
+    tflite, expected = write_tflite(graph), run_onnx(source, inputs)
+    tolerance = step * STEPS * 1.001
+    np.testing.assert_allclose(run_tflm(tflite, inputs), expected, rtol=1e-6, atol=tolerance)
+    np.testing.assert_allclose(run_onnx(write_onnx(read_tflite(tflite)), inputs), expected, rtol=1e-6, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", ["conv", "depthwise", "gemm", "depthwise without bias"])
@@ -100,6 +106,34 @@ def test_file_is_in_the_16x8_mode(make_onnx: Callable[..., bytes], tmp_path: Pat
     for tensor in (given, bias, result):
         assert tensor.quantization is not None
         assert not tensor.quantization.zero_points.any()
+
+
+@pytest.mark.parametrize("name", ["conv", "depthwise without bias", "gemm", "add of two branches and relu"])
+def test_16x8_file_is_read_and_written_again_bit_for_bit(
+    make_onnx: Callable[..., bytes], tmp_path: Path, name: str
+) -> None:
+    nodes, shape, constants = ALL[name]
+    once = write_tflite(read_onnx(wide(make_onnx(nodes, shape, constants), inputs_for(shape), tmp_path)))
+    first, second = parse(once), parse(write_tflite(read_tflite(once)))
+    for a, b in zip(first.ops, second.ops, strict=True):
+        assert (a.name, a.version) == (b.name, b.version)
+        for i, j in zip((*a.inputs, *a.outputs), (*b.inputs, *b.outputs), strict=True):
+            x, y = (None if k < 0 else raw.tensors[k] for k, raw in ((i, first), (j, second)))
+            assert (x is None) == (y is None)
+            if x is not None and y is not None:
+                assert (x.dtype, x.shape) == (y.dtype, y.shape)
+                assert same_quantization(x.quantization, y.quantization)
+                assert (x.data is None and y.data is None) or np.array_equal(np.asarray(x.data), np.asarray(y.data))
+
+
+def test_bias_beyond_32_bits_is_refused(make_onnx: Callable[..., bytes], tmp_path: Path) -> None:
+    nodes, shape, constants = CASES["conv"]
+    graph = read_onnx(wide(make_onnx(nodes, shape, constants), inputs_for(shape), tmp_path))
+    tensors = dict(graph.tensors)
+    (name,) = (op.inputs[2] or "" for op in graph.ops if op.kind is OpKind.CONV_2D)
+    tensors[name] = dataclasses.replace(tensors[name], data=np.full(4, 1 << 40, np.int64))
+    with pytest.raises(UnsupportedOperator, match="32 bits"):
+        read_tflite(write_tflite(dataclasses.replace(graph, tensors=tensors)))
 
 
 @pytest.mark.parametrize("name", ["softmax", "sigmoid"])

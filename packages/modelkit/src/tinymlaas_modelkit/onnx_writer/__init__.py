@@ -1,11 +1,11 @@
-"""Write the graph as an ONNX file: float, or int8 as QuantizeLinear and DequantizeLinear around each operator."""
+"""Write the graph as an ONNX file: float, or int8 and int16 as QuantizeLinear and DequantizeLinear around each operator."""
 
 from __future__ import annotations
 
 import onnx
 from onnx import helper
 
-from tinymlaas_modelkit.graph import Graph, OpKind
+from tinymlaas_modelkit.graph import DType, Graph, OpKind
 from tinymlaas_modelkit.onnx_writer._context import Context, Value, onnx_type
 from tinymlaas_modelkit.onnx_writer._ops import WRITERS
 
@@ -14,14 +14,17 @@ __all__ = ["write_onnx"]
 OPSET = 13
 """The first with per-channel DequantizeLinear; HardSwish asks for 14."""
 
+WIDE_OPSET = 21
+"""The first whose QuantizeLinear takes int16."""
+
 IR_VERSION = 8
 PRODUCER = "TinyMLaaS"
 
 
 def write_onnx(graph: Graph) -> bytes:
-    """The ONNX file of a graph (opset 13, 14 with HardSwish, or that of its FOREIGN operators); equal graphs give equal bytes.
+    """The ONNX file of a graph (opset 13, 14 with HardSwish, 21 with int16, or that of its FOREIGN operators).
 
-    Inputs and outputs keep names, shapes and types; layouts inside become NCHW where ONNX wants it.
+    Equal graphs give equal bytes. Inputs and outputs keep names, shapes and types; layouts inside become NCHW where ONNX wants it.
     """
     context = Context(graph, _opset(graph))
     context.taken.update((*graph.inputs, *graph.outputs))
@@ -56,5 +59,6 @@ def write_onnx(graph: Graph) -> bytes:
 def _opset(graph: Graph) -> int:
     """The version of the operator set that the graph's operators ask for."""
     swish = any(op.kind is OpKind.HARD_SWISH for op in graph.ops)
-    least = OPSET + 1 if swish else OPSET
+    wide = any(t.dtype is DType.INT16 and t.quantization is not None for t in graph.tensors.values())
+    least = WIDE_OPSET if wide else OPSET + 1 if swish else OPSET
     return max([least, *(int(str(op.attributes["opset"])) for op in graph.ops if op.kind is OpKind.FOREIGN)])

@@ -1,4 +1,4 @@
-"""Read TFLite files, float or int8, into the graph."""
+"""Read TFLite files, float, int8 or int16, into the graph."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SUPPORTED_OPERATORS: tuple[str, ...] = tuple(sorted(_HANDLERS))
 
 
 def read_tflite(data: bytes) -> Graph:
-    """The graph of a TFLite file (one subgraph, static shapes), float32 or int8, with its scales and weights bit for
+    """The graph of a TFLite file (one subgraph, static shapes), float32, int8 or int16, with its scales and weights bit for
     bit.
 
     Errors: MalformedModel; UnsupportedOperator that lists every operator that cannot be expressed.

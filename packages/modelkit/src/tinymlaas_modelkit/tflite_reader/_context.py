@@ -95,12 +95,12 @@ def same_pads(size: tuple[int, int], reach: tuple[int, int], strides: tuple[int,
 
 
 def require_one_type(context: Context, op: RawOp) -> None:
-    """Refuse operators on other types than float32 and int8, and hybrid ones (integer weights, float activations)."""
+    """Refuse operators on other types than float32, int8 and int16, and hybrid ones (integer weights, float activations)."""
     data, out = context.input(op), context.output(op)
     for tensor in (data, out):
-        if tensor.dtype not in (DType.FLOAT32, DType.INT8):
+        if tensor.dtype not in (DType.FLOAT32, DType.INT8, DType.INT16):
             raise NotExpressible(f"element type {tensor.dtype}")
     if data.dtype != out.dtype:
         raise NotExpressible(f"input {data.dtype} and output {out.dtype}")
-    if data.dtype is DType.INT8 and (data.quantization is None or out.quantization is None):
-        raise NotExpressible("int8 without scale and zero point")
+    if data.dtype is not DType.FLOAT32 and (data.quantization is None or out.quantization is None):
+        raise NotExpressible(f"{data.dtype} without scale and zero point")

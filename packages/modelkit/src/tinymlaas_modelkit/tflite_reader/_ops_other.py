@@ -60,12 +60,12 @@ def unary(context: Context, op: RawOp) -> None:
 
 
 def quantize(context: Context, op: RawOp) -> None:
-    """QUANTIZE and DEQUANTIZE between float32, int8 and uint8."""
+    """QUANTIZE and DEQUANTIZE between float32, int8, uint8 and int16."""
     data, out = context.input(op), context.output(op)
     if data.data is not None:
         raise NotExpressible("a constant is converted at run time (hybrid weights)")
     for tensor in (data, out):
-        if tensor.dtype not in (DType.FLOAT32, DType.INT8, DType.UINT8):
+        if tensor.dtype not in (DType.FLOAT32, DType.INT8, DType.UINT8, DType.INT16):
             raise NotExpressible(f"element type {tensor.dtype}")
         if tensor.dtype is not DType.FLOAT32 and tensor.quantization is None:
             raise NotExpressible(f"{tensor.dtype} without scale and zero point")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from tinymlaas_modelkit.graph import OpKind, Tensor
+import dataclasses
+
+import numpy as np
+
+from tinymlaas_modelkit.graph import DType, OpKind, Tensor
 from tinymlaas_modelkit.tflite_reader._context import (
     Context,
     NotExpressible,
@@ -20,11 +24,26 @@ def _weights(context: Context, op: RawOp) -> tuple[Tensor, str | None]:
     filter_, data = context.input(op, 1), context.input(op)
     if filter_.data is None:
         raise NotExpressible("the filter is computed, not constant")
-    if filter_.dtype != data.dtype:
+    wanted = DType.INT8 if data.dtype is DType.INT16 else data.dtype
+    if filter_.dtype != wanted:
         raise NotExpressible(f"hybrid: {filter_.dtype} filter with {data.dtype} activations")
     if filter_.quantization is not None and filter_.quantization.zero_points.any():
         raise NotExpressible("integer filters need zero point 0 (symmetric weights)")
-    return filter_, context.name(op.inputs[2]) if len(op.inputs) > 2 else None
+    return filter_, _bias(context, op)
+
+
+def _bias(context: Context, op: RawOp) -> str | None:
+    """The bias as float32 or int32: that of an operator on int16 is int64 in the file."""
+    name = context.name(op.inputs[2]) if len(op.inputs) > 2 else None
+    if name is None or context.tensors[name].dtype is not DType.INT64:
+        return name
+    bias = context.tensors[name]
+    limits = np.iinfo(np.int32)
+    if bias.data is None or np.any(np.asarray(bias.data) > limits.max) or np.any(np.asarray(bias.data) < limits.min):
+        raise NotExpressible("a bias beyond 32 bits, or computed")
+    narrow = np.asarray(bias.data).astype(np.int32)
+    context.tensors[name] = dataclasses.replace(bias, dtype=DType.INT32, data=narrow)
+    return name
 
 
 def conv_2d(context: Context, op: RawOp) -> None:
