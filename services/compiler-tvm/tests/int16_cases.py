@@ -42,6 +42,12 @@ class Wide:
         self.inputs[name] = values.astype(np.int16)
         return self.activation(name, shape, scale)
 
+    def scale(self, name: str) -> float:
+        """A declared tensor's scale."""
+        quantization = self.tensors[name].quantization
+        assert quantization is not None
+        return quantization.scale
+
     def narrow(self, name: str, shape: tuple[int, ...], scale: float, zero: int) -> str:
         """Declare an int8 tensor."""
         quantization = Quantization(np.array([scale], np.float32), np.array([zero], np.int32))

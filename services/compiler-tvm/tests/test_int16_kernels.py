@@ -13,7 +13,7 @@ from tinymlaas_compiler_tvm import CompiledParts
 from tinymlaas_compiler_tvm.compile import compile_graph
 from tinymlaas_compiler_tvm.options import Options
 from tinymlaas_compiler_tvm.target import machine_for
-from tinymlaas_modelkit.graph import Activation, OpKind
+from tinymlaas_modelkit.graph import Activation, Op, OpKind
 from tinymlaas_simulator import QEMU_PROGRAM, find_qemu
 
 CPUS = (
@@ -123,6 +123,9 @@ def without_weights(case: Wide) -> None:
     out = case.activation("whole: y", (1, 1, 1, 4))
     attributes = {"kernel": (5, 6), "strides": (5, 6), "pads": (0, 0, 0, 0), "activation": Activation.NONE}
     case.op(OpKind.AVERAGE_POOL_2D, (case.given("whole: x", shape),), out, **attributes)
+    for kind, scale in ((OpKind.RELU, 3e-4), (OpKind.RELU, 1.1e-4), (OpKind.RELU6, 3e-4)):
+        name = f"{kind} {scale}"
+        case.op(kind, (case.given(f"{name}: x", shape),), case.activation(f"{name}: y", shape, scale))
     for scale in (1e-5, 3e-4, 2e-2):
         name = f"softmax {scale}"
         case.op(
@@ -133,6 +136,23 @@ def without_weights(case: Wide) -> None:
         )
 
 
+def moving(case: Wide) -> None:
+    """Operators that move values, and means."""
+    case.given("x", (1, 4, 5, 6))
+    case.op(OpKind.TRANSPOSE, ("x",), case.activation("turned", (1, 6, 4, 5)), permutation=(0, 3, 1, 2))
+    paddings = ((0, 0), (1, 0), (0, 2), (0, 0))
+    case.op(OpKind.PAD, ("x",), case.activation("padded", (1, 5, 7, 6)), paddings=paddings)
+    case.given("z", (1, 4, 5, 3))
+    case.op(
+        OpKind.CONCATENATION, ("x", "z"), case.activation("joined", (1, 4, 5, 9)), axis=3, activation=Activation.NONE
+    )
+    case.op(OpKind.SLICE, ("x",), case.activation("cut", (1, 2, 5, 3)), begin=(0, 1, 0, 2), size=(1, 2, 5, 3))
+    parts = tuple(case.activation(name, (1, 4, 5, 2)) for name in ("first", "second", "third"))
+    case.ops.append(Op(OpKind.SPLIT, ("x",), parts, {"axis": 3, "sizes": (2, 2, 2)}, "node split"))
+    case.op(OpKind.MEAN, ("x",), case.activation("mean", (1, 1, 1, 6), 2e-4), axes=(1, 2), keep_dims=True)
+    case.op(OpKind.MEAN, ("x",), case.activation("other mean", (1, 4, 6), 3e-4), axes=(2,), keep_dims=False)
+
+
 def separable(case: Wide) -> None:
     """A network of layers that work in place, one after the other."""
     case.given("x", (1, 9, 10, 1))
@@ -140,11 +160,9 @@ def separable(case: Wide) -> None:
     case.layer("a", "b", OpKind.DEPTHWISE_CONV_2D, **SAME, activation=Activation.RELU)
     case.layer("b", "c", OpKind.CONV_2D, channels=8, activation=Activation.RELU)
     case.layer("c", "d", OpKind.CONV_2D, **SAME, channels=8, activation=Activation.RELU)
-    case.op(OpKind.ADD, ("b", "d"), case.activation("e", (1, 9, 10, 8), 3e-4), activation=Activation.NONE)
+    case.op(OpKind.ADD, ("b", "d"), case.activation("e", (1, 9, 10, 8), case.scale("d")), activation=Activation.NONE)
     case.layer("e", "f", OpKind.CONV_2D, **SAME, strides=(2, 2), channels=6)
-    case.op(
-        OpKind.RESHAPE, ("f",), case.activation("g", (1, 150), case.tensors["f"].quantization.scale), shape=(1, 150)
-    )  # type: ignore[union-attr]
+    case.op(OpKind.RESHAPE, ("f",), case.activation("g", (1, 150), case.scale("f")), shape=(1, 150))
     case.layer("g", "y", OpKind.FULLY_CONNECTED, channels=12)
 
 
@@ -160,7 +178,7 @@ def mixed(case: Wide) -> None:
     case.op(OpKind.QUANTIZE, ("d",), case.activation("z", (1, 6, 7, 8), 9e-4))
 
 
-GROUPS: tuple[Callable[[Wide], None], ...] = (convolutions, depthwise, dense, without_weights, separable, mixed)
+GROUPS: tuple[Callable[[Wide], None], ...] = (convolutions, depthwise, dense, without_weights, moving, separable, mixed)
 
 
 @pytest.mark.parametrize("cpu", CPUS)

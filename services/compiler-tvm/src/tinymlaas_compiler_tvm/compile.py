@@ -71,7 +71,7 @@ def graph_for(onnx_bytes: bytes, machine: Machine, options: Options) -> tuple[Gr
     if options.rounding != "tflite":
         return read_graph(onnx_bytes), ""
     wide = read_graph(onnx_bytes, wide=True)
-    if wide is None or not any(is_wide(tensor) for tensor in wide.tensors.values()):
+    if wide is None or not _has_wide(wide):
         # Without int16 there is nothing that can be read in two ways.
         return read_graph(onnx_bytes) if wide is None else wide, ""
     prepared, rounding = prepare(wide, options.rounding)
@@ -105,6 +105,11 @@ def compile_float(
     numerics, line = float_numerics(onnx_bytes)
     program.log.append(line)
     return assemble(program, machine, target, inputs, outputs, numerics, "-O2")
+
+
+def _has_wide(graph: Graph) -> bool:
+    """Whether a graph has int16 activations as integers."""
+    return any(is_wide(tensor) for tensor in graph.tensors.values())
 
 
 def read_graph(onnx_bytes: bytes, wide: bool = False) -> Graph | None:
@@ -335,7 +340,7 @@ def _lowered(
     try:
         program = lower_graph(thinned(prepared, machine, settings), machine, settings, INT8_OPERATORS)
     except OpUnsupported as error:
-        if rounding == "onnx":
+        if rounding == "onnx" or _has_wide(graph):
             raise
         following = dataclasses.replace(options, rounding="onnx")
         program, rounding = _lowered(graph, machine, following, variants, faster, zeros, winograd)

@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 from tinymlaas_compiler_tvm.int8.lowering import Lower, Lowering
+from tinymlaas_compiler_tvm.int8.movement import (
+    lower_concatenation,
+    lower_pad,
+    lower_slice,
+    lower_split,
+    lower_transpose,
+)
 from tinymlaas_compiler_tvm.int16.conv import lower_conv, lower_dense, lower_depthwise
-from tinymlaas_compiler_tvm.int16.simple import lower_binary, lower_pool, lower_quantize, lower_reshape, lower_softmax
+from tinymlaas_compiler_tvm.int16.simple import (
+    lower_binary,
+    lower_mean,
+    lower_pool,
+    lower_quantize,
+    lower_relu,
+    lower_reshape,
+    lower_softmax,
+)
 from tinymlaas_compiler_tvm.islands import is_wide
 from tinymlaas_modelkit.graph import Op, OpKind
 
 INT16_OPERATORS: dict[OpKind, Lower] = {
     OpKind.ADD: lower_binary,
     OpKind.AVERAGE_POOL_2D: lower_pool,
+    OpKind.CONCATENATION: lower_concatenation,
     OpKind.CONV_2D: lower_conv,
     OpKind.DEPTHWISE_CONV_2D: lower_depthwise,
     OpKind.FULLY_CONNECTED: lower_dense,
     OpKind.MAX_POOL_2D: lower_pool,
+    OpKind.MEAN: lower_mean,
     OpKind.MUL: lower_binary,
+    OpKind.PAD: lower_pad,
     OpKind.QUANTIZE: lower_quantize,
+    OpKind.RELU: lower_relu,
+    OpKind.RELU6: lower_relu,
     OpKind.RESHAPE: lower_reshape,
+    OpKind.SLICE: lower_slice,
     OpKind.SOFTMAX: lower_softmax,
+    OpKind.SPLIT: lower_split,
+    OpKind.STRIDED_SLICE: lower_slice,
     OpKind.SUB: lower_binary,
+    OpKind.TRANSPOSE: lower_transpose,
 }
 
 

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import numpy as np
 
 from tinymlaas_compiler_tvm import arithmetic
-from tinymlaas_compiler_tvm.int8.lowering import Lowering, Place, activation_of, pointer, quantized, unsupported
+from tinymlaas_compiler_tvm.int8.lowering import (
+    Lowering,
+    Place,
+    activation_of,
+    pointer,
+    quantized,
+    row_major,
+    unsupported,
+)
+from tinymlaas_compiler_tvm.int8.reduction import mean_multiplier
 from tinymlaas_compiler_tvm.int8.values import braces
 from tinymlaas_compiler_tvm.int16 import c_simple, reference
-from tinymlaas_modelkit.graph import DType, Op, OpKind, Tensor
+from tinymlaas_modelkit.graph import Activation, DType, Op, OpKind, Tensor
 
 # Sums of so many int16 values stay below 2**31.
 _MOST_VALUES = 1 << 16
@@ -109,11 +119,65 @@ def lower_quantize(state: Lowering, op: Op) -> None:
         low, high = _LIMITS[source_type]
         if max(high - in_zero, in_zero - low) << max(shift, 0) >= 1 << 31:
             raise unsupported(op, "change to a scale that is too fine", str(source_type))
-        name = f"tim_rescale_{inputs}_{outputs}"
-        state.define(name, c_simple.RESCALE.replace("@IN@", inputs).replace("@OUT@", outputs), "fixed_point")
         values = (out.elements, in_zero, multiplier, shift, out_zero, *_LIMITS[target_type])
-        body = f"static const {name}_desc d = {braces(values)};\n  {name}(&d, {given}, {wanted});"
+        body = _rescaling(state, inputs, outputs, values, given, wanted)
     state.step("quantize_int16", op, body, [in_name], [out_name])
+
+
+def _rescaling(state: Lowering, inputs: str, outputs: str, values: tuple[int, ...], given: str, wanted: str) -> str:
+    name = f"tim_rescale_{inputs}_{outputs}"
+    state.define(name, c_simple.RESCALE.replace("@IN@", inputs).replace("@OUT@", outputs), "fixed_point")
+    return f"static const {name}_desc d = {braces(values)};\n  {name}(&d, {given}, {wanted});"
+
+
+def lower_relu(state: Lowering, op: Op) -> None:
+    """RELU to any scale, and RELU6 that keeps it."""
+    in_name, out_name = str(op.inputs[0]), op.outputs[0]
+    (x, in_scale), (_, out_scale) = symmetric(state, op, in_name), symmetric(state, op, out_name)
+    # The reference divides these two scales in float32.
+    multiplier, shift = arithmetic.quantize_multiplier(float(np.float32(in_scale) / np.float32(out_scale)))
+    _, high = reference.activation_range(Activation.RELU6 if op.kind is OpKind.RELU6 else Activation.RELU, out_scale)
+    if shift > 15 or (op.kind is OpKind.RELU6 and in_scale != out_scale):
+        raise unsupported(op, "change of scale", "int16")
+    given = pointer(state.place(in_name).buffer, "int16_t")
+    target = state.output(out_name, over=in_name)
+    values = (x.elements, 0, multiplier, shift, 0, 0, high)
+    body = _rescaling(state, "int16_t", "int16_t", values, given, pointer(target.buffer, "int16_t"))
+    state.step(f"{op.kind.lower()}_int16", op, body, [in_name], [out_name])
+
+
+def lower_mean(state: Lowering, op: Op) -> None:
+    """MEAN over any axes."""
+    in_name, out_name = str(op.inputs[0]), op.outputs[0]
+    (x, in_scale), (_, out_scale) = symmetric(state, op, in_name), symmetric(state, op, out_name)
+    axes = {int(axis) % len(x.shape) for axis in cast("tuple[int, ...]", op.attributes["axes"])}
+    count = math.prod(x.shape[axis] for axis in axes)
+    multiplier, shift = mean_multiplier(in_scale / out_scale, count)
+    if count >= _MOST_VALUES or shift > 0:
+        raise unsupported(op, "mean of 65536 values or more, or of a much finer scale", "int16")
+    target = state.output(out_name)
+    steps, source, to, at, inner = row_major(x.shape), pointer(state.place(in_name).buffer, "int16_t"), "", "", ""
+    kept = [axis for axis in range(len(x.shape)) if axis not in axes]
+    # The kept axes' places in the output do not depend on whether it has the others as ones.
+    out_steps = dict(zip(kept, row_major(tuple(x.shape[axis] for axis in kept)), strict=True))
+    lines = []
+    for axis in kept:
+        lines.append(f"for (int32_t i{axis} = 0; i{axis} < {x.shape[axis]}; ++i{axis})")
+        at += f" + i{axis} * {steps[axis]}"
+        to += f" + i{axis} * {out_steps[axis]}"
+    lines += ["{", "  int32_t acc = 0;"]
+    for axis in sorted(axes):
+        lines.append(f"  for (int32_t i{axis} = 0; i{axis} < {x.shape[axis]}; ++i{axis})")
+        inner += f" + i{axis} * {steps[axis]}"
+    low, high = _LIMITS[DType.INT16]
+    lines += [
+        f"  acc += *({source}{at}{inner});",
+        f"  acc = tim_mbqm(acc, {multiplier}, {shift});",
+        f"  *({pointer(target.buffer, 'int16_t')}{to}) = (int16_t)(acc < {low} ? {low} : acc > {high} ? {high} : acc);",
+        "}",
+    ]
+    state.use("fixed_point")
+    state.step("mean_int16", op, "\n  ".join(lines), [in_name], [out_name])
 
 
 def lower_softmax(state: Lowering, op: Op) -> None:

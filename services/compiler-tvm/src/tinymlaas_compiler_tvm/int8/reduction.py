@@ -29,7 +29,7 @@ def _ints(op: Op, name: str) -> tuple[int, ...]:
     return tuple(int(v) for v in cast("Iterable[Any]", op.attributes[name]))
 
 
-def _mean_multiplier(ratio: float, count: int) -> tuple[int, int]:
+def mean_multiplier(ratio: float, count: int) -> tuple[int, int]:
     """TFLite's multiplier of a mean: 1 / count is taken into the multiplier of the scales, which is cut, not rounded."""
     multiplier, shift = arithmetic.quantize_multiplier(ratio)
     bits = min(count.bit_length() - 1, _MOST_BITS, 31 + shift)
@@ -59,7 +59,7 @@ def lower_reduce(state: Lowering, op: Op) -> None:
         if onnx:
             function = float_arithmetic.requantization(np.array([in_scale / count]), out_scale, out_zero, -128, 127)
         else:
-            multiplier, shift = _mean_multiplier(float(in_scale) / float(out_scale), count)
+            multiplier, shift = mean_multiplier(float(in_scale) / float(out_scale), count)
 
             def function(acc: Any) -> Any:
                 return arithmetic.requantize(acc, multiplier, shift, out_zero, -128, 127)
