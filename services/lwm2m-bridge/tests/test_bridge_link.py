@@ -260,7 +260,11 @@ async def test_a_push_takes_the_block_size_that_the_device_asks_for(szx: int) ->
 
     async with scripted(handler) as (link, device, site):
         steps: list[int] = []
-        await within(link.push(device, software(0, SoftwareRes.PACKAGE), IMAGE[:5000], steps.append))
+
+        async def progress(done: int) -> None:
+            steps.append(done)
+
+        await within(link.push(device, software(0, SoftwareRes.PACKAGE), IMAGE[:5000], progress))
         assert bytes(received) == IMAGE[:5000]
         assert steps == sorted(set(steps))
         assert steps[-1] == 5000

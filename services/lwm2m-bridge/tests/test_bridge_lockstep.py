@@ -203,9 +203,7 @@ async def test_a_push_that_is_answered_with_4_08_ends_with_that_code(device: Dev
     """RFC 7959, clause 2.9.2: Request Entity Incomplete."""
     await device.register()
     registration = device.bridge.registration("node-1")
-    push = asyncio.create_task(
-        device.bridge.endpoint.link.push(registration, LwPath(9, 0, 2), IMAGE, lambda done: None)
-    )
+    push = asyncio.create_task(device.bridge.endpoint.link.push(registration, LwPath(9, 0, 2), IMAGE))
     first = await device.wire.take()
     assert (first.code, first.option(BLOCK1), first.option(SIZE1)) == (PUT, block(0, True), (3_000).to_bytes(2, "big"))
     device.wire.send(Packet(ACK, code("2.31"), first.mid, first.token, ((BLOCK1, block(0, True)),)))
@@ -221,9 +219,7 @@ async def test_a_push_that_is_too_large_is_told_with_4_13(device: Device) -> Non
     """RFC 7959, clause 2.9.3: Request Entity Too Large."""
     await device.register()
     registration = device.bridge.registration("node-1")
-    push = asyncio.create_task(
-        device.bridge.endpoint.link.push(registration, LwPath(9, 0, 2), IMAGE, lambda done: None)
-    )
+    push = asyncio.create_task(device.bridge.endpoint.link.push(registration, LwPath(9, 0, 2), IMAGE))
     first = await device.wire.take()
     device.wire.send(Packet(ACK, code("4.13"), first.mid, first.token, ((SIZE1, (2_048).to_bytes(2, "big")),)))
     with pytest.raises(BridgeError) as caught:

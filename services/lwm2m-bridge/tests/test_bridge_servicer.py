@@ -133,6 +133,27 @@ async def test_the_life_of_a_module_over_grpc(rig: Rig) -> None:
         await device.close()
 
 
+async def test_a_watcher_hears_what_a_change_has_made_of_a_device(rig: Rig) -> None:
+    """DO-BRIDGE-001: what it was told before, and may record only now, is not its last word."""
+    async with served(rig) as stub:
+        device = await rig.device()
+        await within(device.registered.wait())
+        watch = stub.WatchDevices(bridge_pb2.WatchDevicesRequest(parent="projects/p"))
+        events = aiter(watch)
+        told = await within(anext(events))
+        assert told.device.capabilities.slots[0].state == devices_pb2.Slot.STATE_EMPTY
+        request = bridge_pb2.InstallRequest(install_id="a", device=NODE, module_sha256=DIGEST)
+        assert [event async for event in stub.Install(request)][-1].step == Step.STEP_READY
+        await within(stub.Activate(bridge_pb2.ActivateRequest(device=NODE, slot=0)))
+        while (
+            not told.device.capabilities.slots
+            or told.device.capabilities.slots[0].state != devices_pb2.Slot.STATE_ACTIVE
+        ):
+            told = await within(anext(events))
+        watch.cancel()
+        await device.close()
+
+
 async def test_observation_tells_of_each_invocation(rig: Rig) -> None:
     """DO-OBS-001, 003, 004: with how sure the module was, and of which image the counters are."""
     async with served(rig) as stub:

@@ -69,7 +69,7 @@ def test_what_is_put_is_found_again_changed_and_removed(database_url: str) -> No
     event = InstallEvent(
         "i-1", Step.FAILED, 1.5, 0, 10, 10, "done", Failure("INTERNAL", "SOME_REASON", "x", "y", {"a": "b"})
     )
-    store.add_event(event)
+    store.note_install(None, event)
     assert store.events("i-1") == [event]
     record = BootstrapRecord("node-1", BootstrapState.FINISHED, "coap://127.0.0.1:1", 1.0, 2.0)
     store.put_bootstrap(record)

@@ -47,6 +47,7 @@ from .core.telemetry import TELEMETRY, Observation, counter, observation_of, unt
 from .fleet import Fleet
 from .fleet_store import FleetStore
 from .images import TensorShapes
+from .install_log import ThreadedInstallLog
 from .registration_writer import RegistrationWriter
 from .store import SqlStore
 
@@ -118,6 +119,7 @@ class Bridge:
         self._expiry: asyncio.Task[None] | None = None
         self._watches: list[Callable[[], None]] = []
         self._writer = RegistrationWriter(store)
+        self._install_log = ThreadedInstallLog(store)
         self.fleet = Fleet(
             FleetStore(store, self._settings.lease_s),
             refresh_keys,
@@ -146,6 +148,7 @@ class Bridge:
             self._artifacts,
             self._check,
             self._store,
+            self._install_log,
             self._surveyor,
             self._sleepers,
             self._clock,
@@ -181,6 +184,7 @@ class Bridge:
         await self.endpoint.close()
         await self._writer.close()
         await self.fleet.close()
+        self._install_log.close()
         self._store.close()
 
     def watch_devices(self) -> AsyncIterator[RecordEvent]:

@@ -84,9 +84,21 @@ class SqlStore:
             body = connection.execute(query).scalar()
         return None if body is None else record_of(body)
 
-    @patient
     def put_install(self, record: InstallRecord) -> None:
         """Store a record, replacing the earlier one, unless another instance has taken it meanwhile."""
+        self.note_install(record, None)
+
+    @patient
+    def note_install(self, record: InstallRecord | None, event: InstallEvent | None) -> None:
+        """Store a record as `put_install` does, and append to its timeline, both or none."""
+        with self._writer.begin() as connection:
+            if record is not None:
+                self._put_install(connection, record)
+            if event is not None:
+                row = {"install_id": event.install_id, "body": json.dumps(asdict(event))}
+                connection.execute(schema.events.insert().values(row))
+
+    def _put_install(self, connection: sa.Connection, record: InstallRecord) -> None:
         row = {
             "install_id": record.request.install_id,
             "ended": record.step.terminal,
@@ -95,12 +107,11 @@ class SqlStore:
             "endpoint": record.request.endpoint,
             "owner": self.instance,
         }
-        with self._writer.begin() as connection:
-            table = schema.installs
-            insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-            free = table.c.owner.in_(("", self.instance))
-            statement = insert(table).values(row)
-            connection.execute(statement.on_conflict_do_update(index_elements=["install_id"], set_=row, where=free))
+        table = schema.installs
+        insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+        free = table.c.owner.in_(("", self.instance))
+        statement = insert(table).values(row)
+        connection.execute(statement.on_conflict_do_update(index_elements=["install_id"], set_=row, where=free))
 
     @patient
     def open_installs(self) -> list[InstallRecord]:
@@ -114,20 +125,13 @@ class SqlStore:
             return [record_of(body) for body in connection.execute(query).scalars()]
 
     @patient
-    def add_event(self, event: InstallEvent) -> None:
-        """Append to an install's timeline."""
-        with self._writer.begin() as connection:
-            connection.execute(
-                schema.events.insert().values(install_id=event.install_id, body=json.dumps(asdict(event)))
-            )
-
-    @patient
-    def events(self, install_id: str) -> list[InstallEvent]:
-        """Timeline of an install, oldest first."""
+    def events(self, install_id: str, skip: int = 0) -> list[InstallEvent]:
+        """Timeline of an install, oldest first, without its first `skip` entries."""
         query = (
             sa.select(schema.events.c.body)
             .where(schema.events.c.install_id == install_id)
             .order_by(schema.events.c.number)
+            .offset(skip)
         )
         with self._engine.connect() as connection:
             return [_event(body) for body in connection.execute(query).scalars()]

@@ -37,6 +37,7 @@ from tinymlaas_lwm2m import (
 )
 
 from ..core.errors import BridgeError, Reason
+from ..core.ports import Progress
 from ..core.registration import Registration
 
 _FORMATS = (Format.TLV, Format.SENML_CBOR, Format.SENML_JSON, Format.LWM2M_CBOR)
@@ -111,7 +112,7 @@ class CoapLink:
         """Write one resource (replacing it) or one resource instance."""
         kind = self._types(path.object_id, path.resource_id or 0)
         if isinstance(value, bytes) and (kind is Kind.OPAQUE or kind is None):
-            await self.push(device, path, value, lambda _: None)
+            await self.push(device, path, value)
             return
         content_format = Format.TEXT if path.depth == 3 else self._accepted(device.endpoint)[0]
         message = self._message(device, Code.PUT, path)
@@ -119,7 +120,7 @@ class CoapLink:
         message.payload = encode(content_format, {path: value}, path, types=self._types)
         self._expect(await self._ask(device, message, self._settings.answer_s, path), path)
 
-    async def push(self, device: Registration, path: Path, data: bytes, progress: Callable[[int], None]) -> None:
+    async def push(self, device: Registration, path: Path, data: bytes, progress: Progress | None = None) -> None:
         """Write an opaque resource, in blocks where it is longer than one (RFC 7959, Block1)."""
         szx, offset = _SZX, 0
         while True:
@@ -138,7 +139,8 @@ class CoapLink:
             answer = await self._ask(device, message, limit, path)
             self._expect(answer, path)
             offset += len(part)
-            progress(offset)
+            if progress is not None:
+                await progress(offset)
             if not more:
                 return
             block = answer.opt.block1

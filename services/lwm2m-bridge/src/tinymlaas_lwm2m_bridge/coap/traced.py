@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 
 from opentelemetry.trace import SpanKind
 
 from tinymlaas_lwm2m import Path, Value, Values
 from tinymlaas_servicekit.telemetry import traced
 
-from ..core.ports import DeviceLink
+from ..core.ports import DeviceLink, Progress
 from ..core.registration import Registration
 
 
@@ -29,7 +29,7 @@ class TracedLink:
         with traced("lwm2m Write", kind=SpanKind.CLIENT, device=device.endpoint, path=str(path)):
             await self._link.write(device, path, value)
 
-    async def push(self, device: Registration, path: Path, data: bytes, progress: Callable[[int], None]) -> None:
+    async def push(self, device: Registration, path: Path, data: bytes, progress: Progress) -> None:
         """See DeviceLink."""
         with traced("lwm2m Write", kind=SpanKind.CLIENT, device=device.endpoint, path=str(path), bytes=len(data)):
             await self._link.push(device, path, data, progress)

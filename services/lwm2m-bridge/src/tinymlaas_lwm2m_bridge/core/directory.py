@@ -170,7 +170,7 @@ class Directory:
         return {kept.endpoint: kept for kept in found if kept is not None and self.knows_this_instance(kept)}
 
     def tell_again(self, endpoint: str) -> None:
-        """Tell watchers of a device that another instance said it has, and has no more."""
+        """Tell watchers of a device anew: another instance had told of it as its own, or it says other things of itself."""
         registration = self._by_endpoint.get(endpoint)
         if registration is not None:
             self._tell(DeviceChange.UPDATED, registration)

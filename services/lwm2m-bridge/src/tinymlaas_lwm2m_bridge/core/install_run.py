@@ -21,7 +21,7 @@ from .errors import BridgeError, Reason
 from .evidence import check_fit
 from .install_plan import Action, SlotView, choose_slot, holds, next_action
 from .install_record import Failure, InstallEvent, InstallRecord, Step, Transfer
-from .ports import ArtifactSource, DeviceLink, ImageCheck, InstallStore, PackageServer
+from .ports import ArtifactSource, DeviceLink, ImageCheck, InstallLog, PackageServer
 from .registration import Registration
 from .sleep import Sleepers, asleep_error
 from .survey import Surveyor
@@ -52,7 +52,7 @@ class Site:
     packages: PackageServer
     artifacts: ArtifactSource
     check: ImageCheck
-    store: InstallStore
+    log: InstallLog
     surveyor: Surveyor
     sleepers: Sleepers
     clock: Clock
@@ -83,7 +83,7 @@ class InstallRun:
         if self._record.cancelled:
             self._cancel.set()
         self._image = await self._checked_image()
-        self._save(bytes_total=len(self._image))
+        await self._save(bytes_total=len(self._image))
         self._in.packages.offer(self._request.digest, self._image)
         try:
             while True:
@@ -118,7 +118,7 @@ class InstallRun:
             with suppress(BridgeError):
                 await self._clear(self._in.directory.get(self._request.endpoint), slot_target(self._record.slot))
         step = Step.CANCELLED if error.reason == Reason.INSTALL_CANCELLED else Step.FAILED
-        self._tell(step, error.detail, Failure.of(error))
+        await self._tell(step, error.detail, Failure.of(error))
 
     async def _checked_image(self) -> bytes:
         image = await self._in.artifacts.read(self._request.digest)
@@ -145,7 +145,7 @@ class InstallRun:
         view = await self._in.surveyor.view(device)
         if self._record.slot is None:
             slot_index = choose_slot(view, self._digest, len(self._image), self._request.slot)
-            self._save(slot=slot_index)
+            await self._save(slot=slot_index)
         assert self._record.slot is not None
         slot = view.slot(self._record.slot)
         if self._cancel.is_set() and not (slot.past_cancelling and self._record.install_sent):
@@ -153,7 +153,7 @@ class InstallRun:
         try:
             action = next_action(self._record, slot, self._digest)
         except BridgeError as error:
-            if not self._retry(error, device, slot):
+            if not await self._retry(error, device, slot):
                 raise
             action = Action.TRANSFER
         if action in (Action.CLEAR, Action.TRANSFER):
@@ -177,14 +177,14 @@ class InstallRun:
         ):
             return False
         if action is Action.INSTALL:
-            self._save(install_sent=True)
+            await self._save(install_sent=True)
         elif action is Action.SELF_TEST:
-            self._save(test_sent=True)
+            await self._save(test_sent=True)
         elif action is Action.TRANSFER:
-            self._save(attempts=self._record.attempts + 1)
+            await self._save(attempts=self._record.attempts + 1)
         return True
 
-    def _retry(self, error: BridgeError, device: Registration, slot: SlotView) -> bool:
+    async def _retry(self, error: BridgeError, device: Registration, slot: SlotView) -> bool:
         """True where another attempt may do better: a lost link, or push where pull is not possible."""
         worked = slot.digest == self._digest and slot.received > 0
         of_another = self._record.uri not in ("", self._in.packages.uri(self._request.digest, device))
@@ -192,7 +192,7 @@ class InstallRun:
             # The URI has worked before, or led to a bridge that is gone: who answered 4.xx was not this one in good order.
             return self._record.attempts < self._in.settings.attempts
         if error.reason == Reason.URI_INVALID and self._request.transfer is Transfer.AUTO and not self._record.pushing:
-            self._save(pushing=True)
+            await self._save(pushing=True)
             return True
         return error.reason in _RETRIED and self._record.attempts < self._in.settings.attempts
 
@@ -203,21 +203,21 @@ class InstallRun:
         elif action is Action.CLEAR:
             await self._clear(device, slot.target)
         elif action is Action.INSTALL:
-            self._tell(Step.DELIVERED, "verified by the device", done=len(self._image))
+            await self._tell(Step.DELIVERED, "verified by the device", done=len(self._image))
             await link.execute(device, slot.target.install)
-            self._save(install_sent=True)
+            await self._save(install_sent=True)
             await self._pause()
         elif action is Action.SELF_TEST:
-            self._tell(Step.INSTALLED, "", done=len(self._image))
+            await self._tell(Step.INSTALLED, "", done=len(self._image))
             await link.execute(device, ml(MlRes.SELF_TEST), {0: str(index)})
-            self._save(test_sent=True)
-            self._tell(Step.SELF_TESTING, "", done=len(self._image))
+            await self._save(test_sent=True)
+            await self._tell(Step.SELF_TESTING, "", done=len(self._image))
             await self._pause()
         elif action is Action.WAIT:
             await self._wait(device, slot)
         else:
             detail = "self-test passed" if slot.self_test is not None else "the device offers no self-test"
-            self._tell(Step.READY, "active already" if slot.active else detail, done=len(self._image))
+            await self._tell(Step.READY, "active already" if slot.active else detail, done=len(self._image))
 
     async def _transfer(self, device: Registration, slot: SlotView) -> None:
         """Tell the device where to fetch, or push; then it is at least in DOWNLOAD_STARTED."""
@@ -226,21 +226,21 @@ class InstallRun:
                 Reason.INSTALL_STUCK, f"transferred {self._record.attempts} times without a result", slot=slot.index
             )
         if self._request.transfer is Transfer.PUSH:
-            self._save(pushing=True)
+            await self._save(pushing=True)
         self._bytes_done = slot.received if slot.digest == self._digest else 0
         self._progressed(None)
         if not self._record.pushing:
             uri = self._in.packages.uri(self._request.digest, device)
-            self._tell(Step.DOWNLOADING, "pull", done=self._bytes_done)
+            await self._tell(Step.DOWNLOADING, "pull", done=self._bytes_done)
             await self._in.link.write(device, slot.target.package_uri, uri)
-            self._save(attempts=self._record.attempts + 1, uri=uri)
+            await self._save(attempts=self._record.attempts + 1, uri=uri)
             await self._pause()
             return
-        self._tell(Step.DOWNLOADING, "push", done=0)
+        await self._tell(Step.DOWNLOADING, "push", done=0)
         if slot.knows_digests and slot.target.expected_digest is not None:
             await self._in.link.write(device, slot.target.expected_digest, self._digest)
         # A push that breaks off leaves the device in DOWNLOAD_STARTED; where it shows no digest, the count tells.
-        self._save(attempts=self._record.attempts + 1)
+        await self._save(attempts=self._record.attempts + 1)
         try:
             await self._in.link.push(device, slot.target.package, self._image, self._pushed)
         except BridgeError as error:
@@ -253,9 +253,9 @@ class InstallRun:
             if shown.update_result < UpdateResult.NOT_ENOUGH_STORAGE:
                 raise
 
-    def _pushed(self, done: int) -> None:
+    async def _pushed(self, done: int) -> None:
         self._bytes_done = done
-        self._tell(Step.DOWNLOADING, "push", done=done)
+        await self._tell(Step.DOWNLOADING, "push", done=done)
         if self._cancel.is_set():
             raise BridgeError(Reason.INSTALL_CANCELLED, "cancelled by the caller", install_id=self._request.install_id)
 
@@ -263,7 +263,7 @@ class InstallRun:
         if slot.update_state in (UpdateState.DOWNLOAD_STARTED, UpdateState.DOWNLOADED):
             step = Step.DOWNLOADING if slot.update_state == UpdateState.DOWNLOAD_STARTED else Step.DOWNLOADED
             done = len(self._image) if step is Step.DOWNLOADED else max(slot.received, self._bytes_done)
-            self._tell(step, "push" if self._record.pushing else "pull", done=min(done, len(self._image)))
+            await self._tell(step, "push" if self._record.pushing else "pull", done=min(done, len(self._image)))
         if self._progressed((slot.update_state, slot.received, slot.self_test)):
             await self._pause()
             return
@@ -329,7 +329,9 @@ class InstallRun:
             )
         if self._offline_since is None:
             self._offline_since = loop.time()
-            self._tell(self._record.step, f"waiting for the device: {error.detail}", done=self._bytes_done, always=True)
+            await self._tell(
+                self._record.step, f"waiting for the device: {error.detail}", done=self._bytes_done, always=True
+            )
         asleep = self._in.sleepers.asleep(self._request.endpoint)
         if asleep:
             # What only sleeps is not away: no time runs out before its lifetime does.
@@ -345,11 +347,11 @@ class InstallRun:
             waiting.cancel()
             cancel.cancel()
 
-    def _save(self, **changes: object) -> None:
+    async def _save(self, **changes: object) -> None:
         self._record = replace(self._record, updated_at=self._in.clock(), **changes)  # type: ignore[arg-type]
-        self._in.store.put_install(self._record)
+        await self._in.log.note(self._record, None)
 
-    def _tell(
+    async def _tell(
         self, step: Step, detail: str, failure: Failure | None = None, *, done: int | None = None, always: bool = False
     ) -> None:
         """Append to the timeline unless it would repeat the last line."""
@@ -372,6 +374,10 @@ class InstallRun:
             count("tinymlaas.installs.steps", step=step.value)
         if failure is not None:
             count("tinymlaas.installs.failed", reason=failure.reason)
-        self._save(step=step, failure=failure, cancelled=self._cancel.is_set())
-        self._in.store.add_event(event)
+        before = self._record
+        self._record = replace(before, step=step, failure=failure, cancelled=self._cancel.is_set())
+        changed = None
+        if self._record != before:
+            changed = self._record = replace(self._record, updated_at=self._in.clock())
+        await self._in.log.note(changed, event)
         self._wake()

@@ -14,7 +14,7 @@ from .directory import Clock, Directory
 from .errors import BridgeError, Reason
 from .install_record import InstallEvent, InstallRecord, InstallRequest
 from .install_run import InstallRun, InstallSettings, Site
-from .ports import ArtifactSource, DeviceLink, ImageCheck, InstallStore, PackageServer
+from .ports import ArtifactSource, DeviceLink, ImageCheck, InstallLog, InstallStore, PackageServer
 from .sleep import Sleepers
 from .survey import Surveyor
 
@@ -35,6 +35,7 @@ class Installer:
         artifacts: ArtifactSource,
         check: ImageCheck,
         store: InstallStore,
+        log_of_installs: InstallLog,
         surveyor: Surveyor,
         sleepers: Sleepers,
         clock: Clock,
@@ -43,10 +44,11 @@ class Installer:
         self._directory = directory
         self._packages = packages
         self._store = store
+        self._log = log_of_installs
         self._clock = clock
         places = asyncio.Semaphore(settings.concurrency)
         self._site = Site(
-            directory, link, packages, artifacts, check, store, surveyor, sleepers, clock, settings, places
+            directory, link, packages, artifacts, check, log_of_installs, surveyor, sleepers, clock, settings, places
         )
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._endpoints: dict[str, str] = {}
@@ -131,12 +133,11 @@ class Installer:
             changed = self._changed.get(install_id)
             if changed is not None:
                 changed.clear()
-            events = self._store.events(install_id)
-            for event in events[told:]:
+            for event in await self._log.events(install_id, told):
+                told += 1
                 yield event
                 if event.step.terminal:
                     return
-            told = max(told, len(events))
             if changed is None:
                 raise BridgeError(
                     Reason.DEVICE_ELSEWHERE, "the install goes on at another instance", install_id=install_id

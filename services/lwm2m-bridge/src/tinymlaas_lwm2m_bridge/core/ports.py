@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Protocol
 
 from tinymlaas_lwm2m import Path, Value, Values
@@ -10,6 +10,9 @@ from tinymlaas_module import Requirement
 
 from .install_record import InstallEvent, InstallRecord
 from .registration import Registration
+
+Progress = Callable[[int], Awaitable[None]]
+"""Hears of the bytes that a device has taken, before it gets more."""
 
 
 class ArtifactSource(Protocol):
@@ -38,7 +41,7 @@ class DeviceLink(Protocol):
         """Write one resource or resource instance; long opaque values go block-wise."""
         ...
 
-    async def push(self, device: Registration, path: Path, data: bytes, progress: Callable[[int], None]) -> None:
+    async def push(self, device: Registration, path: Path, data: bytes, progress: Progress) -> None:
         """Write an opaque resource block by block; `progress` hears the bytes that the device has taken."""
         ...
 
@@ -86,12 +89,19 @@ class InstallStore(Protocol):
         """Records that have not ended, oldest first."""
         ...
 
-    def add_event(self, event: InstallEvent) -> None:
-        """Append to an install's timeline."""
+
+class InstallLog(Protocol):
+    """The same memory while an install runs, for which the event loop does not stop.
+
+    A call that is cancelled ends only once it is carried out: nothing is written behind the back of who takes over then.
+    """
+
+    async def note(self, record: InstallRecord | None, event: InstallEvent | None) -> None:
+        """Store a record, replacing the earlier one, and append to its timeline, both or none."""
         ...
 
-    def events(self, install_id: str) -> list[InstallEvent]:
-        """Timeline of an install, oldest first."""
+    async def events(self, install_id: str, skip: int) -> list[InstallEvent]:
+        """Timeline of an install, oldest first, without its first `skip` entries."""
         ...
 
 

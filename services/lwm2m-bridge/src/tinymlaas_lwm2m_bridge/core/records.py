@@ -53,12 +53,15 @@ class Records:
         self._known: OrderedDict[str, devices_pb2.Device] = OrderedDict()
 
     async def refresh(self, device: Registration) -> devices_pb2.Device:
-        """Read a device afresh and keep what it says."""
+        """Read a device afresh and keep what it says; watchers, who were told something else before, are told again."""
         record = await self._surveyor.capabilities(device)
+        before = self._known.get(device.id)
         self._known[device.id] = record
         self._known.move_to_end(device.id)
         if len(self._known) > self._limit:
             self._known.popitem(last=False)
+        if before is not None and before != record:
+            self._directory.tell_again(device.endpoint)
         return record
 
     async def known(self, device: Registration) -> devices_pb2.Device | None:
