@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import grpc
@@ -14,7 +13,7 @@ import structlog
 from tinymlaas.bridge.v1 import bridge_pb2, bridge_pb2_grpc
 from tinymlaas.registry.v1 import devices_pb2
 from tinymlaas.type.v1 import tensor_pb2
-from tinymlaas_servicekit import Cancelled, FailedPrecondition, NotFound, ServiceError, TlsFiles, Unavailable, adapt
+from tinymlaas_servicekit import Cancelled, FailedPrecondition, ServiceError, TlsFiles, Unavailable, adapt
 
 from .catalogue import Catalogue, patiently
 from .endpoints import Endpoint
@@ -116,11 +115,10 @@ class BridgeDirectory:
         self._owners[device.name] = entry
         if event.kind == bridge_pb2.WatchDevicesResponse.KIND_LOST:
             device.state = devices_pb2.Device.STATE_LOST
-        if not device.active_module:
-            with suppress(NotFound):
-                device.active_module = (await self._catalogue.device(device.name)).active_module
         try:
-            await self._catalogue.upsert_device(device)
+            await self._catalogue.tell_device(device)
+        except Unavailable:
+            raise  # the watch begins again, with all devices
         except ServiceError as error:
             log.warning("a device was not recorded", device=device.name, error=str(error)[:500])
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 import grpc
 import grpc.aio
@@ -26,7 +28,7 @@ from tinymlaas.registry.v1 import (
     plugins_pb2_grpc,
 )
 from tinymlaas.type.v1 import measurement_pb2, tensor_pb2
-from tinymlaas_servicekit import Cancelled, DataLoss, ResourceExhausted, ServiceError, Unavailable, adapt
+from tinymlaas_servicekit import Cancelled, DataLoss, NotFound, ResourceExhausted, ServiceError, Unavailable, adapt
 
 from .endpoints import Endpoint
 from .memory import ByteCache, Recent
@@ -71,6 +73,7 @@ class Catalogue:
         self._artifacts = ByteCache(CACHE_BYTES)
         self._versions: Recent[models_pb2.ModelVersion] = Recent(FRESH_SECONDS, FRESH_NAMES)
         self._models: Recent[models_pb2.Model] = Recent(FRESH_SECONDS, FRESH_NAMES)
+        self._device_writes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def _call(
         self, call: Callable[[grpc.aio.Channel], Awaitable[Result]], patience: float | None = None
@@ -199,8 +202,32 @@ class Catalogue:
             if not token:
                 return found
 
+    async def tell_device(self, device: devices_pb2.Device) -> None:
+        """Write what a bridge told of a device; which module is active on it stays as it is recorded, where it is not told."""
+        async with self._writing(device.name):
+            if not device.active_module:
+                with suppress(NotFound):
+                    device.active_module = (await self.device(device.name)).active_module
+            await self.upsert_device(device)
+
+    async def record_active(self, device: devices_pb2.Device, module: str) -> None:
+        """Write which module is active on a device, and what the device says of itself now."""
+        async with self._writing(device.name):
+            known = await self.device(device.name)
+            known.active_module = module
+            if device.HasField("capabilities"):
+                known.capabilities.CopyFrom(device.capabilities)
+            await self.upsert_device(known)
+
+    def _writing(self, device: str) -> asyncio.Lock:
+        """Held from the read of a device's record to its write: what another task writes in between would be lost."""
+        lock = self._device_writes.get(device)
+        if lock is None:
+            lock = self._device_writes[device] = asyncio.Lock()
+        return lock
+
     async def upsert_device(self, device: devices_pb2.Device) -> devices_pb2.Device:
-        """Write what a bridge learned of a device."""
+        """Write a device's record as it is."""
         request = devices_pb2.UpsertDeviceRequest(device=device)
         return await self._call(
             lambda channel: devices_pb2_grpc.DevicesStub(channel).UpsertDevice(request, timeout=CALL_SECONDS)

@@ -267,7 +267,7 @@ async def activate(context: Context, deployment: str, device: str) -> str:
 
         await edit(context, deployment, device, failed)
         return Outcome.FAILED.name
-    await record_active(context, after, item.module)
+    await context.catalogue.record_active(after, item.module)
     return Outcome.GOOD.name
 
 
@@ -306,7 +306,7 @@ async def roll_back(context: Context, deployment: str, device: str) -> str:
                 there = await firmware.reinstall_former(context, deployment, device, item, module)
         elif rollout.active_image(there) == module.device_image_sha256:
             there = await _undo(context, device, item)
-        await record_active(context, there, await _name_of_active(context, there, item, module))
+        await context.catalogue.record_active(there, await _name_of_active(context, there, item, module))
     except ServiceError as error:
         fault, why = error.to_status(), str(error)
 
@@ -349,15 +349,6 @@ async def _name_of_active(
     except NotFound:
         previous = None
     return previous.name if previous is not None and previous.device_image_sha256 == active else ""
-
-
-async def record_active(context: Context, device: devices_pb2.Device, module: str) -> None:
-    """Write into the catalogue which module is active on a device."""
-    known = await context.catalogue.device(device.name)
-    known.active_module = module
-    if device.HasField("capabilities"):
-        known.capabilities.CopyFrom(device.capabilities)
-    await context.catalogue.upsert_device(known)
 
 
 async def end(
