@@ -12,6 +12,7 @@ import json
 import math
 import multiprocessing
 import os
+import random
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -31,7 +32,8 @@ REPEATS = 20
 LOAD_CALLS = 2000
 LOAD_AT_ONCE = 16
 FLOOD_AT_ONCE = 128
-CALM_CALLS = 60
+CALM_CALLS = 120
+CALM_PAUSE_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,13 @@ async def fairness(gateway: Gateway, zoo: Path) -> list[Row]:
     """
     alone: list[float] = []
     beside: list[float] = []
+    pauses = random.Random(1)  # noqa: S311 - pauses, not secrets
     async with AsyncClient(gateway.address, token=gateway.token, project="calm") as client:
         version = await _kws(client, zoo)
 
         async def timed(durations: list[float]) -> None:
+            # Calls one right after another keep step with the flood's; those at random times see its average (PASTA, Wolff 1982).
+            await asyncio.sleep(pauses.expovariate(1 / CALM_PAUSE_S))
             began = time.perf_counter()
             await client.explain(version.name, targets=[named_target("cortex-m4")])
             durations.append(1000 * (time.perf_counter() - began))
@@ -116,11 +121,12 @@ async def fairness(gateway: Gateway, zoo: Path) -> list[Row]:
             flood: list[float] = await asyncio.to_thread(ends.recv)
         finally:
             process.kill()
-    method = f"{CALM_CALLS} calls one after another"
+    method = f"{CALM_CALLS} calls at random times"
     with_flood = f"{method}, another project has {FLOOD_AT_ONCE} calls at once"
     return [
         Row("explain, alone, median", statistics.median(alone), "ms", method),
         Row("explain beside a flood, median", statistics.median(beside), "ms", with_flood),
+        Row("explain beside a flood, 90 %", statistics.quantiles(beside, n=10)[-1], "ms", with_flood),
         Row("explain of the flood, median", statistics.median(flood), "ms", f"{FLOOD_AT_ONCE} calls at once"),
     ]
 
