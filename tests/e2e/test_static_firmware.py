@@ -89,12 +89,13 @@ async def test_deployments_link_firmware_that_the_board_boots_and_go_back_to_the
     assert second.state == Deployment.STATE_SUCCEEDED, second
     assert second.rollouts[0].module != package.name
     assert (await client.get_module(second.rollouts[0].module)).linked_module == module.name
-    assert await _running(client, board) == (await client.get_module(second.rollouts[0].module)).sha256
+    newer = await client.get_module(second.rollouts[0].module)
+    await eventually(lambda: _is_running(client, board, newer.sha256))
     await client.rollback_deployment(second.name)
     undone = await eventually(lambda: _ended(client, second.name))
     assert undone.state == Deployment.STATE_ROLLED_BACK, undone
     assert (await client.get_device(board)).active_module == package.name
-    assert await _running(client, board) == package.sha256
+    await eventually(lambda: _is_running(client, board, package.sha256))
     answer = await client.infer(board, [samples["input_int8"][0].tobytes()])
     assert answer.outputs.tensors[0] == samples["output_int8"][0].tobytes()
 
@@ -103,8 +104,9 @@ async def _is_static(client: AsyncClient, board: str) -> bool:
     return (await client.get_device(board)).capabilities.HasField("firmware")
 
 
-async def _running(client: AsyncClient, board: str) -> str:
-    return (await client.get_device(board)).capabilities.firmware.package_sha256
+async def _is_running(client: AsyncClient, board: str, sha256: str) -> bool:
+    """What the bridge tells of the device's reboot may still be on its way into the catalogue."""
+    return (await client.get_device(board)).capabilities.firmware.package_sha256 == sha256
 
 
 async def _ended(client: AsyncClient, name: str) -> Deployment | None:
