@@ -242,11 +242,13 @@ async def test_a_device_that_registered_anew_is_observed_anew(rig: Rig) -> None:
         assert bridge.registration("node-1").id != before.id
         assert list(device._site._watches.values()) == [TELEMETRY]
         following = asyncio.ensure_future(anext(events))
-        await device.close()
+        await asyncio.sleep(0)
+        bridge.directory.deregister(bridge.registration("node-1").id, "")
         with pytest.raises(BridgeError) as caught:
             await within(following)
         assert caught.value.reason == Reason.DEVICE_UNKNOWN
     assert bridge.directory._moved == {}
+    await device.close()
     await bridge.close()
 
 
