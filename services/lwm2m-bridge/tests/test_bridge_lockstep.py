@@ -31,7 +31,7 @@ from coap_packets import (
     block,
     code,
 )
-from lwm2m_rig import Artifacts, Rig, digest_of, image_of, within
+from lwm2m_rig import Artifacts, Clock, Rig, digest_of, image_of, within
 
 from tinymlaas_lwm2m import Format, encode
 from tinymlaas_lwm2m import Path as LwPath
@@ -55,9 +55,10 @@ TLV = Format.TLV.to_bytes(2, "big")
 class Device:
     """A device whose every packet the test writes."""
 
-    def __init__(self, wire: Wire, bridge: Bridge) -> None:
+    def __init__(self, wire: Wire, bridge: Bridge, clock: Clock) -> None:
         self.wire = wire
         self.bridge = bridge
+        self.clock = clock
         self.server = ("127.0.0.1", int(bridge.endpoint.address.rsplit(":", 1)[1]))
 
     async def register(self, mid: int = 1) -> Packet:
@@ -78,9 +79,10 @@ class Device:
 
 @pytest.fixture
 async def device(tmp_path: Path) -> AsyncIterator[Device]:
-    bridge = await Rig(tmp_path, Artifacts(IMAGE), link=PATIENT).bridge()
+    rig = Rig(tmp_path, Artifacts(IMAGE), link=PATIENT)
+    bridge = await rig.bridge()
     wire = await Wire().open()
-    yield Device(wire, bridge)
+    yield Device(wire, bridge, rig.clock)
     wire.close()
     await bridge.close()
 
@@ -197,6 +199,34 @@ async def test_a_notification_that_nobody_asked_for_is_reset(device: Device) -> 
     stray = Packet(CON, code("2.05"), 904, b"\x55", ((OBSERVE, b"\x05"), (CONTENT_FORMAT, TLV)), b"\xc1\x09\x01")
     device.wire.send(stray, device.server)
     assert await device.wire.take() == Packet(RST, 0, 904)
+
+
+async def test_a_device_that_answers_4_01_is_away_until_its_next_update_and_then_means_it(device: Device) -> None:
+    """DO-BRIDGE-014: it may see another address than it registered at, where a translation of addresses was forgotten."""
+
+    async def refused_with() -> Reason:
+        read = device.read()
+        request = await device.wire.take_where(code=GET)
+        device.wire.send(Packet(ACK, code("4.01"), request.mid, request.token))
+        with pytest.raises(BridgeError) as caught:
+            await within(read)
+        return caught.value.reason
+
+    async def update(mid: int) -> None:
+        device.clock.now += 1
+        device.wire.send(Packet(CON, POST, mid, b"\x02", ((URI_PATH, b"rd"), (URI_PATH, location))), device.server)
+        assert (await device.wire.take_where(mid=mid)).code == code("2.04")
+
+    answer = await device.register()
+    location = next(value for number, value in reversed(answer.options) if number == LOCATION_PATH)
+    assert await refused_with() == Reason.DEVICE_UNREACHABLE
+    assert await refused_with() == Reason.DEVICE_UNREACHABLE
+    await update(2)
+    assert await refused_with() == Reason.DEVICE_REJECTED
+    read = device.read()
+    device.wire.send(device.answer(await device.wire.take_where(code=GET)))
+    assert await within(read) == VALUE
+    assert await refused_with() == Reason.DEVICE_UNREACHABLE
 
 
 async def test_a_push_that_is_answered_with_4_08_ends_with_that_code(device: Device) -> None:

@@ -66,6 +66,8 @@ class CoapLink:
         self._settings = settings
         self._remotes: OrderedDict[str, tuple[str, Any]] = OrderedDict()
         self._formats: OrderedDict[str, Format] = OrderedDict()
+        self._refused: OrderedDict[str, float] = OrderedDict()
+        """Endpoint → when a device had last been heard of as it answered 4.01, until it answers something else."""
         self.heard: Callable[[str], None] = lambda endpoint: None
         """Is told the endpoint of each answer: a device that sleeps was awake then."""
         self.answered: Callable[[str], None] = lambda host: None
@@ -296,8 +298,17 @@ class CoapLink:
         self.answered(answer.remote.sockaddr[0])
 
     def _expect_known(self, device: Registration, answer: Message) -> None:
-        """DEVICE_UNREACHABLE for the 4.01 of a device that has not come to this bridge yet."""
-        if answer.code is Code.UNAUTHORIZED and not self.known_to(device):
+        """DEVICE_UNREACHABLE for the 4.01 of a device that takes this bridge for another until it registers or updates.
+
+        One that has not come to this bridge yet does so, and one whose address translation is forgotten on the way: it then
+        sees an address that it never registered at. A device that answers 4.01 again after an update means it.
+        """
+        if answer.code is not Code.UNAUTHORIZED:
+            self._refused.pop(device.endpoint, None)
+            return
+        refused = self._refused.get(device.endpoint, device.updated_at)
+        if not self.known_to(device) or device.updated_at <= refused:
+            keep(self._refused, device.endpoint, refused, self._settings.max_known)
             detail = "it answers this bridge from its next registration or update on"
             raise BridgeError(Reason.DEVICE_UNREACHABLE, detail, device=device.endpoint)
 
