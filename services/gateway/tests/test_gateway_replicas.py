@@ -128,5 +128,21 @@ async def test_a_call_that_finds_a_replica_gone_is_tried_at_another(tmp_path: Pa
         assert directory._seat(NAME)[0].address == stays.address
 
 
+async def test_a_lone_plugin_that_a_call_found_gone_is_not_ready_until_it_was_looked_at(tmp_path: Path) -> None:
+    """So that tries wait for a container that is started anew, and are not used up at the address of the dead one."""
+    plugin = Plugin("io.example.fast", "1.0", compiler=Compiler("json:loads", "json:loads", [], []))
+    catalogue: Any = Recorder()
+    refutations: Any = NoneRefuted()
+    async with plugin.server(ServiceSettings(listen="127.0.0.1:0")) as goes:
+        (tmp_path / "own.json").write_text(json.dumps([{"address": goes.address}]), encoding="ascii")
+        directory = PluginDirectory(Manifest([], tmp_path), catalogue, refutations)
+        async with asyncio.timeout(60):
+            while not [known for known in directory.known() if _ready(known.plugin)]:
+                await directory.look()
+    with pytest.raises(PluginUnavailable):
+        await directory.check_model(NAME, compiler_pb2.CompileHeader(), b"")
+    assert [known.plugin.state for known in directory.known()] == [plugins_pb2.Plugin.STATE_UNREACHABLE]
+
+
 def _ready(plugin: plugins_pb2.Plugin) -> bool:
     return plugin.state == plugins_pb2.Plugin.STATE_READY

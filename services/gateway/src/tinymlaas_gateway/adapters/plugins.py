@@ -302,9 +302,8 @@ class PluginDirectory:
             async with seat.places.taken():
                 return await call.finish(on_event)
         except PluginUnavailable as error:
-            # The next try is to go to another replica; where this one is still there, the next look says so.
-            if seat.known is not None and len(self._named(seat.known.plugin.name)) > 1:
-                self._set_state(seat, State.STATE_UNREACHABLE, error.message[:200])
+            # The next try goes to another replica, or waits until the next look has found this one, not a dead container's address.
+            self._set_state(seat, State.STATE_UNREACHABLE, error.message[:200])
             raise
         finally:
             seat.busy -= 1
