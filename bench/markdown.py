@@ -179,6 +179,12 @@ def lwm2m(entries: list[dict[str, Any]]) -> str:
     return _table(["case", "value", "unit", "Leshan", "method"], cells)
 
 
+def services(entries: list[dict[str, Any]]) -> str:
+    """What calls of the suite cost."""
+    cells = [[entry["case"], f"{entry['value']:,.1f}", entry["unit"], entry["method"]] for entry in entries]
+    return _table(["case", "value", "unit", "method"], cells)
+
+
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "compilers": ("compilers.json", compilers),
     "goals": ("compilers.json", wanted),
@@ -187,6 +193,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "nodes": ("onnx-node-tests.json", nodes),
     "optimizer": ("optimizer.json", recipes),
     "recipes": ("recipes.json", recipes_built),
+    "services": ("services.json", services),
     "lwm2m": ("lwm2m.json", lwm2m),
     "cluster": ("cluster.json", cluster),
 }
