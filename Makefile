@@ -21,7 +21,8 @@ test: setup ## run every test: unit, contract over loopback, end to end with vir
 test-fast: setup ## the same without the slow ones
 	@$(BIN)/python scripts/run_tests.py --fast
 
-test-interop: setup ## LwM2M against Eclipse Leshan, both ways (needs a JDK 17 and Maven; says so where they are missing)
+test-interop: setup ## LwM2M against Eclipse Leshan, both ways, and the DTLS front (needs a JDK 17, Maven and Go; says so where they are missing)
+	@if command -v go >/dev/null; then cd services/dtls-front && go test ./...; else echo "tests of the DTLS front are skipped: Go is missing"; fi
 	@TINYMLAAS_INTEROP=1 $(BIN)/python -m pytest tests/interop -rs
 
 MINIO := v0.0.0-20260212201848-7aac2a2c5b7c
