@@ -134,6 +134,18 @@ ROW_STEP = """      {
         b0 += x[0] * b[0] + x[1] * b[2] + x[2] * b[1] + x[3] * b[3];
       }"""
 
+# The runs of one output pixel, put together at `t`.
+_COPY_RUNS = """\
+      for (int32_t r = c->kh; r; --r) {
+        const int8_t *s = base + slot * c->row_bytes + x * c->col_step;
+        for (int32_t n = c->runs; n; --n, s += c->run_step) {
+          TIM_COPY(t, s, c->run);
+          t += c->run;
+        }
+        slot += c->row_dilation;
+        if (c->ring_rows && slot >= c->ring_rows) slot -= c->ring_rows;
+      }"""
+
 # Convolution by way of `conv_common`, whose pixels are bytes: two output pixels in row order a run of the matrix kernel.
 CONVOLUTION = """
 static NOINLINE void @NAME@(const tim_conv *c, const tim_mm16_args *args, const int8_t *in, int16_t *out,
@@ -149,22 +161,14 @@ static NOINLINE void @NAME@(const tim_conv *c, const tim_mm16_args *args, const 
         for (; filled < row + (c->kh - 1) * c->row_dilation + 1; ++filled) tim_ring_row(c, in, ring, filled);
       int32_t slot = c->ring_rows ? row % c->ring_rows : row;
       int8_t *t = patch + half * g.second;
-      for (int32_t r = c->kh; r; --r) {
-        const int8_t *s = base + slot * c->row_bytes + x * c->col_step;
-        for (int32_t n = c->runs; n; --n, s += c->run_step) {
-          TIM_COPY(t, s, c->run);
-          t += c->run;
-        }
-        slot += c->row_dilation;
-        if (c->ring_rows && slot >= c->ring_rows) slot -= c->ring_rows;
-      }
+@RUNS@
       if (++x == c->ow) { x = 0; ++y; }
     }
     @MM@((const int16_t *)patch, w, out, &g);
     out += 2 * c->out_ps;
   }
 }
-"""
+""".replace("@RUNS@", _COPY_RUNS)
 
 # The same for `dsp_asm.four_by_two`: words of four pixels alternate in the patch. Pixels that are over go one at a time.
 CONVOLUTION_DSP = """
@@ -198,16 +202,8 @@ GATHER_WORDS = """      int32_t *q = patch + i;
         if (c->ring_rows && slot >= c->ring_rows) slot -= c->ring_rows;
       }"""
 GATHER_BYTES = """      int8_t *t = (int8_t *)(patch + 4 * c->groups);
-      for (int32_t r = c->kh; r; --r) {
-        const int8_t *s = base + slot * c->row_bytes + x * c->col_step;
-        for (int32_t n = c->runs; n; --n, s += c->run_step) {
-          TIM_COPY(t, s, c->run);
-          t += c->run;
-        }
-        slot += c->row_dilation;
-        if (c->ring_rows && slot >= c->ring_rows) slot -= c->ring_rows;
-      }
-      tim_spread16(patch + i, (const int8_t *)(patch + 4 * c->groups), c->groups);"""
+@RUNS@
+      tim_spread16(patch + i, (const int8_t *)(patch + 4 * c->groups), c->groups);""".replace("@RUNS@", _COPY_RUNS)
 SPREAD16 = kernel(
     "spread16",
     """
