@@ -17,6 +17,7 @@ from tinymlaas_compiler_tvm.compile import compile_graph, tuned
 from tinymlaas_compiler_tvm.int8.variants import DATABASE, kernel_class
 from tinymlaas_compiler_tvm.options import Options
 from tinymlaas_compiler_tvm.target import machine_for
+from tinymlaas_compiler_tvm.way import Way
 from tinymlaas_modelkit.onnx_reader import read_onnx
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,12 +52,12 @@ def main() -> int:
     for name in arguments.models:
         graph = read_onnx((ROOT / "zoo" / name / f"{name}_int8_qdq.onnx").read_bytes(), foreign=True)
         options = Options(objective=arguments.objective)
-        plain = tune.count(compile_graph(graph, machine, target, options, {}), machine.cpu)
+        plain = tune.count(compile_graph(Way(graph, target, options, variants={})), machine.cpu)
         print(f"{name:8}{0:6}{plain.instructions:14,}{plain.payload_bytes:11,}{0:16}{'':>9}", flush=True)
         for level in sorted(arguments.levels):
             began = time.perf_counter()
             options = Options(objective=arguments.objective, tune=level)
-            chosen, parts = tuned(graph, machine, target, options, heard, start={})
+            chosen, parts = tuned(Way(graph, target, options, variants={}), heard)
             found = tune.count(parts, machine.cpu)
             seconds = time.perf_counter() - began
             print(

@@ -13,6 +13,7 @@ from tinymlaas_compiler_tvm.int8.dead_channels import thinned
 from tinymlaas_compiler_tvm.int8.lowering import Settings
 from tinymlaas_compiler_tvm.options import Options
 from tinymlaas_compiler_tvm.target import machine_for
+from tinymlaas_compiler_tvm.way import Way
 from tinymlaas_modelkit.graph import Activation, OpKind
 
 M4 = TARGETS["cortex-m4"]
@@ -40,7 +41,7 @@ def block(seed: int, out_zero: int, spread: float) -> Case:
 def test_outputs_stay_bit_exact(cpu: str, out_zero: int, spread: float) -> None:
     case = block(int(spread) + out_zero + 200, out_zero, spread)
     target = TARGETS[cpu]
-    parts = compile_graph(case.graph(("x",), ("y",)), machine_for(target), target, Options())
+    parts = compile_graph(Way(case.graph(("x",), ("y",)), target, Options()))
     got, _ = run_parts(parts, cpu, [case.values["x"].astype(np.int8)])
     np.testing.assert_array_equal(got[0], case.values["y"].astype(np.int8))
 

@@ -12,7 +12,7 @@ from int16_cases import Wide
 from tinymlaas_compiler_tvm import CompiledParts
 from tinymlaas_compiler_tvm.compile import compile_graph
 from tinymlaas_compiler_tvm.options import Options
-from tinymlaas_compiler_tvm.target import machine_for
+from tinymlaas_compiler_tvm.way import Way
 from tinymlaas_modelkit.graph import Activation, Op, OpKind
 from tinymlaas_simulator import QEMU_PROGRAM, find_qemu
 
@@ -32,7 +32,7 @@ def assert_exact(case: Wide, cpu: str, **options: str) -> CompiledParts:
     """Compile, run with every access checked, compare with TFLite Micro."""
     target = TARGETS.get(cpu, CORTEX_M55)
     graph = case.graph()
-    parts = compile_graph(graph, machine_for(target), target, Options(**options))
+    parts = compile_graph(Way(graph, target, Options(**options)))
     assert (parts.numerics.kind, parts.numerics.reference) == ("BIT_EXACT", "tflite")
     got, run = run_parts(parts, cpu, list(case.inputs.values()))
     for name, value, wanted in zip(graph.outputs, got, case.expected(), strict=True):

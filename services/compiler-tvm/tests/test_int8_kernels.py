@@ -10,7 +10,7 @@ from tflite_reference import Case
 from tinymlaas_compiler_tvm import arithmetic
 from tinymlaas_compiler_tvm.compile import compile_graph
 from tinymlaas_compiler_tvm.options import Options
-from tinymlaas_compiler_tvm.target import machine_for
+from tinymlaas_compiler_tvm.way import Way
 from tinymlaas_modelkit.graph import Activation, Op, OpKind
 
 CPUS = ("cortex-m4", "cortex-m3", "cortex-m0plus", "rv32imc")
@@ -20,7 +20,7 @@ DSP_AND_PORTABLE = ("cortex-m4", "cortex-m3", "cortex-m0plus")
 def assert_exact(case: Case, cpu: str, inputs: tuple[str, ...], outputs: tuple[str, ...], **options: str) -> None:
     """Compile, run with every access checked, compare with the case's values."""
     target = TARGETS.get(cpu, CORTEX_M55)
-    parts = compile_graph(case.graph(inputs, outputs), machine_for(target), target, Options(**options))
+    parts = compile_graph(Way(case.graph(inputs, outputs), target, Options(**options)))
     got, run = run_parts(parts, cpu, [case.values[name].astype(np.int8) for name in inputs])
     for name, value in zip(outputs, got, strict=True):
         np.testing.assert_array_equal(value, case.values[name].astype(np.int8))

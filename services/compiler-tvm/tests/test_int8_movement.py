@@ -12,7 +12,7 @@ from tflite_reference import Case
 
 from tinymlaas_compiler_tvm.compile import compile_graph
 from tinymlaas_compiler_tvm.options import Options
-from tinymlaas_compiler_tvm.target import machine_for
+from tinymlaas_compiler_tvm.way import Way
 from tinymlaas_modelkit.graph import Activation, Op, OpKind
 from tinymlaas_modelkit.tflite_writer import write_tflite
 
@@ -21,7 +21,7 @@ SHAPE = (1, 4, 5, 6)
 
 def outputs_of(case: Case, cpu: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> list[np.ndarray]:
     target = TARGETS[cpu]
-    parts = compile_graph(case.graph(inputs, outputs), machine_for(target), target, Options())
+    parts = compile_graph(Way(case.graph(inputs, outputs), target, Options()))
     got, _ = run_parts(parts, cpu, [case.values[name].astype(np.int8) for name in inputs])
     return got
 

@@ -16,7 +16,7 @@ from tinymlaas_compiler_tvm.int8.channels import Layer
 from tinymlaas_compiler_tvm.int8.sparse import Cost
 from tinymlaas_compiler_tvm.int8.sparse_streams import channel_stream, dense_stream, entries
 from tinymlaas_compiler_tvm.options import Options
-from tinymlaas_compiler_tvm.target import machine_for
+from tinymlaas_compiler_tvm.way import Way
 from tinymlaas_modelkit.graph import Activation, Graph, OpKind
 from tinymlaas_modelkit.onnx_reader import read_onnx
 
@@ -25,7 +25,7 @@ LAYERS = (OpKind.CONV_2D, OpKind.FULLY_CONNECTED)
 
 
 def built(graph: Graph, cpu: str, objective: str = "balanced") -> CompiledParts:
-    return compile_graph(graph, machine_for(TARGETS[cpu]), TARGETS[cpu], Options(objective=objective))
+    return compile_graph(Way(graph, TARGETS[cpu], Options(objective=objective)))
 
 
 def sparse_steps(parts: CompiledParts) -> int:

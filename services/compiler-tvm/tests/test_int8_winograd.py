@@ -11,7 +11,7 @@ from tflite_reference import Case
 
 from tinymlaas_compiler_tvm import compile_model
 from tinymlaas_compiler_tvm.certificates import certificate_message, image_bytes
-from tinymlaas_compiler_tvm.compile import compile_graph, settings_for
+from tinymlaas_compiler_tvm.compile import compile_graph
 from tinymlaas_compiler_tvm.errors import OpUnsupported
 from tinymlaas_compiler_tvm.int8 import winograd
 from tinymlaas_compiler_tvm.int8.lowering import lower_graph
@@ -21,6 +21,7 @@ from tinymlaas_compiler_tvm.options import Options
 from tinymlaas_compiler_tvm.parts import CompiledParts
 from tinymlaas_compiler_tvm.prepare import numerics_of
 from tinymlaas_compiler_tvm.target import machine_for
+from tinymlaas_compiler_tvm.way import Way
 from tinymlaas_compiler_tvm.winograd_choice import Candidate, choose, estimate
 from tinymlaas_modelkit.graph import Activation, OpKind
 
@@ -40,7 +41,7 @@ def built(case: Case, layers: set[str], outputs: tuple[str, ...], cpu: str) -> C
     """The case's module with Winograd at the layers of those outputs."""
     target, graph = TARGETS[cpu], case.graph(("x",), outputs)
     machine = machine_for(target)
-    settings = dataclasses.replace(settings_for(Options(objective="latency"), machine), winograd=frozenset(layers))
+    settings = Way(graph, target, Options(objective="latency"), winograd=frozenset(layers)).settings("tflite")
     program = lower_graph(graph, machine, settings, INT8_OPERATORS)
     assert [step.kind for step in program.steps].count(winograd.STEP) == len(layers)
 
@@ -205,12 +206,12 @@ def two_layers() -> Case:
 
 def test_latency_takes_the_layers_that_the_flash_holds_and_others_never() -> None:
     case = two_layers()
-    graph, machine = case.graph(("x",), ("y",)), machine_for(TARGETS[CPU])
+    graph = case.graph(("x",), ("y",))
     x = case.values["x"].astype(np.int8)
 
     def made(objective: str, flash: int) -> tuple[list[tuple[str, ...]], CompiledParts, int]:
         target = dataclasses.replace(TARGETS[CPU], flash_bytes=flash)
-        parts = compile_graph(graph, machine, target, Options(objective=objective))
+        parts = compile_graph(Way(graph, target, Options(objective=objective)))
         assert not flash or image_bytes(parts, certificate_message(parts)) <= flash
         got, run = run_parts(parts, CPU, [x], strict=False)
         np.testing.assert_array_equal(got[0], case.values["y"].astype(np.int8))

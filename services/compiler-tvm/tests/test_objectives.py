@@ -19,6 +19,7 @@ from tinymlaas_compiler_tvm.int8.variants import shipped, signature
 from tinymlaas_compiler_tvm.options import Options
 from tinymlaas_compiler_tvm.target import machine_for
 from tinymlaas_compiler_tvm.tune import Figures
+from tinymlaas_compiler_tvm.way import Way
 from tinymlaas_modelkit.graph import OpKind
 from tinymlaas_modelkit.onnx_reader import read_onnx
 from tinymlaas_pluginkit import CompileJob
@@ -80,8 +81,8 @@ def test_a_search_never_ends_worse_than_it_began_and_tells_its_progress(objectiv
     graph, target = case.graph(("x",), ("y",)), TARGETS[CPU]
     options = Options(objective=objective, tune=1)
     told: list[float] = []
-    chosen, parts = tuned(graph, machine_for(target), target, options, lambda _, share: told.append(share))
-    plain = compile_graph(graph, machine_for(target), target, Options(objective=objective))
+    chosen, parts = tuned(Way(graph, target, options), lambda _, share: told.append(share))
+    plain = compile_graph(Way(graph, target, Options(objective=objective)))
     got, run = run_parts(parts, CPU, [case.values["x"].astype(np.int8)])
     np.testing.assert_array_equal(got[0], case.values["y"].astype(np.int8))
     _, before = run_parts(plain, CPU, [case.values["x"].astype(np.int8)])
@@ -90,7 +91,7 @@ def test_a_search_never_ends_worse_than_it_began_and_tells_its_progress(objectiv
     assert told == sorted(told)
     assert len(told) == 2
     assert any(line.startswith("tune 1:") for line in parts.log)
-    again = compile_graph(graph, machine_for(target), target, Options(objective=objective), chosen)
+    again = compile_graph(Way(graph, target, Options(objective=objective), chosen))
     assert again.payload == parts.payload
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from tinymlaas_compiler_tvm.compile import check_file, check_shapes, graph_for, has_integer_kernels, settings_for
+from tinymlaas_compiler_tvm.compile import check_file, check_shapes, graph_for, has_integer_kernels
 from tinymlaas_compiler_tvm.errors import OpUnsupported
 from tinymlaas_compiler_tvm.int8.dead_channels import thinned
 from tinymlaas_compiler_tvm.int8.lowering import try_lower
@@ -17,6 +17,7 @@ from tinymlaas_compiler_tvm.options import Options
 from tinymlaas_compiler_tvm.parts import Estimates, ModelCheck, NodeCheck
 from tinymlaas_compiler_tvm.prepare import prepare
 from tinymlaas_compiler_tvm.target import Machine, TargetSpec, machine_for
+from tinymlaas_compiler_tvm.way import settings_for
 from tinymlaas_modelkit.graph import Graph, Op, OpKind
 
 # Instructions a multiply-accumulate, seen on the zoo's models; rough, and said to be so.

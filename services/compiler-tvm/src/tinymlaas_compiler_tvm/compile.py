@@ -9,7 +9,7 @@ from tinymlaas_compiler_tvm import tune, winograd_choice
 from tinymlaas_compiler_tvm.errors import CompilerFault, ModelInvalid, OpUnsupported, refusal
 from tinymlaas_compiler_tvm.float_bound import float_numerics
 from tinymlaas_compiler_tvm.int8.dead_channels import thinned
-from tinymlaas_compiler_tvm.int8.lowering import Settings, lower_graph, try_lower
+from tinymlaas_compiler_tvm.int8.lowering import lower_graph, try_lower
 from tinymlaas_compiler_tvm.int8.operators import INT8_OPERATORS
 from tinymlaas_compiler_tvm.int8.sparse import SPARSE
 from tinymlaas_compiler_tvm.int8.variants import LAYERS, shipped, signature
@@ -20,6 +20,7 @@ from tinymlaas_compiler_tvm.options import Options
 from tinymlaas_compiler_tvm.parts import CompiledParts
 from tinymlaas_compiler_tvm.prepare import numerics_of, prepare
 from tinymlaas_compiler_tvm.target import Machine, TargetSpec, machine_for
+from tinymlaas_compiler_tvm.way import Way, settings_for
 from tinymlaas_modelkit.check import CheckerUnavailable, Limits, ModelRejected, check_structure
 from tinymlaas_modelkit.check import check_model as check_onnx
 from tinymlaas_modelkit.errors import MalformedModel, UnsupportedOperator
@@ -28,7 +29,6 @@ from tinymlaas_modelkit.onnx_reader import read_onnx
 
 # About half a minute on the simulator.
 _MOST_MACS_TO_RUN = 100_000_000
-_UNROLL = {"balanced": 8, "latency": 16, "flash": 2, "ram": 8}
 
 
 def check_shapes(onnx_bytes: bytes) -> None:
@@ -54,11 +54,11 @@ def compile_model(
     machine = machine_for(target)
     graph, note = graph_for(onnx_bytes, machine, checked)
     if graph is None or not has_integer_kernels(graph):
-        parts = compile_float(onnx_bytes, machine, target, checked, check)
+        parts = compile_float(onnx_bytes, target, check)
     elif checked.tune:
-        parts = tuned(graph, machine, target, checked, progress)[1]
+        parts = tuned(Way(graph, target, checked), progress)[1]
     else:
-        parts = compile_graph(graph, machine, target, checked)
+        parts = compile_graph(Way(graph, target, checked))
     return dataclasses.replace(parts, log=(note, *parts.log)) if note else parts
 
 
@@ -90,13 +90,7 @@ def has_integer_kernels(graph: Graph) -> bool:
     return any(not on_reals(graph, op) for op in graph.ops)
 
 
-def compile_float(
-    onnx_bytes: bytes,
-    machine: Machine,
-    target: TargetSpec,
-    options: Options,
-    check: Callable[[bytes], None] = check_shapes,
-) -> CompiledParts:
+def compile_float(onnx_bytes: bytes, target: TargetSpec, check: Callable[[bytes], None]) -> CompiledParts:
     """A native module for a float model, by way of TVM."""
     check_file(onnx_bytes, check)
     from tinymlaas_compiler_tvm.relax.lowering import lower_model
@@ -104,7 +98,7 @@ def compile_float(
     program, inputs, outputs = lower_model(onnx_bytes)
     numerics, line = float_numerics(onnx_bytes)
     program.log.append(line)
-    return assemble(program, machine, target, inputs, outputs, numerics, "-O2")
+    return assemble(program, machine_for(target), target, inputs, outputs, numerics, "-O2")
 
 
 def _has_wide(graph: Graph) -> bool:
@@ -147,82 +141,40 @@ def check_file(onnx_bytes: bytes, check: Callable[[bytes], None] | None = None) 
         raise CompilerFault(str(error), detail="model check") from error
 
 
-def settings_for(
-    options: Options,
-    machine: Machine,
-    variants: Mapping[str, int] | None = None,
-    faster: frozenset[str] = frozenset(),
-    zeros: bool = True,
-    winograd: frozenset[str] = frozenset(),
-) -> Settings:
-    """What checked options mean for lowering; `variants` instead of the shipped database's, `faster` and `winograd` as in
-    `Settings`.
-
-    `zeros`: whether layers may leave out their single zeros.
-    """
-    return Settings(
-        faster=faster,
-        unroll=_UNROLL[options.objective],
-        scratch_free_dense=options.objective == "ram",
-        compact=options.objective == "flash",
-        rounding=options.rounding,
-        variants=shipped(machine, options.objective) if variants is None else variants,
-        zeros=options.objective if zeros else "",
-        winograd=winograd,
-    )
-
-
-def tuned(
-    graph: Graph,
-    machine: Machine,
-    target: TargetSpec,
-    options: Options,
-    progress: tune.Progress | None,
-    start: Mapping[str, int] | None = None,
-) -> tuple[dict[str, int], CompiledParts]:
-    """Variants of the layers' kernels found by search from `start` (by default the shipped ones), and their module."""
-    small = thinned(prepare(graph, options.rounding)[0], machine, settings_for(options, machine))
+def tuned(way: Way, progress: tune.Progress | None) -> tuple[dict[str, int], CompiledParts]:
+    """Variants of the layers' kernels found by search from those of `way` (None: the shipped ones), and their module."""
+    small = way.thinned()
     layers = [op for op in small.ops if op.kind in LAYERS and small.tensor(str(op.inputs[1])).is_constant]
     names = list(dict.fromkeys(signature(small, op) for op in layers))
     chosen, parts, log = tune.search(
-        options.tune,
-        options.objective,
+        way.options.tune,
+        way.options.objective,
         names,
-        shipped(machine, options.objective) if start is None else start,
-        lambda variants: compile_graph(graph, machine, target, options, variants),
-        lambda made: tune.count(made, machine.cpu),
+        shipped(way.machine, way.options.objective) if way.variants is None else way.variants,
+        lambda variants: compile_graph(dataclasses.replace(way, variants=variants)),
+        lambda made: tune.count(made, way.machine.cpu),
         progress or (lambda *_: None),
     )
     return chosen, dataclasses.replace(parts, log=(*log, *parts.log))
 
 
-def compile_graph(
-    graph: Graph,
-    machine: Machine,
-    target: TargetSpec,
-    options: Options,
-    variants: Mapping[str, int] | None = None,
-    faster: frozenset[str] = frozenset(),
-) -> CompiledParts:
+def compile_graph(way: Way) -> CompiledParts:
     """A native module for a graph with int8 operators; what computes on reals in it goes through TVM.
 
-    `variants`: how far loops unroll by layer signature, instead of what the shipped database says. `faster`: outputs of the
-    operators that do not mind the objective `flash`.
+    Zeros may come out multiplied where that is better; the objective `latency` chooses clang's aim and Winograd, too.
     """
-    if options.objective == "latency":
-        return _fastest(graph, machine, target, options, variants)
-    return _better(_candidates(graph, machine, target, options, variants, "-Os", faster), machine, options.objective)
+    if way.options.objective == "latency":
+        return _fastest(way)
+    return _better(_candidates(way), way)
 
 
-def rankings(graph: Graph, machine: Machine, options: Options) -> list[str]:
+def rankings(way: Way) -> list[str]:
     """Outputs of the operators that have a faster and a smaller kernel, those first that save most instructions a byte.
 
     Estimates: a faster kernel saves four instructions a product, and takes 14 bytes more a channel for parameters and what is
     over; a table saves 30 instructions an addition.
     """
-    prepared, rounding = prepare(graph, options.rounding)
-    settings = settings_for(dataclasses.replace(options, rounding=rounding), machine)
-    small = thinned(prepared, machine, settings)
+    small = way.thinned()
     found = []
     for number, op in enumerate(small.ops):
         out = small.tensor(op.outputs[0])
@@ -235,9 +187,7 @@ def rankings(graph: Graph, machine: Machine, options: Options) -> list[str]:
     return [small.ops[number].outputs[0] for _, number in sorted(found)]
 
 
-def _fastest(
-    graph: Graph, machine: Machine, target: TargetSpec, options: Options, variants: Mapping[str, int] | None
-) -> CompiledParts:
+def _fastest(way: Way) -> CompiledParts:
     """The module that takes the fewest instructions on the simulator, which has the last word on what clang makes of loops.
 
     Candidates are both of clang's aims and, without `variants`, what the objective `balanced` makes, each of them also with its
@@ -245,28 +195,26 @@ def _fastest(
     allows. For a core that the simulator lacks, and for models that would keep it busy too long, the first candidate is taken
     as it is, with Winograd.
     """
-    ways = [(options, "-O2"), (options, "-Os")]
-    if variants is None:
-        ways.append((dataclasses.replace(options, objective="balanced"), "-Os"))
-    made = [(parts, ways[0]) for parts in _candidates(graph, machine, target, options, variants, "-O2")]
-    counted = _runs(made[0][0], machine)
+    ways = [dataclasses.replace(way, aim=aim) for aim in ("-O2", "-Os")]
+    if way.variants is None:
+        balanced = dataclasses.replace(way.options, objective="balanced")
+        ways.append(dataclasses.replace(way, options=balanced, aim="-Os"))
+    made = [(parts, ways[0]) for parts in _candidates(ways[0])]
+    counted = _runs(made[0][0], way.machine)
 
     def instructions(parts: CompiledParts) -> int:
-        return tune.count(parts, machine.cpu).instructions
+        return tune.count(parts, way.machine.cpu).instructions
 
     if counted:
-        for way in ways[1:]:
-            made += [(parts, way) for parts in _candidates(graph, machine, target, way[0], variants, way[1])]
-        best, (chosen, aim) = min(made, key=lambda each: instructions(each[0]))
+        made += [(parts, each) for each in ways[1:] for parts in _candidates(each)]
+        best, chosen = min(made, key=lambda each: instructions(each[0]))
     else:
-        best, (chosen, aim) = made[0]
-    prepared, rounding = prepare(graph, options.rounding)
-    settings = settings_for(dataclasses.replace(options, rounding=rounding), machine)
+        best, chosen = made[0]
     tiled = winograd_choice.with_layers(
-        winograd_choice.candidates(thinned(prepared, machine, settings), machine),
+        winograd_choice.candidates(way.thinned(), way.machine),
         best,
-        target.flash_bytes,
-        lambda layers: _built(graph, machine, target, chosen, variants, aim, zeros=_leaves_out(best), winograd=layers),
+        way.target.flash_bytes,
+        lambda layers: _built(dataclasses.replace(chosen, zeros=_leaves_out(best), winograd=layers)),
     )
     if tiled is None or not counted:
         return tiled or best
@@ -278,20 +226,12 @@ def _runs(parts: CompiledParts, machine: Machine) -> bool:
     return not machine.mve and sum(step.macs for step in parts.certificate.steps) <= _MOST_MACS_TO_RUN
 
 
-def _candidates(
-    graph: Graph,
-    machine: Machine,
-    target: TargetSpec,
-    options: Options,
-    variants: Mapping[str, int] | None,
-    optimize: str,
-    faster: frozenset[str] = frozenset(),
-) -> list[CompiledParts]:
+def _candidates(way: Way) -> list[CompiledParts]:
     """The module; if layers of it leave out their single zeros, the one where none does, too."""
-    first = _built(graph, machine, target, options, variants, optimize, faster)
+    first = _built(way)
     if not _leaves_out(first):
         return [first]
-    return [first, _built(graph, machine, target, options, variants, optimize, faster, zeros=False)]
+    return [first, _built(dataclasses.replace(way, zeros=False))]
 
 
 def _leaves_out(parts: CompiledParts) -> bool:
@@ -299,54 +239,37 @@ def _leaves_out(parts: CompiledParts) -> bool:
     return any(report.operator.endswith(SPARSE) for report in parts.operators)
 
 
-def _better(made: list[CompiledParts], machine: Machine, objective: str) -> CompiledParts:
+def _better(made: list[CompiledParts], way: Way) -> CompiledParts:
     """The module whose exact figures are best by the objective; the smaller one where the simulator can't tell."""
     if len(made) == 1:
         return made[0]
-    if not _runs(made[0], machine):
+    if not _runs(made[0], way.machine):
         return min(made, key=lambda parts: len(parts.payload))
-    return min(made, key=lambda parts: tune.count(parts, machine.cpu).cost(objective))
+    return min(made, key=lambda parts: tune.count(parts, way.machine.cpu).cost(way.options.objective))
 
 
-def _built(
-    graph: Graph,
-    machine: Machine,
-    target: TargetSpec,
-    options: Options,
-    variants: Mapping[str, int] | None,
-    optimize: str,
-    faster: frozenset[str] = frozenset(),
-    zeros: bool = True,
-    winograd: frozenset[str] = frozenset(),
-) -> CompiledParts:
-    program, rounding = _lowered(graph, machine, options, variants, faster, zeros, winograd)
+def _built(way: Way) -> CompiledParts:
+    program, rounding = _lowered(way)
+    graph = way.graph
     inputs = [_interface(graph, name, buffer) for name, buffer in zip(graph.inputs, program.inputs, strict=True)]
     outputs = [_interface(graph, name, buffer) for name, buffer in zip(graph.outputs, program.outputs, strict=True)]
-    return assemble(program, machine, target, inputs, outputs, numerics_of(graph, rounding), optimize)
+    return assemble(program, way.machine, way.target, inputs, outputs, numerics_of(graph, rounding), way.aim)
 
 
-def _lowered(
-    graph: Graph,
-    machine: Machine,
-    options: Options,
-    variants: Mapping[str, int] | None,
-    faster: frozenset[str] = frozenset(),
-    zeros: bool = True,
-    winograd: frozenset[str] = frozenset(),
-) -> tuple[Program, str]:
+def _lowered(way: Way) -> tuple[Program, str]:
     """The program, and whose rounding it follows: ONNX's where an operator has no kernel with TFLite's."""
-    prepared, rounding = prepare(graph, options.rounding)
-    settings = settings_for(dataclasses.replace(options, rounding=rounding), machine, variants, faster, zeros, winograd)
+    prepared, rounding = prepare(way.graph, way.options.rounding)
+    settings = way.settings(rounding)
     try:
-        program = lower_graph(thinned(prepared, machine, settings), machine, settings, INT8_OPERATORS)
+        program = lower_graph(thinned(prepared, way.machine, settings), way.machine, settings, INT8_OPERATORS)
     except OpUnsupported as error:
-        if rounding == "onnx" or _has_wide(graph):
+        if rounding == "onnx" or _has_wide(way.graph):
             raise
-        following = dataclasses.replace(options, rounding="onnx")
-        program, rounding = _lowered(graph, machine, following, variants, faster, zeros, winograd)
+        following = dataclasses.replace(way.options, rounding="onnx")
+        program, rounding = _lowered(dataclasses.replace(way, options=following))
         program.log.insert(0, f"rounding follows onnx: {error} ({error.metadata.get('op', '')})")
         return program, rounding
-    if rounding != options.rounding:
+    if rounding != way.options.rounding:
         program.log.append(f"rounding follows {rounding}: TFLite has no form for some operator of this graph")
     return program, rounding
 

@@ -13,6 +13,7 @@ from tinymlaas_compiler_tvm.options import Options
 from tinymlaas_compiler_tvm.parts import CompiledParts, Numerics
 from tinymlaas_compiler_tvm.target import machine_for
 from tinymlaas_compiler_tvm.tune import Progress
+from tinymlaas_compiler_tvm.way import Way
 from tinymlaas_pluginkit import CompileJob
 
 
@@ -68,16 +69,16 @@ def compile_to_fit(job: CompileJob, progress: Progress | None = None) -> Fitted:
 def _with_faster_layers(job: CompileJob, target: TargetSpec, smallest: Fitted) -> tuple[int, int, Fitted]:
     """(layers with faster kernels, of how many, the module): the longest start of the ranking that fits, by bisection."""
     options = dataclasses.replace(Options.of(job.options), objective="flash", tune=0)
-    machine = machine_for(target)
-    graph, _ = graph_for(job.model, machine, options)
+    graph, _ = graph_for(job.model, machine_for(target), options)
     if graph is None or not has_integer_kernels(graph) or smallest.image_bytes > target.flash_bytes:
         return 0, 0, smallest
-    ranking = rankings(graph, machine, options)
+    way = Way(graph, target, options)
+    ranking = rankings(way)
     low, high, best = 0, len(ranking), smallest
     while low < high:
         middle = (low + high + 1) // 2
         try:
-            made = fitted(compile_graph(graph, machine, target, options, faster=frozenset(ranking[:middle])))
+            made = fitted(compile_graph(dataclasses.replace(way, faster=frozenset(ranking[:middle]))))
         except DoesNotFit:
             high = middle - 1
             continue
