@@ -184,6 +184,13 @@ def test_sums_that_share_a_word_hold_the_largest_inputs(largest: int, value: int
         assert_exact(case, "cortex-m0plus", ("x",), ("y",))
 
 
+def test_the_longest_chunk_of_a_dense_layer_stays_within_reach_of_its_loads() -> None:
+    rng = np.random.default_rng(3)
+    case = start(rng, (1, 128), zero=-3)
+    case.convolution(rng, "x", "y", kind=OpKind.FULLY_CONNECTED, channels=14, activation=Activation.NONE, largest=1)
+    assert_exact(case, "cortex-m0plus", ("x",), ("y",), objective="latency")
+
+
 @pytest.mark.parametrize("cpu", CPUS)
 @pytest.mark.parametrize("seed", range(4))
 def test_addition_and_subtraction_equal_the_reference(seed: int, cpu: str) -> None:

@@ -20,6 +20,7 @@ from tinymlaas_compiler_tvm.native.program import AsmKernel
 # Outputs that a pass over the row takes: six sums in high registers.
 PASS = 12
 MOST_K = 1 << 16
+# LDRB reaches 32 bytes from its base (an imm5 on Armv6-M), however far the loops unroll.
 _MOST_CHUNK = 32
 # Instructions: a chunk of a pass, a product that is over.
 _CHUNK_COST, _OVER_COST = 58, 12
@@ -81,8 +82,8 @@ def dense(count: int, chunk: int, shift: int, signed: bool, uniform: bool) -> As
     return function(name, [*lines, f"add sp, #{given + 4}", *POP], PUSHED + given + 4)
 
 
-def best_chunk(layer: Layer, most: int = _MOST_CHUNK) -> int:
-    """The size of chunks, at most `most`, that costs the layer the fewest instructions."""
+def best_chunk(layer: Layer, wanted: int) -> int:
+    """The size of chunks, at most `wanted` and what a chunk's loads reach, that costs the layer the fewest instructions."""
     channels, k = layer.weights.shape
     sizes = np.abs(layer.weights)
 
@@ -94,7 +95,7 @@ def best_chunk(layer: Layer, most: int = _MOST_CHUNK) -> int:
         rest = int(np.count_nonzero(sizes[:, whole:]))
         return int(-(-channels // PASS) * (k // chunk) * _CHUNK_COST + (over + rest) * _OVER_COST)
 
-    return min(range(min(4, k), min(k, most) + 1), key=cost)
+    return min(range(min(4, k), min(k, wanted, _MOST_CHUNK) + 1), key=cost)
 
 
 def pass_stream(layer: Layer, first: int, chunk: int) -> bytes:
