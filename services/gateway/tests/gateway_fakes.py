@@ -179,8 +179,12 @@ class _Devices(devices_pb2_grpc.DevicesServicer):
         self._r = registry
 
     async def UpsertDevice(self, request: Any, context: Any) -> devices_pb2.Device:
-        self._r.devices[request.device.name] = request.device
-        return request.device
+        known = self._r.devices.get(request.device.name)
+        if known is None or not request.update_mask.paths:
+            self._r.devices[request.device.name] = request.device
+        else:
+            request.update_mask.MergeMessage(request.device, known, True, True)
+        return self._r.devices[request.device.name]
 
     async def GetDevice(self, request: Any, context: Any) -> devices_pb2.Device:
         return _found(self._r.devices, request.name)

@@ -13,7 +13,6 @@ from gateway_world import TOKEN, until
 from tinymlaas.bridge.v1 import bridge_pb2, bridge_pb2_grpc
 from tinymlaas.registry.v1 import devices_pb2
 from tinymlaas_gateway.adapters.bridges import BridgeDirectory
-from tinymlaas_gateway.adapters.catalogue import Catalogue
 from tinymlaas_gateway.adapters.endpoints import Location
 from tinymlaas_gateway.adapters.manifest import Entry, Manifest
 from tinymlaas_servicekit import NotFound, ServiceSettings, Unavailable
@@ -146,39 +145,3 @@ async def test_a_bridge_that_says_where_the_device_is_is_asked_once() -> None:
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
-
-
-class SlowRegistry(Catalogue):
-    """A registry in memory whose first answer to a read waits until `go_on`."""
-
-    def __init__(self) -> None:
-        super().__init__(cast(Any, None))
-        self.there = {DEVICE: devices_pb2.Device(name=DEVICE, active_module="before")}
-        self.asked, self.go_on = asyncio.Event(), asyncio.Event()
-
-    async def device(self, name: str) -> devices_pb2.Device:
-        found = devices_pb2.Device()
-        found.CopyFrom(self.there[name])
-        if not self.asked.is_set():
-            self.asked.set()
-            await self.go_on.wait()
-        return found
-
-    async def upsert_device(self, device: devices_pb2.Device) -> devices_pb2.Device:
-        self.there[device.name] = device
-        return device
-
-
-async def test_what_a_bridge_tells_of_a_device_does_not_undo_which_module_was_made_active_meanwhile() -> None:
-    """As when static firmware is updated: the device registers anew just when its rollout finds the module active."""
-    registry = SlowRegistry()
-    told = devices_pb2.Device(name=DEVICE, state=devices_pb2.Device.STATE_REGISTERED, firmware_version="2")
-    telling = asyncio.create_task(registry.tell_device(told))
-    await registry.asked.wait()
-    recording = asyncio.create_task(registry.record_active(devices_pb2.Device(name=DEVICE), "after"))
-    for _ in range(10):
-        await asyncio.sleep(0)
-    registry.go_on.set()
-    await asyncio.gather(telling, recording)
-    written = registry.there[DEVICE]
-    assert (written.active_module, written.firmware_version) == ("after", "2")

@@ -10,10 +10,10 @@ import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import TypeVar
-from weakref import WeakValueDictionary
 
 import grpc
 import grpc.aio
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from tinymlaas.registry.v1 import (
     artifacts_pb2,
@@ -43,6 +43,10 @@ CACHE_BYTES = 64 << 20
 FRESH_SECONDS = 1.0
 FRESH_NAMES = 1024
 MAX_DEVICES = 1000
+_READ = ("manufacturer", "model", "serial", "firmware_version", "capabilities")
+"""Fields of a device that its bridge reads from it, all at once."""
+_STATUS = {"capabilities", "last_seen_time"}
+"""What the answer to an activation tells anew, and when."""
 
 
 async def patiently(call: Callable[[], Awaitable[Result]], seconds: float = PATIENCE_SECONDS) -> Result:
@@ -73,7 +77,6 @@ class Catalogue:
         self._artifacts = ByteCache(CACHE_BYTES)
         self._versions: Recent[models_pb2.ModelVersion] = Recent(FRESH_SECONDS, FRESH_NAMES)
         self._models: Recent[models_pb2.Model] = Recent(FRESH_SECONDS, FRESH_NAMES)
-        self._device_writes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def _call(
         self, call: Callable[[grpc.aio.Channel], Awaitable[Result]], patience: float | None = None
@@ -202,33 +205,40 @@ class Catalogue:
             if not token:
                 return found
 
-    async def tell_device(self, device: devices_pb2.Device) -> None:
-        """Write what a bridge told of a device; which module is active on it stays as it is recorded, where it is not told."""
-        async with self._writing(device.name):
-            if not device.active_module:
-                with suppress(NotFound):
-                    device.active_module = (await self.device(device.name)).active_module
-            await self.upsert_device(device)
+    async def tell_device(self, told: devices_pb2.Device) -> None:
+        """Write what a bridge told of a device, and no more; nothing where the device has been seen later elsewhere.
+
+        A bridge that could not read the device tells that it is there: what was known of it before stays.
+        """
+        paths = {field.name for field, _ in told.ListFields()} - {"name"} or {"state"}
+        if told.HasField("capabilities"):
+            paths.update(_READ)  # the device was read: what it does not tell, it has not
+        known = devices_pb2.Device(name=told.name)
+        with suppress(NotFound):
+            known = await self.device(told.name)
+        await self._write_fields(known, told, paths)
 
     async def record_active(self, device: devices_pb2.Device, module: str) -> None:
         """Write which module is active on a device, and what the device says of itself now."""
-        async with self._writing(device.name):
-            known = await self.device(device.name)
-            known.active_module = module
-            if device.HasField("capabilities"):
-                known.capabilities.CopyFrom(device.capabilities)
-            await self.upsert_device(known)
+        known = await self.device(device.name)
+        if device.HasField("capabilities"):
+            # By itself: should the device have been seen later already, then only this is out of date.
+            await self._write_fields(known, device, {field.name for field, _ in device.ListFields()} & _STATUS)
+        active = devices_pb2.Device(name=device.name, active_module=module)
+        await self._write_fields(known, active, {"active_module"})
 
-    def _writing(self, device: str) -> asyncio.Lock:
-        """Held from the read of a device's record to its write: what another task writes in between would be lost."""
-        lock = self._device_writes.get(device)
-        if lock is None:
-            lock = self._device_writes[device] = asyncio.Lock()
-        return lock
+    async def _write_fields(self, known: devices_pb2.Device, told: devices_pb2.Device, paths: set[str]) -> None:
+        """Write these fields of a device's record and leave the others as others write them.
 
-    async def upsert_device(self, device: devices_pb2.Device) -> devices_pb2.Device:
-        """Write a device's record as it is."""
-        request = devices_pb2.UpsertDeviceRequest(device=device)
+        The request has what is `known` of those as well: a registry from before masks, during an upgrade, replaces all.
+        """
+        mask = FieldMask(paths=sorted(paths))
+        mask.MergeMessage(told, known, replace_message_field=True, replace_repeated_field=True)
+        await self.upsert_device(known, mask)
+
+    async def upsert_device(self, device: devices_pb2.Device, mask: FieldMask) -> devices_pb2.Device:
+        """Write those fields of a device's record that the mask names."""
+        request = devices_pb2.UpsertDeviceRequest(device=device, update_mask=mask)
         return await self._call(
             lambda channel: devices_pb2_grpc.DevicesStub(channel).UpsertDevice(request, timeout=CALL_SECONDS)
         )

@@ -50,8 +50,10 @@ def check_bytes(
 def check_devices(connection: Connection, project: str, defaults: access_pb2.Quotas) -> None:
     """ResourceExhausted where one more device would be too many."""
     quotas = effective(connection, project, defaults)
+    if not quotas.HasField("max_devices"):
+        return
     count = _devices(connection, project) + 1
-    if quotas.HasField("max_devices") and count > quotas.max_devices:
+    if count > quotas.max_devices:
         raise exceeded(project, "devices", quotas.max_devices, count)
 
 

@@ -49,8 +49,8 @@ class SqlRecords:
         self._engine, self._now = engine, now or _now
         self._defaults = defaults or access_pb2.Quotas()
         self._writer = engine.execution_options(**WRITE)
-        # One statement each needs no lock of all writers where the database locks rows; SQLite has the one lock only.
-        self._upserter = engine if engine.dialect.name == "postgresql" else self._writer
+        # To change a row needs no lock of all writers where the database locks rows; SQLite has the one lock only.
+        self._row_writer = engine if engine.dialect.name == "postgresql" else self._writer
 
     def get_model(self, name: str) -> models_pb2.Model | None:
         """See core.ports.Records."""
@@ -180,18 +180,20 @@ class SqlRecords:
                 self._refer(connection, key["project"], sha256, added.name, sizes[sha256])
         return added
 
-    def put_device(self, device: devices_pb2.Device) -> None:
+    def change_device(
+        self, name: str, change: Callable[[devices_pb2.Device | None], devices_pb2.Device]
+    ) -> devices_pb2.Device:
         """See core.ports.Records."""
-        key = parse_name(DEVICE, device.name)
-        with self._upserter.begin() as connection:
-            bounded = quotas.effective(connection, key["project"], self._defaults).HasField("max_devices")
-            if not bounded:
-                _put(connection, schema.devices, key, device)
-        if bounded:
-            with self._writer.begin() as connection:
-                if connection.scalar(select(schema.devices.c.device).where(*_where(schema.devices, key))) is None:
-                    quotas.check_devices(connection, key["project"], self._defaults)
-                _put(connection, schema.devices, key, device)
+        key = parse_name(DEVICE, name)
+        with self._row_writer.begin() as connection:
+            known = _locked_device(connection, key)
+            if known is not None:
+                return _change(connection, key, known, change)
+        with self._writer.begin() as connection:
+            known = _locked_device(connection, key)
+            if known is None:
+                quotas.check_devices(connection, key["project"], self._defaults)
+            return _change(connection, key, known, change)
 
     def get_device(self, name: str) -> devices_pb2.Device | None:
         """See core.ports.Records."""
@@ -306,6 +308,24 @@ def _where(table: Table, key: dict[str, str]) -> Iterator[Any]:
 
 def _put(connection: Connection, table: Table, key: dict[str, str], message: Message) -> None:
     sql.upsert(connection, table, {**key, "message": message.SerializeToString(deterministic=True)}, *key)
+
+
+def _locked_device(connection: Connection, key: dict[str, str]) -> devices_pb2.Device | None:
+    """A device that nobody else writes until the transaction ends."""
+    query = select(schema.devices.c.message).where(*_where(schema.devices, key)).with_for_update()
+    return _parsed(devices_pb2.Device, connection.scalar(query))
+
+
+def _change(
+    connection: Connection,
+    key: dict[str, str],
+    known: devices_pb2.Device | None,
+    change: Callable[[devices_pb2.Device | None], devices_pb2.Device],
+) -> devices_pb2.Device:
+    device = change(known)
+    if device != known:
+        _put(connection, schema.devices, key, device)
+    return device
 
 
 def _model(connection: Connection, project: str, model: str) -> models_pb2.Model | None:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
@@ -84,7 +84,7 @@ class Records(Protocol):
     def add_version(self, model: models_pb2.Model, version: models_pb2.ModelVersion) -> models_pb2.ModelVersion:
         """Writes the model and adds the version; the version that is there already, when there is one of that name.
 
-        This, `add_module`, `add_reference` and `put_device` raise ResourceExhausted / QUOTA_EXCEEDED and write nothing where
+        This, `add_module`, `add_reference` and `change_device` raise ResourceExhausted / QUOTA_EXCEEDED and write nothing where
         the project would have more than its quotas allow.
         """
 
@@ -99,8 +99,13 @@ class Records(Protocol):
     def add_module(self, module: modules_pb2.Module) -> modules_pb2.Module:
         """Adds a module with references to its artifacts; the one that is there already, when there is one."""
 
-    def put_device(self, device: devices_pb2.Device) -> None:
-        """Writes a device."""
+    def change_device(
+        self, name: str, change: Callable[[devices_pb2.Device | None], devices_pb2.Device]
+    ) -> devices_pb2.Device:
+        """Makes of a device's record what `change` does, None where there is none; the record that is there then.
+
+        Nobody else writes it in between. `change` may be called more than once.
+        """
 
     def get_device(self, name: str) -> devices_pb2.Device | None:
         """A device."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from google.protobuf import empty_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from tinymlaas.registry.v1 import devices_pb2, devices_pb2_grpc
 from tinymlaas_servicekit import encode_page_token
 from tinymlaas_servicekit.resource_names import PROJECT, parse_name
 
+from ..core.devices import checked_paths, written
 from ..core.ports import Records
 from ._common import found, page_of, require
 
@@ -23,9 +26,11 @@ class DevicesServicer(devices_pb2_grpc.DevicesServicer):
 
     async def UpsertDevice(self, request: devices_pb2.UpsertDeviceRequest, context: Any) -> devices_pb2.Device:
         """See the proto."""
-        require(request.device, "name", "device")
-        await asyncio.to_thread(self._records.put_device, request.device)
-        return request.device
+        name = require(request.device, "name", "device")
+        paths, now = checked_paths(request.update_mask), Timestamp()
+        now.GetCurrentTime()
+        change = partial(written, told=request.device, paths=paths, now=now)
+        return await asyncio.to_thread(self._records.change_device, name, change)
 
     async def GetDevice(self, request: devices_pb2.GetDeviceRequest, context: Any) -> devices_pb2.Device:
         """See the proto."""

@@ -25,12 +25,13 @@ _sym_db = _symbol_database.Default()
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tinymlaas.type.v1 import access_pb2 as tinymlaas_dot_type_dot_v1_dot_access__pb2
 from tinymlaas.type.v1 import target_pb2 as tinymlaas_dot_type_dot_v1_dot_target__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#tinymlaas/registry/v1/devices.proto\x12\x15tinymlaas.registry.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1etinymlaas/type/v1/access.proto\x1a\x1etinymlaas/type/v1/target.proto\"?\n\nPeripheral\x12\x11\n\tobject_id\x18\x01 \x01(\r\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\r\"\xf7\x01\n\x04Slot\x12\r\n\x05index\x18\x01 \x01(\r\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.tinymlaas.registry.v1.Slot.State\x12\x15\n\rmodule_sha256\x18\x04 \x01(\t\"\x82\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTATE_EMPTY\x10\x01\x12\x15\n\x11STATE_DOWNLOADING\x10\x02\x12\x13\n\x0fSTATE_DELIVERED\x10\x03\x12\x13\n\x0fSTATE_INSTALLED\x10\x04\x12\x10\n\x0cSTATE_ACTIVE\x10\x05\"\"\n\x08\x46irmware\x12\x16\n\x0epackage_sha256\x18\x01 \x01(\t\"\xbb\x03\n\x0c\x43\x61pabilities\x12/\n\x06target\x18\x01 \x01(\x0b\x32\x19.tinymlaas.type.v1.TargetB\x04\xe2\x41\x01\x02\x12\x36\n\x0bperipherals\x18\x02 \x03(\x0b\x32!.tinymlaas.registry.v1.Peripheral\x12*\n\x05slots\x18\x03 \x03(\x0b\x32\x1b.tinymlaas.registry.v1.Slot\x12\x18\n\x10\x65xecute_in_place\x18\x04 \x01(\x08\x12\x0c\n\x04rtos\x18\x05 \x01(\t\x12\x0f\n\x07key_ids\x18\x06 \x03(\t\x12\x18\n\x10security_counter\x18\x07 \x01(\r\x12\x41\n\x07sources\x18\x08 \x03(\x0b\x32\x30.tinymlaas.registry.v1.Capabilities.SourcesEntry\x12\x31\n\x08\x66irmware\x18\t \x01(\x0b\x32\x1f.tinymlaas.registry.v1.Firmware\x1aM\n\x0cSourcesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12,\n\x05value\x18\x02 \x01(\x0e\x32\x1d.tinymlaas.registry.v1.Source:\x02\x38\x01\"\xba\x03\n\x06\x44\x65vice\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x32\n\x05state\x18\x02 \x01(\x0e\x32#.tinymlaas.registry.v1.Device.State\x12\x14\n\x0cmanufacturer\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0e\n\x06serial\x18\x05 \x01(\t\x12\x18\n\x10\x66irmware_version\x18\x06 \x01(\t\x12\x39\n\x0c\x63\x61pabilities\x18\x07 \x01(\x0b\x32#.tinymlaas.registry.v1.Capabilities\x12\x0e\n\x06\x62ridge\x18\x08 \x01(\t\x12\x32\n\x0elast_seen_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\ractive_module\x18\n \x01(\t\"D\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10STATE_REGISTERED\x10\x01\x12\x0e\n\nSTATE_LOST\x10\x02:=\xea\x41:\n\x13tinymlaas.io/Device\x12#projects/{project}/devices/{device}\"J\n\x13UpsertDeviceRequest\x12\x33\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x1d.tinymlaas.registry.v1.DeviceB\x04\xe2\x41\x01\x02\">\n\x10GetDeviceRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13tinymlaas.io/Device\"i\n\x12ListDevicesRequest\x12,\n\x06parent\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\x12\x13tinymlaas.io/Device\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"^\n\x13ListDevicesResponse\x12.\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x1d.tinymlaas.registry.v1.Device\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"A\n\x13\x44\x65leteDeviceRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13tinymlaas.io/Device*K\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSOURCE_REPORTED\x10\x01\x12\x14\n\x10SOURCE_LOOKED_UP\x10\x02\x32\x93\x03\n\x07\x44\x65vices\x12\x61\n\x0cUpsertDevice\x12*.tinymlaas.registry.v1.UpsertDeviceRequest\x1a\x1d.tinymlaas.registry.v1.Device\"\x06\xca\xf3\x18\x02\x08\x07\x12[\n\tGetDevice\x12\'.tinymlaas.registry.v1.GetDeviceRequest\x1a\x1d.tinymlaas.registry.v1.Device\"\x06\xca\xf3\x18\x02\x08\x01\x12l\n\x0bListDevices\x12).tinymlaas.registry.v1.ListDevicesRequest\x1a*.tinymlaas.registry.v1.ListDevicesResponse\"\x06\xca\xf3\x18\x02\x08\x01\x12Z\n\x0c\x44\x65leteDevice\x12*.tinymlaas.registry.v1.DeleteDeviceRequest\x1a\x16.google.protobuf.Empty\"\x06\xca\xf3\x18\x02\x08\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#tinymlaas/registry/v1/devices.proto\x12\x15tinymlaas.registry.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1etinymlaas/type/v1/access.proto\x1a\x1etinymlaas/type/v1/target.proto\"?\n\nPeripheral\x12\x11\n\tobject_id\x18\x01 \x01(\r\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\r\"\xf7\x01\n\x04Slot\x12\r\n\x05index\x18\x01 \x01(\r\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.tinymlaas.registry.v1.Slot.State\x12\x15\n\rmodule_sha256\x18\x04 \x01(\t\"\x82\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTATE_EMPTY\x10\x01\x12\x15\n\x11STATE_DOWNLOADING\x10\x02\x12\x13\n\x0fSTATE_DELIVERED\x10\x03\x12\x13\n\x0fSTATE_INSTALLED\x10\x04\x12\x10\n\x0cSTATE_ACTIVE\x10\x05\"\"\n\x08\x46irmware\x12\x16\n\x0epackage_sha256\x18\x01 \x01(\t\"\xbb\x03\n\x0c\x43\x61pabilities\x12/\n\x06target\x18\x01 \x01(\x0b\x32\x19.tinymlaas.type.v1.TargetB\x04\xe2\x41\x01\x02\x12\x36\n\x0bperipherals\x18\x02 \x03(\x0b\x32!.tinymlaas.registry.v1.Peripheral\x12*\n\x05slots\x18\x03 \x03(\x0b\x32\x1b.tinymlaas.registry.v1.Slot\x12\x18\n\x10\x65xecute_in_place\x18\x04 \x01(\x08\x12\x0c\n\x04rtos\x18\x05 \x01(\t\x12\x0f\n\x07key_ids\x18\x06 \x03(\t\x12\x18\n\x10security_counter\x18\x07 \x01(\r\x12\x41\n\x07sources\x18\x08 \x03(\x0b\x32\x30.tinymlaas.registry.v1.Capabilities.SourcesEntry\x12\x31\n\x08\x66irmware\x18\t \x01(\x0b\x32\x1f.tinymlaas.registry.v1.Firmware\x1aM\n\x0cSourcesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12,\n\x05value\x18\x02 \x01(\x0e\x32\x1d.tinymlaas.registry.v1.Source:\x02\x38\x01\"\xba\x03\n\x06\x44\x65vice\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x32\n\x05state\x18\x02 \x01(\x0e\x32#.tinymlaas.registry.v1.Device.State\x12\x14\n\x0cmanufacturer\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0e\n\x06serial\x18\x05 \x01(\t\x12\x18\n\x10\x66irmware_version\x18\x06 \x01(\t\x12\x39\n\x0c\x63\x61pabilities\x18\x07 \x01(\x0b\x32#.tinymlaas.registry.v1.Capabilities\x12\x0e\n\x06\x62ridge\x18\x08 \x01(\t\x12\x32\n\x0elast_seen_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\ractive_module\x18\n \x01(\t\"D\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10STATE_REGISTERED\x10\x01\x12\x0e\n\nSTATE_LOST\x10\x02:=\xea\x41:\n\x13tinymlaas.io/Device\x12#projects/{project}/devices/{device}\"{\n\x13UpsertDeviceRequest\x12\x33\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x1d.tinymlaas.registry.v1.DeviceB\x04\xe2\x41\x01\x02\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\">\n\x10GetDeviceRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13tinymlaas.io/Device\"i\n\x12ListDevicesRequest\x12,\n\x06parent\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\x12\x13tinymlaas.io/Device\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"^\n\x13ListDevicesResponse\x12.\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x1d.tinymlaas.registry.v1.Device\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"A\n\x13\x44\x65leteDeviceRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13tinymlaas.io/Device*K\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSOURCE_REPORTED\x10\x01\x12\x14\n\x10SOURCE_LOOKED_UP\x10\x02\x32\x93\x03\n\x07\x44\x65vices\x12\x61\n\x0cUpsertDevice\x12*.tinymlaas.registry.v1.UpsertDeviceRequest\x1a\x1d.tinymlaas.registry.v1.Device\"\x06\xca\xf3\x18\x02\x08\x07\x12[\n\tGetDevice\x12\'.tinymlaas.registry.v1.GetDeviceRequest\x1a\x1d.tinymlaas.registry.v1.Device\"\x06\xca\xf3\x18\x02\x08\x01\x12l\n\x0bListDevices\x12).tinymlaas.registry.v1.ListDevicesRequest\x1a*.tinymlaas.registry.v1.ListDevicesResponse\"\x06\xca\xf3\x18\x02\x08\x01\x12Z\n\x0c\x44\x65leteDevice\x12*.tinymlaas.registry.v1.DeleteDeviceRequest\x1a\x16.google.protobuf.Empty\"\x06\xca\xf3\x18\x02\x08\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -61,34 +62,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEVICES'].methods_by_name['ListDevices']._serialized_options = b'\312\363\030\002\010\001'
   _globals['_DEVICES'].methods_by_name['DeleteDevice']._loaded_options = None
   _globals['_DEVICES'].methods_by_name['DeleteDevice']._serialized_options = b'\312\363\030\002\010\004'
-  _globals['_SOURCE']._serialized_start=1900
-  _globals['_SOURCE']._serialized_end=1975
-  _globals['_PERIPHERAL']._serialized_start=248
-  _globals['_PERIPHERAL']._serialized_end=311
-  _globals['_SLOT']._serialized_start=314
-  _globals['_SLOT']._serialized_end=561
-  _globals['_SLOT_STATE']._serialized_start=431
-  _globals['_SLOT_STATE']._serialized_end=561
-  _globals['_FIRMWARE']._serialized_start=563
-  _globals['_FIRMWARE']._serialized_end=597
-  _globals['_CAPABILITIES']._serialized_start=600
-  _globals['_CAPABILITIES']._serialized_end=1043
-  _globals['_CAPABILITIES_SOURCESENTRY']._serialized_start=966
-  _globals['_CAPABILITIES_SOURCESENTRY']._serialized_end=1043
-  _globals['_DEVICE']._serialized_start=1046
-  _globals['_DEVICE']._serialized_end=1488
-  _globals['_DEVICE_STATE']._serialized_start=1357
-  _globals['_DEVICE_STATE']._serialized_end=1425
-  _globals['_UPSERTDEVICEREQUEST']._serialized_start=1490
-  _globals['_UPSERTDEVICEREQUEST']._serialized_end=1564
-  _globals['_GETDEVICEREQUEST']._serialized_start=1566
-  _globals['_GETDEVICEREQUEST']._serialized_end=1628
-  _globals['_LISTDEVICESREQUEST']._serialized_start=1630
-  _globals['_LISTDEVICESREQUEST']._serialized_end=1735
-  _globals['_LISTDEVICESRESPONSE']._serialized_start=1737
-  _globals['_LISTDEVICESRESPONSE']._serialized_end=1831
-  _globals['_DELETEDEVICEREQUEST']._serialized_start=1833
-  _globals['_DELETEDEVICEREQUEST']._serialized_end=1898
-  _globals['_DEVICES']._serialized_start=1978
-  _globals['_DEVICES']._serialized_end=2381
+  _globals['_SOURCE']._serialized_start=1983
+  _globals['_SOURCE']._serialized_end=2058
+  _globals['_PERIPHERAL']._serialized_start=282
+  _globals['_PERIPHERAL']._serialized_end=345
+  _globals['_SLOT']._serialized_start=348
+  _globals['_SLOT']._serialized_end=595
+  _globals['_SLOT_STATE']._serialized_start=465
+  _globals['_SLOT_STATE']._serialized_end=595
+  _globals['_FIRMWARE']._serialized_start=597
+  _globals['_FIRMWARE']._serialized_end=631
+  _globals['_CAPABILITIES']._serialized_start=634
+  _globals['_CAPABILITIES']._serialized_end=1077
+  _globals['_CAPABILITIES_SOURCESENTRY']._serialized_start=1000
+  _globals['_CAPABILITIES_SOURCESENTRY']._serialized_end=1077
+  _globals['_DEVICE']._serialized_start=1080
+  _globals['_DEVICE']._serialized_end=1522
+  _globals['_DEVICE_STATE']._serialized_start=1391
+  _globals['_DEVICE_STATE']._serialized_end=1459
+  _globals['_UPSERTDEVICEREQUEST']._serialized_start=1524
+  _globals['_UPSERTDEVICEREQUEST']._serialized_end=1647
+  _globals['_GETDEVICEREQUEST']._serialized_start=1649
+  _globals['_GETDEVICEREQUEST']._serialized_end=1711
+  _globals['_LISTDEVICESREQUEST']._serialized_start=1713
+  _globals['_LISTDEVICESREQUEST']._serialized_end=1818
+  _globals['_LISTDEVICESRESPONSE']._serialized_start=1820
+  _globals['_LISTDEVICESRESPONSE']._serialized_end=1914
+  _globals['_DELETEDEVICEREQUEST']._serialized_start=1916
+  _globals['_DELETEDEVICEREQUEST']._serialized_end=1981
+  _globals['_DEVICES']._serialized_start=2061
+  _globals['_DEVICES']._serialized_end=2464
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -225,6 +226,10 @@ Global___Capabilities: _TypeAlias = Capabilities  # noqa: Y015
 
 @_typing.final
 class Device(_message.Message):
+    """What is known of a device. Its bridge tells all but `active_module`, which a gateway writes when it has activated a module:
+    each writes its own fields by UpsertDeviceRequest.update_mask.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     class _State:
@@ -294,16 +299,31 @@ class UpsertDeviceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DEVICE_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def device(self) -> Global___Device: ...
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """The fields of the record to write; all others stay as they are, whoever wrote them and however recently: reading and
+        writing are one transaction. Each path names a field of Device, which is written as a whole: maps and repeated fields
+        inside it are replaced, and one that `device` does not set is cleared. A device that is not recorded yet is made with
+        these fields alone. Empty: the whole record is replaced.
+
+        A mask that names `last_seen_time` tells how a device was at that time. Where it was recorded as seen later (and not in
+        the future), the call came too late: nothing is written, and the answer is the record as it is.
+
+        INVALID_ARGUMENT / UPDATE_MASK_INVALID for a path that is no field of Device, lies inside one, or cannot be written (`name`).
+        """
+
     def __init__(
         self,
         *,
         device: Global___Device | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -63,7 +63,8 @@ class DevicesServicer:
     """
 
     def UpsertDevice(self, request, context):
-        """Writes what a bridge learned. Called by the gateway's device watcher. Repeatable.
+        """Writes what a bridge learned, or which module a rollout made active: `update_mask` says which. Called by gateways, several
+        of which may write the same device at once. Repeatable.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

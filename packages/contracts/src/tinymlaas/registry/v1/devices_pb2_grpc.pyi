@@ -35,7 +35,9 @@ class DevicesStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DevicesAsyncStub: ...
     UpsertDevice: _grpc.UnaryUnaryMultiCallable[_devices_pb2.UpsertDeviceRequest, _devices_pb2.Device]
-    """Writes what a bridge learned. Called by the gateway's device watcher. Repeatable."""
+    """Writes what a bridge learned, or which module a rollout made active: `update_mask` says which. Called by gateways, several
+    of which may write the same device at once. Repeatable.
+    """
     GetDevice: _grpc.UnaryUnaryMultiCallable[_devices_pb2.GetDeviceRequest, _devices_pb2.Device]
     ListDevices: _grpc.UnaryUnaryMultiCallable[_devices_pb2.ListDevicesRequest, _devices_pb2.ListDevicesResponse]
     DeleteDevice: _grpc.UnaryUnaryMultiCallable[_devices_pb2.DeleteDeviceRequest, _empty_pb2.Empty]
@@ -46,7 +48,9 @@ class DevicesAsyncStub(DevicesStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     UpsertDevice: _aio.UnaryUnaryMultiCallable[_devices_pb2.UpsertDeviceRequest, _devices_pb2.Device]  # type: ignore[assignment]
-    """Writes what a bridge learned. Called by the gateway's device watcher. Repeatable."""
+    """Writes what a bridge learned, or which module a rollout made active: `update_mask` says which. Called by gateways, several
+    of which may write the same device at once. Repeatable.
+    """
     GetDevice: _aio.UnaryUnaryMultiCallable[_devices_pb2.GetDeviceRequest, _devices_pb2.Device]  # type: ignore[assignment]
     ListDevices: _aio.UnaryUnaryMultiCallable[_devices_pb2.ListDevicesRequest, _devices_pb2.ListDevicesResponse]  # type: ignore[assignment]
     DeleteDevice: _aio.UnaryUnaryMultiCallable[_devices_pb2.DeleteDeviceRequest, _empty_pb2.Empty]  # type: ignore[assignment]
@@ -60,7 +64,9 @@ class DevicesServicer(metaclass=_abc_1.ABCMeta):
         request: _devices_pb2.UpsertDeviceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_devices_pb2.Device, _abc.Awaitable[_devices_pb2.Device]]:
-        """Writes what a bridge learned. Called by the gateway's device watcher. Repeatable."""
+        """Writes what a bridge learned, or which module a rollout made active: `update_mask` says which. Called by gateways, several
+        of which may write the same device at once. Repeatable.
+        """
 
     @_abc_1.abstractmethod
     def GetDevice(
