@@ -126,6 +126,50 @@ def test_16x8_file_is_read_and_written_again_bit_for_bit(
                 assert (x.data is None and y.data is None) or np.array_equal(np.asarray(x.data), np.asarray(y.data))
 
 
+def test_int16_is_written_under_a_version_that_has_it(
+    make_onnx: Callable[..., bytes], run_onnx: Runner, tmp_path: Path
+) -> None:
+    nodes, shape, constants = CASES["conv"]
+    inputs = inputs_for(shape)
+    # The quantizer's file is of version 14, with QuantizeLinear of a domain that takes int16 before ONNX's own does.
+    source = wide(make_onnx(nodes, shape, constants), inputs, tmp_path)
+    made = write_onnx(read_onnx(source))
+    model = onnx.load_from_string(made)
+    onnx.checker.check_model(model, full_check=True)
+    assert {node.op_type for node in model.graph.node} >= {"QuantizeLinear", "DequantizeLinear"}
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 21)]
+    np.testing.assert_array_equal(run_onnx(made, inputs), run_onnx(source, inputs))
+
+
+@pytest.mark.parametrize("wider", [False, True])
+def test_a_foreign_node_is_never_written_under_a_version_that_changes_it(
+    make_onnx: Callable[..., bytes], run_onnx: Runner, wider: bool
+) -> None:
+    shape, inputs = (1, 4, 8), inputs_for((1, 4, 8))
+    scales = {"scale": np.float32(1e-3), "zero": np.int16(0)} if wider else {}
+
+    def source(operator: str, opset: int) -> bytes:
+        # ONNX Runtime takes int16 there before version 21, and so does the reader.
+        around = [
+            make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+            make_node("DequantizeLinear", ["q", "scale", "zero"], ["r"]),
+        ]
+        return make_onnx(
+            [*(around if wider else []), make_node(operator, ["r" if wider else "x"], ["y"])],
+            shape,
+            scales,
+            opset=opset,
+        )
+
+    kept = write_onnx(read_onnx(source("Erf", 11), foreign=True))
+    assert onnx.load_from_string(kept).opset_import[0].version == (21 if wider else 13)
+    assert np.abs(run_onnx(kept, inputs)).max() > 0
+    # Before version 13 the axis is 1 where none is given, and all behind it are one.
+    with pytest.raises(UnsupportedOperator) as caught:
+        write_onnx(read_onnx(source("LogSoftmax", 11), foreign=True))
+    assert [(o.op, o.dtype) for o in caught.value.operators] == [("LogSoftmax", "float32")]
+
+
 def test_bias_beyond_32_bits_is_refused(make_onnx: Callable[..., bytes], tmp_path: Path) -> None:
     nodes, shape, constants = CASES["conv"]
     graph = read_onnx(wide(make_onnx(nodes, shape, constants), inputs_for(shape), tmp_path))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import onnx
 import pytest
 from compiler_tvm_bench import TARGETS, Samples, run_parts, zoo_model
 from int16_cases import Wide, symmetric
@@ -51,7 +50,7 @@ def kws() -> Graph:
 
 def test_a_file_becomes_a_module_that_equals_tflite_micro_within_its_budget() -> None:
     graph = kws()
-    parts = compile_model(written(graph), M4)
+    parts = compile_model(write_onnx(graph), M4)
     case = Wide(np.random.default_rng(0), dict(graph.tensors), list(graph.ops))
     for x, _ in Samples("kws").int8[:3]:
         shape = graph.tensor(graph.inputs[0]).shape
@@ -66,14 +65,6 @@ def test_a_file_becomes_a_module_that_equals_tflite_micro_within_its_budget() ->
     assert certificate_message(parts).arena_bytes == parts.arena_bytes
 
 
-def written(graph: Graph) -> bytes:
-    """The file of a graph, of the first version whose QuantizeLinear takes int16."""
-    model = onnx.load_from_string(write_onnx(graph))
-    model.opset_import[0].version, model.ir_version = 21, 10
-    data: bytes = model.SerializeToString()
-    return data
-
-
 def small() -> Wide:
     """A padded convolution."""
     case = Wide(np.random.default_rng(5))
@@ -83,7 +74,7 @@ def small() -> Wide:
 
 
 def test_a_check_tells_what_is_computed_on_int16() -> None:
-    verdict = check_model(written(small().graph()), M4)
+    verdict = check_model(write_onnx(small().graph()), M4)
     assert verdict.supported
     assert {node.dtype for node in verdict.nodes if node.operator == "CONV_2D"} == {"int16"}
 
@@ -96,7 +87,7 @@ def test_every_objective_gives_the_same_outputs(objective: str) -> None:
 
 
 def test_another_rounding_is_computed_on_reals() -> None:
-    parts = compile_model(written(small().graph()), M4, {"rounding": "onnx"})
+    parts = compile_model(write_onnx(small().graph()), M4, {"rounding": "onnx"})
     assert parts.numerics.reference == "onnx"
     assert not any("int16" in report.operator for report in parts.operators)
 
@@ -105,7 +96,7 @@ def test_an_operator_without_kernel_leaves_int16_to_reals_and_says_so() -> None:
     case = small()
     shape = case.tensors["y"].shape
     case.op(OpKind.LOGISTIC, ("y",), case.activation("z", shape, 1 / 32768))
-    parts = compile_model(written(case.graph()), M4)
+    parts = compile_model(write_onnx(case.graph()), M4)
     assert "int16 is computed on reals" in parts.log[0]
     assert "LOGISTIC" in parts.log[0]
     assert parts.numerics.reference == "onnx"
@@ -116,6 +107,6 @@ def test_reals_at_the_border_leave_int16_to_reals_and_say_so() -> None:
     shape = case.tensors["y"].shape
     case.tensors["z"] = Tensor("z", shape, DType.FLOAT32)
     case.op(OpKind.DEQUANTIZE, ("y",), "z")
-    parts = compile_model(written(case.graph()), M4)
+    parts = compile_model(write_onnx(case.graph()), M4)
     assert "int16 is computed on reals" in parts.log[0]
     assert parts.numerics.reference == "onnx"

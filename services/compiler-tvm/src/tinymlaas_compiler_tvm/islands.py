@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from tinymlaas_compiler_tvm.errors import OpUnsupported
 from tinymlaas_compiler_tvm.int8.lowering import Lowering, Place, row_major_name
 from tinymlaas_compiler_tvm.native.program import Access, Buffer, BufferKind, Program, Step
+from tinymlaas_modelkit.errors import UnsupportedOperator
 from tinymlaas_modelkit.graph import DType, Graph, Op, OpKind, Tensor
 
 _NAME = re.compile(r"\b(?:B(\d+)|W\((\d+)\)|tim_tir_(\d+))")
@@ -77,6 +78,8 @@ def lower_island(state: Lowering, ops: Sequence[Op]) -> None:
         program, _, _ = lower_model(write_onnx(part))
     except OpUnsupported as error:
         raise _named(error, ops) from error
+    except UnsupportedOperator as error:
+        raise _named(OpUnsupported(error.message, **error.metadata), ops) from error
     origins = tuple(dict.fromkeys(op.origin for op in ops if op.origin))
     _merge(state, program, inputs, part, origins)
 

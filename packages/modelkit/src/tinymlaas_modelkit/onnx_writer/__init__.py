@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 from onnx import helper
 
-from tinymlaas_modelkit.graph import DType, Graph, OpKind
+from tinymlaas_modelkit.graph import DType, Graph, Op, OpKind
 from tinymlaas_modelkit.onnx_writer._context import Context, Value, onnx_type
 from tinymlaas_modelkit.onnx_writer._ops import WRITERS
 
@@ -24,7 +24,8 @@ PRODUCER = "TinyMLaaS"
 def write_onnx(graph: Graph) -> bytes:
     """The ONNX file of a graph (opset 13, 14 with HardSwish, 21 with int16, or that of its FOREIGN operators).
 
-    Equal graphs give equal bytes. Inputs and outputs keep names, shapes and types; layouts inside become NCHW where ONNX wants it.
+    UnsupportedOperator where a FOREIGN operator of an older version means something else under that one. Equal graphs give
+    equal bytes. Inputs and outputs keep names, shapes and types; layouts inside become NCHW where ONNX wants it.
     """
     context = Context(graph, _opset(graph))
     context.taken.update((*graph.inputs, *graph.outputs))
@@ -59,6 +60,18 @@ def write_onnx(graph: Graph) -> bytes:
 def _opset(graph: Graph) -> int:
     """The version of the operator set that the graph's operators ask for."""
     swish = any(op.kind is OpKind.HARD_SWISH for op in graph.ops)
-    wide = any(t.dtype is DType.INT16 and t.quantization is not None for t in graph.tensors.values())
+    wide = any(_is_wide(graph, op) for op in graph.ops)
     least = WIDE_OPSET if wide else OPSET + 1 if swish else OPSET
     return max([least, *(int(str(op.attributes["opset"])) for op in graph.ops if op.kind is OpKind.FOREIGN)])
+
+
+def _is_wide(graph: Graph, op: Op) -> bool:
+    """Whether an operator is written with a QuantizeLinear or DequantizeLinear of ONNX's own on int16."""
+    used = [graph.tensors[name] for name in (*op.inputs, *op.outputs) if name is not None]
+    if op.kind is not OpKind.FOREIGN:
+        return any(t.dtype is DType.INT16 and t.quantization is not None for t in used)
+    serialized = op.attributes["node"]
+    assert isinstance(serialized, bytes)
+    node = onnx.NodeProto.FromString(serialized)
+    own = not node.domain and node.op_type in ("QuantizeLinear", "DequantizeLinear")
+    return own and any(t.dtype is DType.INT16 for t in used)

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import onnx
 
+from tinymlaas_modelkit.errors import OffendingOperator, UnsupportedOperator
 from tinymlaas_modelkit.graph import Activation, Op, OpKind
 from tinymlaas_modelkit.onnx_writer._context import NCHW, Context, Perm, Value
+from tinymlaas_modelkit.onnx_writer._versions import means_the_same
 from tinymlaas_modelkit.quantization import same_quantization
 
 
@@ -131,10 +133,15 @@ def transpose_conv(context: Context, op: Op) -> None:
 
 
 def foreign(context: Context, op: Op) -> None:
-    """FOREIGN: the node itself."""
+    """FOREIGN: the node itself, unless it would mean something else under the file's version of the operator set."""
     serialized = op.attributes["node"]
     assert isinstance(serialized, bytes)
     node = onnx.NodeProto.FromString(serialized)
+    opset = int(op.attributes["opset"])  # type: ignore[call-overload]
+    if not node.domain and not means_the_same(node.op_type, opset, context.opset):
+        detail = f"its form of version {opset} can't be written under version {context.opset}, which others need"
+        dtype = str(context.graph.tensors[op.outputs[0]].dtype)
+        raise UnsupportedOperator([OffendingOperator(node.op_type, op.origin, dtype, detail)])
     inputs, outputs = iter(op.inputs), iter(op.outputs)
     for position, present in enumerate(node.input):
         if present:
