@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import grpc
+import grpc.aio
 import pytest
 from gateway_fakes import toy_target
 from gateway_world import World, until
@@ -12,7 +14,7 @@ from test_gateway_builds import finished, started
 from tinymlaas.gateway.v1 import builds_pb2, routing_pb2
 from tinymlaas.type.v1 import tensor_pb2
 from tinymlaas_gateway.engine.fairness import FairPlaces, on_behalf_of
-from tinymlaas_servicekit import ResourceExhausted
+from tinymlaas_servicekit import ResourceExhausted, connect
 
 Build = builds_pb2.Build
 
@@ -139,6 +141,49 @@ async def test_a_line_has_an_end() -> None:
     await rush.call("b1")
     await rush.end("a1")
     assert rush.served == ["a1", "b1"]
+
+
+async def test_a_place_that_is_given_is_followed_by_none_for_so_many_rounds_of_the_event_loop() -> None:
+    rush = Rush(FairPlaces(8, rounds=3))
+    for name in ("a1", "a2", "b1"):
+        await rush.call(name)
+    assert rush.served == ["a1"], "b1 came in the second round"
+    for served in (["a1", "b1"], ["a1", "b1", "a2"]):
+        while len(rush.served) < len(served):
+            assert rush.served == served[:-1]
+            await asyncio.sleep(0)
+        assert rush.served == served
+    for _ in range(4):
+        await asyncio.sleep(0)
+    await rush.call("a3")
+    assert rush.served == ["a1", "b1", "a2", "a3"], "rested enough, it has a place at once"
+
+
+async def test_a_call_behind_a_flood_that_grpc_still_holds_is_answered_before_most_of_it() -> None:
+    """All calls come on one connection, the calm project's last: gRPC hands them over in this order."""
+    flood, answered = 64, list[str]()
+    places = FairPlaces(256, 32, rounds=500)
+
+    async def answer(request: bytes, _: object) -> bytes:
+        project = request.decode()
+        with on_behalf_of(project):
+            async with places.taken():
+                answered.append(project)
+        return b""
+
+    server = grpc.aio.server()
+    handlers = {"Call": grpc.unary_unary_rpc_method_handler(answer)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Known", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with connect(f"127.0.0.1:{port}") as channel:
+        await channel.channel_ready()
+        call = channel.unary_unary("/test.Known/Call")
+        names = [*["projects/flood"] * flood, "projects/calm"]
+        await asyncio.gather(*(call(name.encode(), timeout=60) for name in names))
+    await server.stop(None)
+    assert len(answered) == flood + 1
+    assert answered.index("projects/calm") < flood / 2
 
 
 async def test_while_one_project_floods_the_compiler_another_ones_build_is_next(world: World) -> None:
