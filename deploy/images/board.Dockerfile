@@ -1,8 +1,8 @@
 # board: virtual boards, for trials and tests. The context is the root of the tree: scripts/build_images.py --only board
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 FROM ${BASE} AS build
-COPY deploy/images/install.sh deploy/images/trim-zig.sh deploy/images/sbom.py requirements-build.txt deploy/images/locks/board.lock /build/
-RUN sh /build/install.sh lock /build/board.lock
+COPY deploy/images/install.sh deploy/images/trim-zig.sh deploy/images/sbom.py requirements-build.txt requirements-tools.lock deploy/images/locks/board.lock /build/
+RUN --mount=type=cache,target=/build/cache sh /build/install.sh lock /build/board.lock
 COPY packages/contracts /build/packages/contracts
 COPY packages/lwm2m /build/packages/lwm2m
 COPY packages/module /build/packages/module
@@ -12,6 +12,7 @@ COPY device/firmware /opt/tinymlaas/device/firmware
 COPY device/loader /opt/tinymlaas/device/loader
 RUN sh /build/install.sh parts packages/contracts packages/lwm2m packages/module packages/simulator device/reference \
  && sh /build/trim-zig.sh boards \
+ && sh /build/install.sh compile \
  && sh /build/install.sh sbom tinymlaas-board
 
 FROM ${BASE}

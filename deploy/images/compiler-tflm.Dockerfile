@@ -1,14 +1,16 @@
 # compiler-tflm: TFLite and ONNX to TFLite payloads; with TensorFlow, as importer of Keras and SavedModel. The context is the root of the tree: scripts/build_images.py --only compiler-tflm
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 FROM ${BASE} AS build
-COPY deploy/images/install.sh deploy/images/sbom.py requirements-build.txt deploy/images/locks/compiler-tflm.lock services/compiler-tflm/requirements-tensorflow.lock /build/
-RUN sh /build/install.sh lock /build/compiler-tflm.lock /build/requirements-tensorflow.lock
+COPY deploy/images/install.sh deploy/images/sbom.py requirements-build.txt requirements-tools.lock deploy/images/locks/compiler-tflm.lock services/compiler-tflm/requirements-tensorflow.lock /build/
+RUN --mount=type=cache,target=/build/cache sh /build/install.sh lock /build/compiler-tflm.lock /build/requirements-tensorflow.lock
 COPY packages/contracts /build/packages/contracts
 COPY packages/servicekit /build/packages/servicekit
 COPY packages/pluginkit /build/packages/pluginkit
 COPY packages/modelkit /build/packages/modelkit
 COPY services/compiler-tflm /build/services/compiler-tflm
 RUN sh /build/install.sh parts packages/contracts packages/servicekit packages/pluginkit packages/modelkit services/compiler-tflm \
+ && rm -rf /opt/tinymlaas/lib/python3*/site-packages/tensorflow/include \
+ && sh /build/install.sh compile \
  && sh /build/install.sh sbom tinymlaas-compiler-tflm
 
 FROM ${BASE}

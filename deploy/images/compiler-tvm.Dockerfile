@@ -1,8 +1,8 @@
 # compiler-tvm: ONNX to native code for microcontrollers. The context is the root of the tree: scripts/build_images.py --only compiler-tvm
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 FROM ${BASE} AS build
-COPY deploy/images/install.sh deploy/images/sbom.py requirements-build.txt deploy/images/locks/compiler-tvm.lock /build/
-RUN sh /build/install.sh lock /build/compiler-tvm.lock
+COPY deploy/images/install.sh deploy/images/sbom.py requirements-build.txt requirements-tools.lock deploy/images/locks/compiler-tvm.lock /build/
+RUN --mount=type=cache,target=/build/cache sh /build/install.sh lock /build/compiler-tvm.lock
 COPY packages/contracts /build/packages/contracts
 COPY packages/servicekit /build/packages/servicekit
 COPY packages/pluginkit /build/packages/pluginkit
@@ -10,6 +10,7 @@ COPY packages/modelkit /build/packages/modelkit
 COPY packages/simulator /build/packages/simulator
 COPY services/compiler-tvm /build/services/compiler-tvm
 RUN sh /build/install.sh parts packages/contracts packages/servicekit packages/pluginkit packages/modelkit packages/simulator services/compiler-tvm \
+ && sh /build/install.sh compile \
  && sh /build/install.sh sbom tinymlaas-compiler-tvm
 
 FROM ${BASE}

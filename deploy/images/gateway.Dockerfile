@@ -1,8 +1,8 @@
 # gateway: the public endpoint: routing, builds, deployments. The context is the root of the tree: scripts/build_images.py --only gateway
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 FROM ${BASE} AS build
-COPY deploy/images/install.sh deploy/images/sbom.py requirements-build.txt deploy/images/locks/gateway.lock /build/
-RUN sh /build/install.sh lock /build/gateway.lock
+COPY deploy/images/install.sh deploy/images/sbom.py requirements-build.txt requirements-tools.lock deploy/images/locks/gateway.lock /build/
+RUN --mount=type=cache,target=/build/cache sh /build/install.sh lock /build/gateway.lock
 COPY deploy/images/trim.py deploy/images/root.py /build/
 COPY packages/contracts /build/packages/contracts
 COPY packages/servicekit /build/packages/servicekit

@@ -1,8 +1,8 @@
 # lwm2m-bridge: registrations, capabilities and installs of devices. The context is the root of the tree: scripts/build_images.py --only lwm2m-bridge
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 FROM ${BASE} AS build
-COPY deploy/images/install.sh deploy/images/sbom.py requirements-build.txt deploy/images/locks/lwm2m-bridge.lock /build/
-RUN sh /build/install.sh lock /build/lwm2m-bridge.lock
+COPY deploy/images/install.sh deploy/images/sbom.py requirements-build.txt requirements-tools.lock deploy/images/locks/lwm2m-bridge.lock /build/
+RUN --mount=type=cache,target=/build/cache sh /build/install.sh lock /build/lwm2m-bridge.lock
 COPY deploy/images/trim.py deploy/images/root.py /build/
 COPY packages/contracts /build/packages/contracts
 COPY packages/servicekit /build/packages/servicekit

@@ -1,8 +1,8 @@
 # profiler: runs modules on simulated microcontrollers and reference executors. The context is the root of the tree: scripts/build_images.py --only profiler
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 FROM ${BASE} AS build
-COPY deploy/images/install.sh deploy/images/trim-zig.sh deploy/images/sbom.py requirements-build.txt deploy/images/locks/profiler.lock /build/
-RUN sh /build/install.sh lock /build/profiler.lock
+COPY deploy/images/install.sh deploy/images/trim-zig.sh deploy/images/sbom.py requirements-build.txt requirements-tools.lock deploy/images/locks/profiler.lock /build/
+RUN --mount=type=cache,target=/build/cache sh /build/install.sh lock /build/profiler.lock
 COPY packages/contracts /build/packages/contracts
 COPY packages/servicekit /build/packages/servicekit
 COPY packages/pluginkit /build/packages/pluginkit
@@ -11,6 +11,7 @@ COPY packages/simulator /build/packages/simulator
 COPY services/profiler /build/services/profiler
 RUN sh /build/install.sh parts packages/contracts packages/servicekit packages/pluginkit packages/modelkit packages/simulator services/profiler \
  && sh /build/trim-zig.sh hook \
+ && sh /build/install.sh compile \
  && sh /build/install.sh sbom tinymlaas-profiler
 
 FROM ${BASE}

@@ -1,8 +1,8 @@
 # registry: catalogue and artifacts. The context is the root of the tree: scripts/build_images.py --only registry
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 FROM ${BASE} AS build
-COPY deploy/images/install.sh deploy/images/sbom.py requirements-build.txt deploy/images/locks/registry.lock /build/
-RUN sh /build/install.sh lock /build/registry.lock
+COPY deploy/images/install.sh deploy/images/sbom.py requirements-build.txt requirements-tools.lock deploy/images/locks/registry.lock /build/
+RUN --mount=type=cache,target=/build/cache sh /build/install.sh lock /build/registry.lock
 COPY deploy/images/trim.py deploy/images/root.py /build/
 COPY packages/contracts /build/packages/contracts
 COPY packages/servicekit /build/packages/servicekit
