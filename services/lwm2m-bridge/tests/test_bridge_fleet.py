@@ -267,6 +267,34 @@ async def test_a_bridge_that_was_too_slow_for_its_lease_goes_on_with_its_devices
     await quick.close()
 
 
+async def test_of_bridges_that_were_slow_in_turn_the_one_that_heard_the_device_has_it_again(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DO-BRIDGE-012, 013: each of two is taken over by the next, and each one lets go or takes back."""
+    rig = Rig(tmp_path, Artifacts(IMAGE), database_url=database_url)
+    slow = await rig.bridge(instance="1-slow")
+    device = await rig.device(FaultBoard(), server_port=int(slow.endpoint.address.rsplit(":", 1)[1]), lifetime_s=3600)
+    await within(device.registered.wait())
+    second = await rig.bridge(instance="2-slow")
+    let_first = stall(slow, monkeypatch)
+    await eventually(lambda: len(second.directory) == 1, "the second bridge took the device")
+    third = await rig.bridge(instance="3-quick")
+    let_second = stall(second, monkeypatch)
+    await eventually(lambda: len(third.directory) == 1, "the third bridge took the device")
+    let_second.set()
+    await eventually(lambda: len(second.directory) == 0, "the second bridge let it go, which has not heard of it")
+    let_first.set()
+    bridges = (slow, second, third)
+    await eventually(
+        lambda: [len(bridge.directory) for bridge in bridges] == [1, 0, 0] and third.fleet._store.gone() == [],
+        "the first bridge took the device back",
+    )
+    await within(slow.read_capabilities("node-1"))
+    await device.close()
+    for bridge in bridges:
+        await bridge.close()
+
+
 async def test_a_device_that_was_heard_at_another_bridge_meanwhile_stays_there(
     two: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,6 +139,34 @@ def test_what_a_dead_instance_left_is_taken_once(database_url: str) -> None:
         store.close()
 
 
+def test_who_had_a_device_first_learns_of_it_though_it_was_taken_over_twice(database_url: str) -> None:
+    """DO-BRIDGE-012, 013: the first instance was slow, and the one that took its devices died."""
+    stores = [SqlStore(database_url, name) for name in ("first", "second", "third")]
+    first, second, third = (FleetStore(store, 3600) for store in stores)
+    for fleet in (first, second, third):
+        fleet.leases.take()
+    stores[0].put_registration(REGISTRATION)
+    heard = {"node-1": REGISTRATION.updated_at}
+    first.leases.release()
+    assert second.adopt("first") == ([REGISTRATION], [])
+    second.leases.release()
+    assert third.adopt("second") == ([REGISTRATION], [])
+    assert (first.gone(), first.elsewhere(heard)) == (["node-1"], ["node-1"])
+    assert second.elsewhere(heard) == ["node-1"], "one whose lease ran out asks for all that it had"
+    assert third.elsewhere(heard) == []
+    assert second.elsewhere({"node-1": REGISTRATION.updated_at + 1}) == [], (
+        "heard here since, on its way to the database"
+    )
+    assert second.elsewhere({f"node-{number}": 0.0 for number in range(2, 2500)}) == []
+    assert first.take_back({"node-1": replace(REGISTRATION, id="before")}) == set()
+    assert first.take_back({"node-1": REGISTRATION}) == {"node-1"}
+    assert (first.gone(), third.gone()) == ([], ["node-1"])
+    third.let_go(["node-1"])
+    assert (third.gone(), first.elsewhere(heard)) == ([], [])
+    for store in stores:
+        store.close()
+
+
 def test_a_database_from_before_migrations_is_taken_over_with_its_rows(tmp_path: Path) -> None:
     """DO-BRIDGE-007."""
     url = f"sqlite:///{tmp_path / 'bridge.db'}"

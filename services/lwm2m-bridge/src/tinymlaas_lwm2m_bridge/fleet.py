@@ -21,6 +21,9 @@ from .fleet_store import FleetStore
 
 log = structlog.get_logger("tinymlaas.bridge.fleet")
 
+LOOK_S = 60.0
+"""How often all devices are looked up: one that moved twice before its first bridge looked is not told to that one."""
+
 
 class Fleet:
     """Keeps this instance's lease, lets go of what moved away and takes what is free. `hold`, `start`, `close`."""
@@ -40,6 +43,8 @@ class Fleet:
         self.address: Callable[[], str] = lambda: ""
         """What this instance is called by; others tell it to callers."""
         self._renew_at = 0.0
+        self._held_at = 0.0
+        self._look_at = 0.0
 
     def hold(self) -> None:
         """Take the lease, before anything is loaded that others must leave alone."""
@@ -49,6 +54,8 @@ class Fleet:
         """Look after the fleet from now on."""
         self._directory = directory
         self._installer = installer
+        self._held_at = asyncio.get_running_loop().time()
+        self._look_at = self._held_at + LOOK_S
         self._task = asyncio.create_task(self._keep(), name="fleet of bridges")
 
     async def close(self) -> None:
@@ -101,14 +108,19 @@ class Fleet:
         return self._stop.is_set()
 
     async def _hold_on(self) -> None:
-        """Hold the lease for longer, or again."""
-        leases = self._store.leases
+        """Hold the lease for longer, or again; after a lapse, what others may have taken meanwhile is looked up next."""
+        leases, now = self._store.leases, asyncio.get_running_loop().time()
         address = self.address()
+        lapsed = now - self._held_at > leases.seconds
         if not await asyncio.to_thread(leases.renew, address):
+            lapsed = True
             log.error(
                 "the lease was lost: this bridge was too slow, or another one has its name", instance=leases.instance
             )
             await asyncio.to_thread(leases.take, address)
+        self._held_at = now
+        if lapsed:
+            self._look_at = now
 
     async def _renew(self) -> None:
         await self._hold_on()
@@ -124,7 +136,13 @@ class Fleet:
                 self._installer.take(record)
 
     async def _let_go(self) -> None:
-        gone = await asyncio.to_thread(self._store.gone)
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._look_at:
+            heard = {registration.endpoint: registration.updated_at for registration in self._directory.all()}
+            gone = await asyncio.to_thread(self._store.elsewhere, heard)
+            self._look_at = loop.time() + LOOK_S
+        else:
+            gone = await asyncio.to_thread(self._store.gone)
         if not gone:
             return
         await self._hold_on()  # first, or others would take again what is taken back now

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -18,6 +18,9 @@ from .schema import installs, instances, registrations
 from .store import SqlStore, record_of, registration_of
 
 log = structlog.get_logger("tinymlaas.bridge.fleet")
+
+PART = 1000
+"""Devices that one query names."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,20 @@ class FleetStore:
         with self._engine.connect() as connection:
             return list(connection.execute(query).scalars())
 
+    def elsewhere(self, known: Mapping[str, float]) -> list[str]:
+        """Endpoints of those that are another instance's by now, whoever it came by; `known` has when each was heard here last.
+
+        One that was heard here later than the database knows is on its way there, and stays.
+        """
+        table, found = registrations, []
+        with self._engine.connect() as connection:
+            for part in _parts(known):
+                query = sa.select(table.c.endpoint, table.c.updated_at).where(
+                    table.c.owner != self._me, table.c.endpoint.in_(part)
+                )
+                found += [row.endpoint for row in connection.execute(query) if row.updated_at >= known[row.endpoint]]
+        return found
+
     def take_back(self, known: Mapping[str, Registration]) -> set[str]:
         """Make those of the `gone` this instance's again that were taken while its lease had run out, though it lives.
 
@@ -87,17 +104,20 @@ class FleetStore:
         which the device's next message elsewhere does. Whoever took it finds it `gone` now, and lets go of its installs.
         """
         table = registrations
-        mine = table.c.former == self._me, table.c.owner != self._me
+        kept: set[str] = set()
         with self._writer.begin() as connection:
-            query = sa.select(table.c.endpoint, table.c.id, table.c.updated_at).where(*mine).with_for_update()
-            kept = {
-                row.endpoint
-                for row in connection.execute(query)
-                if (found := known.get(row.endpoint)) and (found.id, found.updated_at) == (row.id, row.updated_at)
-            }
-            if kept:
-                change = table.update().where(*mine, table.c.endpoint.in_(kept))
-                connection.execute(change.values(owner=self._me, former=table.c.owner))
+            for part in _parts(known):
+                lost = table.c.owner != self._me, table.c.endpoint.in_(part)
+                query = sa.select(table.c.endpoint, table.c.id, table.c.updated_at).where(*lost).with_for_update()
+                same = {
+                    row.endpoint
+                    for row in connection.execute(query)
+                    if (known[row.endpoint].id, known[row.endpoint].updated_at) == (row.id, row.updated_at)
+                }
+                if same:
+                    change = table.update().where(table.c.endpoint.in_(same))
+                    connection.execute(change.values(owner=self._me, former=table.c.owner))
+                kept |= same
         return kept
 
     def let_go(self, endpoints: Iterable[str]) -> None:
@@ -124,14 +144,20 @@ class FleetStore:
             return [record_of(body) for body in connection.execute(change).scalars()]
 
     def adopt(self, dead: str) -> tuple[list[Registration], list[InstallRecord]]:
-        """Make this instance's what one left whose lease has run out; empty where it lives again or another one was first."""
+        """Make this instance's what one left whose lease has run out; empty where it lives again or another one was first.
+
+        Where one before it has not let go of a device yet, `former` goes on to say so: it learns of it in no other way soon,
+        while the one whose lease ran out asks for all that is `elsewhere` when it comes back.
+        """
         with self._writer.begin() as connection:
             gone = sa.select(instances.c.instance).where(
                 instances.c.instance == dead, instances.c.expires_at <= database_time(connection)
             )
             change = registrations.update().where(registrations.c.owner.in_(gone))
+            settled = registrations.c.former.in_(("", self._me))
+            former = sa.case((settled, dead), else_=registrations.c.former)
             devices = connection.execute(
-                change.values(owner=self._me, former=dead).returning(registrations.c.body)
+                change.values(owner=self._me, former=former).returning(registrations.c.body)
             ).scalars()
             left = installs.update().where(installs.c.owner.in_(gone), installs.c.ended.is_(False))
             records = connection.execute(left.values(owner=self._me).returning(installs.c.body)).scalars()
@@ -139,3 +165,10 @@ class FleetStore:
         if not any(found):
             self.leases.clear(dead)
         return found
+
+
+def _parts(names: Collection[str]) -> Iterator[list[str]]:
+    """Names in their order, few enough for one query."""
+    ordered = sorted(names)
+    for start in range(0, len(ordered), PART):
+        yield ordered[start : start + PART]

@@ -1,7 +1,7 @@
 """Tables of the bridge's database; `migrations` brings a database to them.
 
 Of bridges that share a database each row of a registration or install belongs to one, its `owner`. `former` names the
-bridge that a device has come from, until that one has let go of it.
+bridge that a device has come from, until that one has let go of it; of several in turn, the first.
 """
 
 from __future__ import annotations
