@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import aiocoap
@@ -43,6 +44,40 @@ def query(endpoint: str = "node-1", lifetime_s: int = 60) -> RegisterQuery:
 
 def directory_of(tmp_path: Path, clock: Clock, **limits: int) -> Directory:
     return Directory(SqlStore(f"sqlite:///{tmp_path / 'b.db'}"), clock, **limits)
+
+
+def test_a_storm_is_stored_whole_in_statements_of_many_rows(database_url: str) -> None:
+    kinds = [parse_objects(LINKS), parse_objects(LINKS + b",</3324/0>")]
+    storm = {
+        f"node-{d}": Registration(
+            f"id-{d}",
+            f"node-{d}",
+            f"coap://192.0.2.1:{d}",
+            "coap://[::1]",
+            60,
+            "1.1",
+            "U",
+            False,
+            kinds[d % 2],
+            1.0,
+            2.0,
+        )
+        for d in range(150)
+    }
+    here, elsewhere = SqlStore(database_url, "here"), SqlStore(database_url, "elsewhere")
+    here.write_registrations(storm)
+    assert {kept.endpoint: kept for kept in here.load_registrations()} == storm
+    later = replace(storm["node-70"], id="id-later", updated_at=9.0)
+    elsewhere.write_registrations({"node-70": later})
+    again = {name: replace(kept, id=f"{kept.id}-again", updated_at=3.0) for name, kept in storm.items()}
+    here.write_registrations(again | {"node-149": None})
+    del again["node-70"], again["node-149"]
+    assert {kept.endpoint: kept for kept in here.load_registrations()} == again, (
+        "what another heard later is the other's"
+    )
+    assert elsewhere.load_registrations() == [later]
+    here.close()
+    elsewhere.close()
 
 
 def register(directory: Directory, endpoint: str = "node-1", lifetime_s: int = 60) -> Registration:

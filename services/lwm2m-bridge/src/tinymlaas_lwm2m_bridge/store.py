@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from dataclasses import fields as fields_of
-from functools import lru_cache
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -19,6 +18,7 @@ from .core.bootstrap import BootstrapRecord, BootstrapState
 from .core.install_record import Failure, InstallEvent, InstallRecord, InstallRequest, Step, Transfer
 from .core.registration import Registration
 
+_ROWS_AT_ONCE = 64
 _REGISTRATION_FIELDS = tuple(field.name for field in fields_of(Registration) if field.name != "objects")
 
 
@@ -33,7 +33,7 @@ class SqlStore:
         self.engine = self._engine = open_engine(url)
         self._writer = self._engine.execution_options(**WRITE)
         self.instance = instance
-        self._keep_registration = _keep_registration(self._engine.dialect.name)
+        self._upsert = _Upsert(self._engine.dialect)
         schema.SCHEMA.upgrade(self._engine)
 
     def close(self) -> None:
@@ -62,16 +62,16 @@ class SqlStore:
         One that another instance has received since stays that one's.
         """
         table = schema.registrations
-        own = {"owner": self.instance, "former": ""}
+        ordered = sorted(changes.items())
+        links = _Links()
         rows = [
-            {"endpoint": kept.endpoint, "id": kept.id, "body": _body(kept), "updated_at": kept.updated_at, **own}
-            for _, kept in sorted(changes.items())
-            if kept
+            (endpoint, kept.id, _body(kept, links), kept.updated_at, self.instance, "")
+            for endpoint, kept in ordered
+            if kept is not None
         ]
-        gone = [{"gone": endpoint} for endpoint, kept in sorted(changes.items()) if kept is None]
+        gone = [{"gone": endpoint} for endpoint, kept in ordered if kept is None]
         with self._writer.begin() as connection:
-            if rows:
-                connection.execute(self._keep_registration, rows)
+            self._upsert.run(connection, rows)
             if gone:
                 mine = table.c.endpoint == sa.bindparam("gone"), table.c.owner == self.instance
                 connection.execute(table.delete().where(*mine), gone)
@@ -153,31 +153,56 @@ class SqlStore:
             upsert(connection, schema.bootstraps, row, "endpoint")
 
 
-def _keep_registration(dialect: str) -> sa.Insert:
-    """The upsert of `write_registrations`, made once: to put it together costs ten times what it costs to run it."""
-    table = schema.registrations
-    statement = postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
-    written = {name: statement.excluded[name] for name in ("id", "body", "updated_at", "owner")}
-    moved = sa.and_(table.c.owner != statement.excluded.owner, table.c.owner != "")
-    return statement.on_conflict_do_update(
-        index_elements=["endpoint"],
-        set_=written | {"former": sa.case((moved, table.c.owner), else_=table.c.former)},
-        where=sa.or_(~moved, table.c.updated_at <= statement.excluded.updated_at),
-    )
+class _Upsert:
+    """The upsert of `write_registrations` for so many rows at once, each the values of `schema.registrations` in its order.
+
+    As text made once, since SQLAlchemy takes longer to put it together than the database to run it; and as one statement,
+    since the driver lets go of Python's lock and takes it again for each, beside a busy event loop.
+    """
+
+    def __init__(self, dialect: sa.Dialect) -> None:
+        table = schema.registrations
+        statement = postgresql.insert(table) if dialect.name == "postgresql" else sqlite.insert(table)
+        written = {name: statement.excluded[name] for name in ("id", "body", "updated_at", "owner")}
+        nobody = sa.literal_column("''", sa.String())
+        moved = sa.and_(table.c.owner != statement.excluded.owner, table.c.owner != nobody)
+        statement = statement.on_conflict_do_update(
+            index_elements=["endpoint"],
+            set_=written | {"former": sa.case((moved, table.c.owner), else_=table.c.former)},
+            where=sa.or_(~moved, table.c.updated_at <= statement.excluded.updated_at),
+        )
+        by_place = type(dialect)(paramstyle="format" if dialect.name == "postgresql" else "qmark")  # type: ignore[call-arg]
+        self._head, _, rest = str(statement.compile(dialect=by_place)).partition(" VALUES ")
+        self._row, _, self._tail = rest.partition(" ON CONFLICT ")
+        self._texts: dict[int, str] = {}
+
+    def run(self, connection: sa.Connection, rows: Sequence[tuple[object, ...]]) -> None:
+        """Store rows of different endpoints."""
+        for first in range(0, len(rows), _ROWS_AT_ONCE):
+            part = rows[first : first + _ROWS_AT_ONCE]
+            text = self._texts.get(len(part))
+            if text is None:
+                text = f"{self._head} VALUES {', '.join([self._row] * len(part))} ON CONFLICT {self._tail}"
+                self._texts[len(part)] = text
+            connection.exec_driver_sql(text, tuple(value for row in part for value in row))
 
 
-def _body(registration: Registration) -> str:
+class _Links(dict[int, str]):
+    """Links of registrations as JSON by the identity of their tuple, which devices of one kind share: each written once."""
+
+    def of(self, objects: tuple[ObjectLink, ...]) -> str:
+        """The JSON text."""
+        text = self.get(id(objects))
+        if text is None:
+            links = [{"object_id": o.object_id, "instance_id": o.instance_id, "version": o.version} for o in objects]
+            text = self[id(objects)] = json.dumps(links)
+        return text
+
+
+def _body(registration: Registration, links: _Links) -> str:
     """The registration as JSON: by hand, since `asdict` copies each link, which costs more than all else here."""
     body = json.dumps({name: getattr(registration, name) for name in _REGISTRATION_FIELDS})
-    return f'{body[:-1]}, "objects": {_objects(registration.objects)}}}'
-
-
-@lru_cache(maxsize=1024)
-def _objects(objects: tuple[ObjectLink, ...]) -> str:
-    """Links as JSON; devices of one kind have the same, which are written once."""
-    return json.dumps(
-        [{"object_id": link.object_id, "instance_id": link.instance_id, "version": link.version} for link in objects]
-    )
+    return f'{body[:-1]}, "objects": {links.of(registration.objects)}}}'
 
 
 def registration_of(body: str) -> Registration:
