@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
+import socket
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import lru_cache
+
+_LOOPBACK = bytes(15) + b"\x01"
+_LOOPBACK_NET = 127
+_MAPPED = bytes(10) + b"\xff\xff"
 
 SMALL_BLOCK_SZX = 1
 """32 bytes: with its options an answer is then no longer than the request, which names a digest (DO-SEC-009)."""
@@ -65,9 +68,9 @@ class Sources:
         return szx if host in self._verified or self._trusted(host) else min(szx, SMALL_BLOCK_SZX)
 
 
-@lru_cache(maxsize=4096)
 def is_loopback(host: str) -> bool:
-    """True for a loopback address, also an IPv4 one written as IPv6."""
-    address = ipaddress.ip_address(host.partition("%")[0])
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
+    """True for a loopback address, also an IPv4 one written as IPv6; asked for each datagram of a fleet."""
+    if ":" not in host:
+        return socket.inet_pton(socket.AF_INET, host)[0] == _LOOPBACK_NET
+    packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+    return packed == _LOOPBACK or packed.startswith(_MAPPED + bytes((_LOOPBACK_NET,)))
