@@ -12,7 +12,7 @@ import socket
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from aiocoap import Code
@@ -48,6 +48,16 @@ _Key = tuple[str, int, int]
 _OPAQUE = unsigned(Format.OPAQUE)
 
 
+class _Held(NamedTuple):
+    """An answer that waits for the store."""
+
+    key: _Key
+    request: Request
+    answer: Answer
+    address: Any
+    pktinfo: bytes
+
+
 class FastPath:
     """Handles the datagrams of an `Intake`: `take`."""
 
@@ -66,6 +76,7 @@ class FastPath:
         self._port = int(self._socket.getsockname()[1])
         self._slow: Callable[..., None] = interface.datagram_msg_received
         self._clock = asyncio.get_running_loop().time
+        self._batch: tuple[asyncio.Future[None] | None, list[_Held]] = None, []
         self._answers: OrderedDict[_Key, tuple[float, bytes | None]] = OrderedDict()
         self.answered = 0
 
@@ -104,7 +115,7 @@ class FastPath:
             log.exception("a registration request failed")
             answer = Answer(Code.INTERNAL_SERVER_ERROR)
         if answer.code.is_successful():
-            self._registrar.written().add_done_callback(partial(self._stored, key, request, answer, address, pktinfo))
+            self._hold(_Held(key, request, answer, address, pktinfo))
         else:
             self._finish(key, request, answer, address, pktinfo)
         return True
@@ -118,13 +129,23 @@ class FastPath:
             return self._registrar.update(request.path[1], request.query, request.content_format, request.payload, peer)
         return self._registrar.deregister(request.path[1], peer)
 
-    def _stored(
-        self, key: _Key, request: Request, answer: Answer, address: Any, pktinfo: bytes, done: asyncio.Future[None]
-    ) -> None:
-        if done.cancelled() or done.exception() is not None:
+    def _hold(self, held: _Held) -> None:
+        """Answer once it is stored; all that one transaction stores is answered in one turn of the event loop."""
+        written = self._registrar.written()
+        if written is not self._batch[0]:
+            self._batch = written, []
+            written.add_done_callback(partial(self._stored, self._batch[1]))
+        self._batch[1].append(held)
+
+    def _stored(self, batch: list[_Held], done: asyncio.Future[None]) -> None:
+        failed = done.cancelled() or done.exception() is not None
+        for held in batch:
             # Asked again, the device gets another chance.
-            answer = Answer(Code.SERVICE_UNAVAILABLE)
-        self._finish(key, request, answer, address, pktinfo)
+            answer = Answer(Code.SERVICE_UNAVAILABLE) if failed else held.answer
+            try:
+                self._finish(held.key, held.request, answer, held.address, held.pktinfo)
+            except Exception:
+                log.exception("an answer to a registration request can't be sent")
 
     def _finish(self, key: _Key, request: Request, answer: Answer, address: Any, pktinfo: bytes) -> None:
         options = [(LOCATION_PATH, part.encode()) for part in answer.location]
