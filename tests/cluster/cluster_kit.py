@@ -79,19 +79,32 @@ class Cluster:
             _step(self.kit / "down")
 
 
-def start() -> Cluster | str:
-    """The cluster, or what is missing here for one. CalledProcessError or TimeoutExpired for a kit that fails."""
-    named, kit = os.environ.get("KUBECONFIG"), kit_folder()
-    if named:
-        absent = [name for name in ("kubectl", "helm") if tool(name) is None]
-        return f"{absent[0]} is not on PATH" if absent else Cluster(Path(named), None)
+def usable_kit() -> Path | str:
+    """The kit that can start a cluster here, or what is missing for one."""
+    kit = kit_folder()
     if kit is None:
         return "no KUBECONFIG and no kit in CLUSTER_KIT: name a cluster, or a kit that starts one"
     if os.geteuid() != 0 or not os.access("/sys/fs/cgroup", os.W_OK):
         return f"no KUBECONFIG, and {kit} starts a cluster only as root, where cgroups can be written"
+    return kit
+
+
+def build(kit: Path) -> None:
+    """Build what the kit runs and its base images, where that was not done yet."""
     if not all((CACHE / "images" / f"{name}.tar").exists() for name in BASES):
         for step in ("build", "base-images"):
             _step(kit / step)
+
+
+def start() -> Cluster | str:
+    """The cluster, or what is missing here for one. CalledProcessError or TimeoutExpired for a kit that fails."""
+    if named := os.environ.get("KUBECONFIG"):
+        absent = [name for name in ("kubectl", "helm") if tool(name) is None]
+        return f"{absent[0]} is not on PATH" if absent else Cluster(Path(named), None)
+    kit = usable_kit()
+    if isinstance(kit, str):
+        return kit
+    build(kit)
     try:
         words = shlex.split(_step(kit / "up").strip().splitlines()[-1])
         settings = dict(word.split("=", 1) for word in words if "=" in word)
