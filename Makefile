@@ -56,12 +56,12 @@ images: ## build the container images of deploy/images (needs docker or buildah)
 	@$(PYTHON) scripts/build_images.py build
 
 test-cluster: setup ## install the chart on a cluster (KUBECONFIG, or the kit that CLUSTER_KIT names) and do it harm
-	@TINYMLAAS_CLUSTER=1 $(BIN)/python -m pytest tests/cluster -v -s -rs --timeout 3600
+	@TINYMLAAS_CLUSTER=1 $(BIN)/python -m pytest tests/cluster -vv -s -rs --timeout 3600
 
 .PHONY: test-cluster-fast
 test-cluster-fast: setup ## the same for a quarter of the time: install, upgrade under a rollout, helm test, boards as pods, one random death
 	@TINYMLAAS_CLUSTER=1 TINYMLAAS_CLUSTER_BUILDS=2 TINYMLAAS_CLUSTER_KILLS=1 $(BIN)/python -m pytest tests/cluster/test_cluster.py \
-	  -v -s -rs --timeout 3600 -k "upgrade or own_test or are_pods or every_pod"
+	  -vv -s -rs --timeout 3600 -k "upgrade or own_test or are_pods or every_pod"
 
 bench-cluster: setup ## the same with 50 builds and a 100-device rollout; writes bench/results/cluster.json
 	@TINYMLAAS_CLUSTER=1 $(BIN)/python -m bench.cluster
