@@ -83,7 +83,8 @@ def all_active_but_the_small_one(deployment: deployments_pb2.Deployment) -> None
     rejected = deployments_pb2.DeviceRollout.STATE_REJECTED
     wanted = {item.device: deployments_pb2.DeviceRollout.STATE_ACTIVE for item in deployment.rollouts}
     wanted[f"projects/default/devices/{TOO_SMALL}"] = rejected
-    assert not [item for item in deployment.rollouts if item.state != wanted[item.device]]
+    others = [str(item) for item in deployment.rollouts if item.state != wanted[item.device]]
+    assert not others, "\n".join(others)
 
 
 async def test_an_upgrade_from_the_version_before_fails_no_call_and_ends_a_running_rollout(
