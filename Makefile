@@ -59,9 +59,9 @@ test-cluster: setup ## install the chart on a cluster (KUBECONFIG, or the kit th
 	@TINYMLAAS_CLUSTER=1 $(BIN)/python -m pytest tests/cluster -vv -s -rs --timeout 3600
 
 .PHONY: test-cluster-fast
-test-cluster-fast: setup ## the same for a quarter of the time: install, upgrade under a rollout, helm test, boards as pods, one random death
-	@TINYMLAAS_CLUSTER=1 TINYMLAAS_CLUSTER_BUILDS=2 TINYMLAAS_CLUSTER_KILLS=1 $(BIN)/python -m pytest tests/cluster/test_cluster.py \
-	  -vv -s -rs --timeout 3600 -k "upgrade or own_test or are_pods or every_pod"
+test-cluster-fast: setup ## the same for a quarter of the time: install, upgrade under a rollout, helm test, boards as pods
+	@TINYMLAAS_CLUSTER=1 $(BIN)/python -m pytest tests/cluster/test_cluster.py \
+	  -vv -s -rs --timeout 3600 -k "upgrade or own_test or are_pods"
 
 bench-cluster: setup ## the same with 50 builds and a 100-device rollout; writes bench/results/cluster.json
 	@TINYMLAAS_CLUSTER=1 $(BIN)/python -m bench.cluster
