@@ -34,8 +34,9 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    """An API server with the CRD and a namespace at the restricted level."""
-    with api_server.running(tmp_path_factory.mktemp("api")) as server:
+    """An API server with the CRD, and a namespace at the restricted level that has the release's own Secrets."""
+    folder = tmp_path_factory.mktemp("api")
+    with api_server.running(folder) as server:
         applied(server, (CHART / "crds" / "compilerplugins.yaml").read_text(encoding="utf-8"))
         done = server.kubectl(
             "wait", "--for=condition=Established", "crd/compilerplugins.tinymlaas.io", "--timeout=60s"
@@ -43,6 +44,8 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
         assert done.returncode == 0, done.stderr
         labels = {"pod-security.kubernetes.io/enforce": "restricted"}
         applied(server, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}})
+        owned = {"app.kubernetes.io/instance": "suite"}
+        make_secrets(cluster(server, folder), "suite-tinymlaas-generated", AROUND.manifest_secret, owned)
         yield server
 
 
@@ -122,7 +125,6 @@ async def test_a_resource_becomes_objects_that_the_server_takes_and_a_pod_that_i
     api: ApiServer, tmp_path: Path
 ) -> None:
     adapter = cluster(api, tmp_path)
-    make_secrets(adapter, "suite-tinymlaas-generated", AROUND.manifest_secret, {"app.kubernetes.io/instance": "suite"})
     applied(api, resource("fast", runtimeClassName="", replicas=2))
     await Reconciler(adapter, Answers(), AROUND).round()
     template = get(api, "deployment", "plugin-fast")["spec"]["template"]
@@ -172,7 +174,6 @@ def test_the_server_takes_every_object_of_the_chart(api: ApiServer, variant: str
 
 @needs_helm
 async def test_the_operators_role_is_enough_for_its_work_and_for_nothing_more(api: ApiServer, tmp_path: Path) -> None:
-    make_secrets(cluster(api, tmp_path), "suite-tinymlaas-generated", AROUND.manifest_secret, {})
     rights = [
         each for each in objects("trial") if each["metadata"]["name"] == OPERATOR and each["kind"] != "Deployment"
     ]
