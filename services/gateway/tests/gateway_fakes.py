@@ -27,7 +27,7 @@ from tinymlaas.registry.v1 import (
     plugins_pb2_grpc,
 )
 from tinymlaas.type.v1 import target_pb2, tensor_pb2
-from tinymlaas_servicekit import FailedPrecondition, GrpcServer, NotFound, ServiceSettings
+from tinymlaas_servicekit import FailedPrecondition, GrpcServer, NotFound, ServiceSettings, Unavailable
 
 PROJECT = "projects/default"
 
@@ -258,6 +258,8 @@ class FakeDevice:
     previous: int | None = None
     refuse_install: bool = False
     refuse_activate: bool = False
+    # How the next rollbacks break off: "unheard" by the device, or "heard".
+    rollbacks_break: list[str] = field(default_factory=list)
     counters: bridge_pb2.ObserveResponse | None = None
 
 
@@ -358,8 +360,13 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         fake = _found(self.devices, request.device)
         if fake.previous is None:
             raise FailedPrecondition("no previous module", "NO_PREVIOUS_MODULE")
+        breaks = fake.rollbacks_break.pop(0) if fake.rollbacks_break else ""
+        if breaks == "unheard":
+            raise Unavailable("the bridge starts")
         fake.active, fake.previous = fake.previous, fake.active
         self.log.append(f"rollback {request.device.rsplit('/', 1)[1]}")
+        if breaks == "heard":
+            await context.abort(grpc.StatusCode.CANCELLED)
         return self._device(request.device)
 
     async def Observe(self, request: Any, context: Any) -> AsyncIterator[bridge_pb2.ObserveResponse]:

@@ -18,6 +18,8 @@ from tinymlaas_gateway.adapters.manifest import Entry, Manifest
 from tinymlaas_servicekit import NotFound, ServiceSettings, Unavailable
 
 DEVICE = "projects/default/devices/node-1"
+INSTALL = bridge_pb2.InstallRequest(install_id="i-1", device=DEVICE, module_sha256="ab" * 32)
+INSTALLED = bridge_pb2.InstallResponse.STEP_READY
 
 
 class OneBridge(bridge_pb2_grpc.BridgeServicer):
@@ -67,9 +69,7 @@ async def test_a_call_that_is_cancelled_under_us_is_asked_for_again() -> None:
         watching = asyncio.create_task(directory.watch())
         try:
             await until(lambda: len(directory._endpoints) == 1, "the bridge is known")
-            request = bridge_pb2.InstallRequest(install_id="i-1", device=DEVICE, module_sha256="ab" * 32)
-            steps = [event.step async for event in directory.install(request)]
-            assert steps == [bridge_pb2.InstallResponse.STEP_READY]
+            assert [event.step async for event in directory.install(INSTALL)] == [INSTALLED]
             assert bridge.asked == 2
             assert (await directory.activate(DEVICE, 0)).name == DEVICE
             assert bridge.asked == 4
@@ -106,7 +106,12 @@ async def test_a_device_between_two_bridges_is_waited_for(never: bool) -> None:
             if not never:
                 assert (await directory.activate(DEVICE, 0)).name == DEVICE
                 assert bridge.asked == 3
+                bridge.asked = 0
+                assert [event.step async for event in directory.install(INSTALL)] == [INSTALLED]
+                assert bridge.asked == 3
                 return
+            with pytest.raises(Unavailable, match="not registered"):
+                [event async for event in directory.install(INSTALL)]
             with pytest.raises(Unavailable) as refused:
                 await directory.activate(DEVICE, 0)
             assert (refused.value.reason, refused.value.metadata, refused.value.help) == (
@@ -138,9 +143,7 @@ async def test_a_bridge_that_says_where_the_device_is_is_asked_once() -> None:
             assert (wrong.asked, right.asked) == (1, 1)
             # The device moves on: an install finds it again in the same way.
             right.elsewhere, wrong.elsewhere = there.address, ""
-            request = bridge_pb2.InstallRequest(install_id="i-1", device=DEVICE, module_sha256="ab" * 32)
-            steps = [event.step async for event in directory.install(request)]
-            assert steps == [bridge_pb2.InstallResponse.STEP_READY]
+            assert [event.step async for event in directory.install(INSTALL)] == [INSTALLED]
             assert (wrong.asked, right.asked) == (2, 2)
         finally:
             watching.cancel()

@@ -90,8 +90,11 @@ async def test_devices_that_fit_become_active_and_a_small_one_is_left_out_with_n
     assert steps[-1] == "active"
 
 
-async def test_a_failed_activation_brings_the_previous_module_back(world: World) -> None:
+@pytest.mark.parametrize("breaks", [[], ["unheard"], ["unheard", "heard"]], ids=["", "unheard", "both"])
+async def test_a_failed_activation_brings_the_previous_module_back(world: World, breaks: list[str]) -> None:
+    """Also where calls of the bridge break off, before or after they are carried out."""
     fake = device_in(world, "a")
+    fake.rollbacks_break = breaks
     await ready_world(world)
     first = started(await world.deployments.CreateDeployment(wanted(model_in(world))))
     assert (await finished(world, first.name)).state == Deployment.STATE_SUCCEEDED

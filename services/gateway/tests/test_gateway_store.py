@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -18,7 +20,7 @@ from tinymlaas_gateway.adapters.schema import SCHEMA, device_rollouts, instances
 from tinymlaas_gateway.adapters.store import Refutations, Resources, Results, open_engine
 from tinymlaas_gateway.core import projection
 from tinymlaas_gateway.engine import durable  # noqa: F401  # it teaches SQLAlchemy so
-from tinymlaas_servicekit import sql
+from tinymlaas_servicekit import adapt, sql
 from tinymlaas_servicekit.leases import Leases
 
 Build = builds_pb2.Build
@@ -129,6 +131,22 @@ def test_a_server_whose_name_is_not_found_just_now_is_away_for_dbos_too(monkeypa
     assert retriable_postgres_exception(caught.value)
 
 
+def test_a_server_that_is_away_is_unavailable_and_a_broken_file_is_our_own_fault(
+    unused_tcp_port: int, tmp_path: Path
+) -> None:
+    with pytest.raises(sa.exc.OperationalError) as away:
+        sql.open_engine(f"postgresql://nobody@127.0.0.1:{unused_tcp_port}/none").connect()
+    told = adapt(away.value)
+    assert told is not None
+    assert (told.code, told.reason) == ("UNAVAILABLE", "DATABASE_UNAVAILABLE")
+    with (
+        pytest.raises(sa.exc.OperationalError) as broken,
+        sql.open_engine(f"sqlite:///{tmp_path}/no.db").begin() as connection,
+    ):
+        connection.exec_driver_sql("SELECT * FROM none")
+    assert adapt(broken.value) is None
+
+
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_work_goes_on_after_the_server_dropped_every_connection(opened: Callable[[], sa.Engine]) -> None:
     store = builds_of(opened())
@@ -234,3 +252,34 @@ def test_a_lease_holds_runs_out_and_can_be_taken(opened: Callable[[], sa.Engine]
     assert not two.renew(), "its name was taken by another process"
     two.release()
     assert one.alive() == {"two": "two:2"}, "who lost a name can't end the lease of who has it"
+
+
+@pytest.mark.parametrize("left_s", [-100.0, 1000.0], ids=["it ran out", "it was renewed late"])
+def test_leases_that_ran_out_while_nobody_could_renew_are_nobody_s_to_take_over(
+    opened: Callable[[], sa.Engine], left_s: float
+) -> None:
+    """The database was away: who is back first sees the others' leases run out, though they live."""
+    engine = opened()
+    one, two, given_up = (Leases(engine, instances, name, seconds=3600) for name in ("one", "two", "given-up"))
+    for each in (one, two, given_up):
+        each.take()
+    given_up.release()
+    with engine.begin() as connection:
+        before = sql.database_time(connection)
+        connection.execute(instances.update().where(instances.c.instance == "one").values(expires_at=before + left_s))
+        connection.execute(instances.update().where(instances.c.instance == "two").values(expires_at=before - 100.0))
+    assert one.renew()
+    assert one.expired() == ["given-up"]
+    assert two.renew(), "nobody took its name meanwhile"
+    assert set(one.alive()) == {"one", "two"}
+
+
+def test_who_never_renews_is_taken_for_dead_in_the_end(opened: Callable[[], sa.Engine]) -> None:
+    one, dead = (Leases(opened(), instances, name, seconds=0.5) for name in ("one", "dead"))
+    dead.take()
+    one.take()
+    end = time.monotonic() + 60
+    while one.expired() != ["dead"]:
+        assert time.monotonic() < end
+        assert one.renew()
+        time.sleep(0.05)

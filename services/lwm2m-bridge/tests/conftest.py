@@ -14,10 +14,16 @@ import postgres_server
 
 
 @pytest.fixture(scope="session")
-def postgresql() -> Iterator[str]:
-    """URL of a PostgreSQL server."""
-    with postgres_server.running() as url:
-        yield url
+def postgresql_server() -> Iterator[postgres_server.Server]:
+    """A PostgreSQL server, which a test that takes it down brings back."""
+    with postgres_server.serving() as server:
+        yield server
+
+
+@pytest.fixture
+def postgresql(postgresql_server: postgres_server.Server) -> str:
+    """URL of the server."""
+    return postgresql_server.url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

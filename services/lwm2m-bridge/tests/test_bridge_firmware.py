@@ -66,7 +66,7 @@ class FirmwareDevice(resource.Resource):  # type: ignore[misc]
             }
             return Message(code=Code.CONTENT, payload=encode(Format.TLV, values, path), content_format=Format.TLV)
         if request.code is Code.PUT and path.resource_id == FirmwareRes.PACKAGE:
-            return self._pushed(request)
+            return await self._pushed(request)
         if request.code is Code.PUT and path.resource_id == FirmwareRes.PACKAGE_URI:
             return await self._uri(request.payload.decode())
         if request.code is Code.POST and self.state is FirmwareState.DOWNLOADED:
@@ -74,7 +74,7 @@ class FirmwareDevice(resource.Resource):  # type: ignore[misc]
             return Message(code=Code.CHANGED)
         return Message(code=Code.METHOD_NOT_ALLOWED)
 
-    def _pushed(self, request: Message) -> Message:
+    async def _pushed(self, request: Message) -> Message:
         block = request.opt.block1
         if block.block_number == 0:
             self.data.clear()
@@ -83,10 +83,10 @@ class FirmwareDevice(resource.Resource):  # type: ignore[misc]
         answer = Message(code=Code.CONTINUE if block.more else Code.CHANGED)
         answer.opt.block1 = block
         if self.stalls and block.block_number == 2:
-            self.bridge.cancel_install("i-1")
+            await self.bridge.cancel_install("i-1")
         if not block.more:
             self.taken.append("push")
-            self._downloaded()
+            await self._downloaded()
         return answer
 
     async def _uri(self, uri: str) -> Message:
@@ -110,10 +110,10 @@ class FirmwareDevice(resource.Resource):  # type: ignore[misc]
         if self.stalls:
             return Message(code=Code.CHANGED)
         self.taken.append("pull")
-        self._downloaded()
+        await self._downloaded()
         return Message(code=Code.CHANGED)
 
-    def _downloaded(self) -> None:
+    async def _downloaded(self) -> None:
         if self.end is not None:
             self.state, self.result = FirmwareState.IDLE, self.end
             if self.end is FirmwareResult.CONNECTION_LOST:
@@ -253,7 +253,7 @@ async def test_a_cancelled_install_brings_the_device_back_to_idle(bridge: Bridge
             if event.step is Step.DELIVERED:
                 break
         await eventually(lambda: device.state is FirmwareState.UPDATING, "it updates")
-        bridge.cancel_install("i-1")
+        await bridge.cancel_install("i-1")
         device.finish(FirmwareResult.UPDATE_FAILED)
         device.state = FirmwareState.DOWNLOADED
         assert outcome(await run_install(bridge, REQUEST)) == (Step.CANCELLED, "INSTALL_CANCELLED")  # type: ignore[arg-type]
@@ -294,7 +294,7 @@ async def test_cancelled_while_idle_the_device_is_left_alone(bridge: Bridge) -> 
     async with device_of(bridge) as device:
         device.busy = True
         await begun(bridge, device, FirmwareState.IDLE, Transfer.AUTO)
-        bridge.cancel_install("i-1")
+        await bridge.cancel_install("i-1")
         assert await ended(bridge) == CANCELLED
         assert device.taken == []
         device.busy = False
@@ -310,7 +310,7 @@ async def test_cancelled_while_downloading_the_device_is_brought_back_to_idle(
         device.stalls = True
         if transfer is Transfer.PULL:
             await begun(bridge, device, FirmwareState.DOWNLOADING, transfer)
-            bridge.cancel_install("i-1")
+            await bridge.cancel_install("i-1")
         assert await ended(bridge, transfer) == CANCELLED
         assert device.taken == ["reset"]
         assert device.running == b"factory"
@@ -324,9 +324,9 @@ async def test_cancelled_once_downloaded_the_image_is_dropped_and_not_applied(
     async with device_of(bridge) as device:
         downloaded = device._downloaded
 
-        def downloaded_and_cancelled() -> None:
-            downloaded()
-            bridge.cancel_install("i-1")
+        async def downloaded_and_cancelled() -> None:
+            await downloaded()
+            await bridge.cancel_install("i-1")
 
         monkeypatch.setattr(device, "_downloaded", downloaded_and_cancelled)
         assert await ended(bridge) == CANCELLED
@@ -342,7 +342,7 @@ async def test_cancelled_while_deferred_the_update_is_taken_back(bridge: Bridge)
         device.update_ends = FirmwareResult.DEFERRED
         await begun(bridge, device, FirmwareState.DOWNLOADED, Transfer.AUTO)
         await eventually(lambda: device.result is FirmwareResult.DEFERRED, "it is deferred")
-        bridge.cancel_install("i-1")
+        await bridge.cancel_install("i-1")
         assert await ended(bridge) == CANCELLED
         assert device.taken == ["pull", "update", "reset"]
         await goes_on(bridge, device)
@@ -360,7 +360,7 @@ async def test_cancelled_while_updating_the_end_is_what_the_update_comes_to(
         device.update_ends = None
         await begun(bridge, device, FirmwareState.UPDATING, Transfer.AUTO)
         await eventually(lambda: _install_sent(bridge), "the bridge noted the update")
-        bridge.cancel_install("i-1")
+        await bridge.cancel_install("i-1")
         assert device.taken == ["pull", "update"]
         device.finish(result)
         assert await ended(bridge) == end

@@ -312,13 +312,17 @@ async def test_a_device_that_was_heard_at_another_bridge_meanwhile_stays_there(
 async def test_a_bridge_that_is_asked_for_a_device_of_another_tells_whose_it_is(two: Two) -> None:
     """DO-BRIDGE-012."""
 
-    def told() -> bool:
+    async def told() -> dict[str, str]:
         try:
-            two.second.fleet.check_here("node-1")
+            await two.second.fleet.check_here("node-1")
         except BridgeError as error:
-            return error.metadata == {"device": "node-1", "instance": "first", "bridge": "first:1"}
-        return False
+            return error.metadata
+        return {}
 
-    await eventually(told, "the second bridge knows the first one's address")
-    two.first.fleet.check_here("node-1")
-    two.second.fleet.check_here("node-2")
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            if await told() == {"device": "node-1", "instance": "first", "bridge": "first:1"}:
+                break
+            await asyncio.sleep(0.01)
+    await two.first.fleet.check_here("node-1")
+    await two.second.fleet.check_here("node-2")

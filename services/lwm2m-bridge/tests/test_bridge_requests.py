@@ -103,14 +103,14 @@ async def test_cancel_at_each_step_leaves_an_empty_slot(rig: Rig, step: Step) ->
     await within(device.registered.wait())
     events = bridge.install(REQUEST)
     await until(events, step)
-    bridge.cancel_install("i-1")
+    await bridge.cancel_install("i-1")
     if call:
         board.hold.pop(call).set()
     last = await until(events, Step.CANCELLED)
     assert last.failure is not None
     assert last.failure.reason == Reason.INSTALL_CANCELLED
     assert board.slot(0).state is SlotState.EMPTY
-    bridge.cancel_install("i-1")
+    await bridge.cancel_install("i-1")
     await device.close()
     await bridge.close()
 
@@ -123,7 +123,7 @@ async def test_a_cancel_is_heard_while_the_device_is_away(rig: Rig) -> None:
     events = bridge.install(REQUEST)
     first = await within(anext(events))
     assert "waiting for the device" in first.detail
-    bridge.cancel_install("i-1")
+    await bridge.cancel_install("i-1")
     await until(events, Step.CANCELLED)
     await bridge.close()
 

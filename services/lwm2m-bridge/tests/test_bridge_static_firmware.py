@@ -165,7 +165,7 @@ async def test_a_cancelled_download_empties_the_bank_and_the_next_package_is_tak
     async with running(rig, board) as bridge:
         events = bridge.install(InstallRequest("i-1", "node-1", digest_of(package)))
         await until(events, Step.DOWNLOADING)
-        bridge.cancel_install("i-1")
+        await bridge.cancel_install("i-1")
         await until(events, Step.CANCELLED)
         assert board.slot(0).state is SlotState.EMPTY
         assert (await install(rig, bridge, package, "i-2")).step is Step.READY

@@ -38,7 +38,7 @@ def test_migrations_make_the_tables_that_the_code_uses_and_go_back(database_url:
         context = MigrationContext.configure(connection, opts={"version_table": "bridge_schema_version"})
         assert compare_metadata(context, metadata) == []
     store.put_registration(REGISTRATION)
-    store.put_install(INSTALL)
+    store.note_install(INSTALL, None)
     SCHEMA.downgrade(store.engine, "0002")
     assert "bridge_instances" not in sa.inspect(store.engine).get_table_names()
     SCHEMA.upgrade(store.engine)
@@ -61,10 +61,10 @@ def test_what_is_put_is_found_again_changed_and_removed(database_url: str) -> No
     assert {found.id for found in store.load_registrations()} == {"id-2", "id-3"}
     store.write_registrations({"node-1": None, "node-3": None})
     assert [found.endpoint for found in store.load_registrations()] == ["node-2"]
-    store.put_install(INSTALL)
-    store.put_install(replace(INSTALL, step=Step.DOWNLOADING))
+    store.note_install(INSTALL, None)
+    store.note_install(replace(INSTALL, step=Step.DOWNLOADING), None)
     assert store.open_installs() == [replace(INSTALL, step=Step.DOWNLOADING)] == [store.get_install("i-1")]
-    store.put_install(replace(INSTALL, step=Step.READY))
+    store.note_install(replace(INSTALL, step=Step.READY), None)
     assert store.open_installs() == []
     event = InstallEvent(
         "i-1", Step.FAILED, 1.5, 0, 10, 10, "done", Failure("INTERNAL", "SOME_REASON", "x", "y", {"a": "b"})
@@ -98,7 +98,7 @@ def test_a_device_is_the_instance_s_that_received_its_last_registration(database
         fleet.leases.take(address)
     later = replace(REGISTRATION, id="id-2", updated_at=9.0)
     one.put_registration(REGISTRATION)
-    one.put_install(INSTALL)
+    one.note_install(INSTALL, None)
     assert fleets[1].owner("node-1") == Owner("one", "one:1")
     assert fleets[0].owner("node-1") is None
     two.put_registration(later)
@@ -115,7 +115,7 @@ def test_a_device_is_the_instance_s_that_received_its_last_registration(database
     assert fleets[1].installing("node-1") is None
     assert fleets[1].take_installs() == [INSTALL]
     assert fleets[1].take_installs() == []
-    one.put_install(replace(INSTALL, step=Step.FAILED))
+    one.note_install(replace(INSTALL, step=Step.FAILED), None)
     assert two.open_installs() == [INSTALL], "who let go of an install writes no more of it"
     one.close()
     two.close()
@@ -126,7 +126,7 @@ def test_what_a_dead_instance_left_is_taken_once(database_url: str) -> None:
     dead, one, two = (FleetStore(store, 3600) for store in stores)
     dead.leases.take()
     stores[0].put_registration(REGISTRATION)
-    stores[0].put_install(INSTALL)
+    stores[0].note_install(INSTALL, None)
     assert one.adopt("dead") == ([], []), "one that lives keeps what it has"
     dead.leases.release()
     assert one.leases.expired() == ["dead"]

@@ -23,7 +23,7 @@ The wire form is `google.rpc.Status` with `ErrorInfo`, `Help` and, where they fi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import grpc
@@ -241,6 +241,14 @@ def error_for(
     return error
 
 
+_translators: list[Callable[[BaseException], ServiceError | None]] = []
+
+
+def translate(translator: Callable[[BaseException], ServiceError | None]) -> None:
+    """Have `adapt` also know the exceptions of a library: a translator answers None for all others."""
+    _translators.append(translator)
+
+
 def adapt(error: BaseException) -> ServiceError | None:
     """The ServiceError that an exception stands for, or None when it is no error with a code and a reason.
 
@@ -251,6 +259,9 @@ def adapt(error: BaseException) -> ServiceError | None:
         return error
     if isinstance(error, grpc.RpcError):
         return from_rpc_error(error)
+    for translator in _translators:
+        if (told := translator(error)) is not None:
+            return told
     code, reason = getattr(error, "code", None), getattr(error, "reason", None)
     if not isinstance(code, str) or code == "OK" or code not in _CODES:
         return None

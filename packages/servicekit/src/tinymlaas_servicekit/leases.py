@@ -11,6 +11,9 @@ import sqlalchemy as sa
 
 from .sql import WRITE, database_time, upsert
 
+RELEASED = 0.0
+"""When the lease of an instance ran out that gave it up."""
+
 
 def lease_table(name: str, metadata: sa.MetaData) -> sa.Table:
     """The table of a service's leases, one row for each instance that is alive or has died with work left."""
@@ -29,6 +32,10 @@ class Leases:
 
     A process holds its name for `seconds` after `take` or `renew`. A name is taken from whoever holds it: the supervisor
     that starts two processes of one name is at fault, and the one that lost it is told by `renew`.
+
+    Call `renew` every quarter of that time. While the database is away nobody can, and all leases run out; so `expired`
+    takes for dead whose lease has run out only once this one has been renewed without delay for `seconds`: whoever lives
+    could do so, too.
     """
 
     def __init__(self, engine: sa.Engine, table: sa.Table, instance: str, seconds: float = 15.0) -> None:
@@ -38,6 +45,7 @@ class Leases:
         self._holder = secrets.token_hex(16)
         self.instance = instance
         self.seconds = seconds
+        self._steady_since = 0.0
 
     def take(self, address: str = "") -> None:
         """Hold the name from now on; `address` is what others reach this instance by."""
@@ -50,6 +58,7 @@ class Leases:
                 "expires_at": (now or 0.0) + self.seconds,
             }
             upsert(connection, self._table, row, "instance")
+            self._steady_since = now or 0.0
 
     def renew(self, address: str | None = None) -> bool:
         """Hold the name for longer; False where another process holds it, or an expired lease was cleared away.
@@ -59,17 +68,24 @@ class Leases:
         table = self._table
         with self._writer.begin() as connection:
             mine = table.c.instance == self.instance, table.c.holder == self._holder
-            change = table.update().where(*mine).values(expires_at=database_time(connection) + self.seconds)
+            query = sa.select(table.c.expires_at, database_time(connection).label("now")).where(*mine)
+            held = connection.execute(query.with_for_update()).first()
+            if held is None:
+                return False
+            change = table.update().where(*mine).values(expires_at=held.now + self.seconds)
             if address is not None:
                 change = change.values(address=address)
-            return connection.execute(change).rowcount > 0
+            connection.execute(change)
+            if held.expires_at < held.now + self.seconds / 2:
+                self._steady_since = held.now
+            return True
 
     def release(self) -> None:
         """End the lease at once: what this instance leaves may be taken over now."""
         table = self._table
         with self._writer.begin() as connection:
             mine = table.c.instance == self.instance, table.c.holder == self._holder
-            connection.execute(table.update().where(*mine).values(expires_at=0.0))
+            connection.execute(table.update().where(*mine).values(expires_at=RELEASED))
 
     def alive(self) -> dict[str, str]:
         """Address by name of every instance whose lease holds."""
@@ -79,11 +95,14 @@ class Leases:
             return {row.instance: row.address for row in connection.execute(query)}
 
     def expired(self) -> list[str]:
-        """Names of the others whose lease has run out, in order."""
+        """Names of the others whose lease was given up or has run out, in order; of the latter none while the own was late."""
         table = self._table
         with self._engine.connect() as connection:
+            now = database_time(connection)
             query = sa.select(table.c.instance).where(
-                table.c.expires_at <= database_time(connection), table.c.instance != self.instance
+                table.c.instance != self.instance,
+                table.c.expires_at <= now,
+                sa.or_(table.c.expires_at == RELEASED, now >= self._steady_since + self.seconds),
             )
             return list(connection.execute(query.order_by(table.c.instance)).scalars())
 

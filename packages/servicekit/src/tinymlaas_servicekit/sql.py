@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import functools
 import inspect
+import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,17 +21,19 @@ from alembic import command, context
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, Float, MetaData, Table, create_engine, event, func, literal_column
+from sqlalchemy import Connection, Engine, Float, MetaData, Table, create_engine, event, func, literal_column, make_url
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.sql import ColumnElement
 
-from .errors import Unavailable
+from .errors import ServiceError, Unavailable, translate
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
 _log = structlog.get_logger("tinymlaas.sql")
 PATIENCE_SECONDS = 60.0
+# libpq would wait minutes for a server whose machine is gone; a URL that says otherwise has its way.
+_CONNECTION = {"connect_timeout": 10, "tcp_user_timeout": 30_000}
 
 WRITE = {"write": True}
 """Execution options of an engine or connection that writes after it has read: its transactions take their lock at once."""
@@ -67,7 +70,9 @@ def open_engine(
 
 
 def _open_postgresql(url: str, writer_lock: int | None) -> Engine:
-    engine = create_engine(with_driver(url), pool_pre_ping=True)
+    located = make_url(with_driver(url))
+    unsaid = {name: value for name, value in _CONNECTION.items() if name not in located.query}
+    engine = create_engine(located, pool_pre_ping=True, connect_args=unsaid)
     if writer_lock is not None:
 
         @event.listens_for(engine, "begin")
@@ -159,28 +164,44 @@ def run_migrations(metadata: MetaData) -> None:
         context.run_migrations()
 
 
+def unavailable(error: BaseException) -> ServiceError | None:
+    """UNAVAILABLE / DATABASE_UNAVAILABLE for what an engine raises where a database server is away, restarts or is overloaded.
+
+    None for every other exception, those of SQLite among them. `adapt` knows these, so no caller is told INTERNAL for them.
+    """
+    if not isinstance(error, DBAPIError) or isinstance(error.orig, sqlite3.Error):
+        return None
+    if not isinstance(error, OperationalError) and not error.connection_invalidated:
+        return None
+    return Unavailable(
+        "the database cannot be reached",
+        "DATABASE_UNAVAILABLE",
+        help="Check that the database runs and that TINYMLAAS_DATABASE_URL is right, then call again.",
+    )
+
+
+translate(unavailable)
+
+
 def patient(method: Callable[P, Result]) -> Callable[P, Result]:
     """Decorates a method that runs one transaction on `self._engine` and may be repeated: a server that restarts is waited for.
 
-    Raises Unavailable / DATABASE_UNAVAILABLE where it stays away for `PATIENCE_SECONDS`. Errors of SQLite pass.
+    Raises Unavailable / DATABASE_UNAVAILABLE where it stays away for `PATIENCE_SECONDS`. Errors of SQLite pass. The caller's
+    thread sleeps meanwhile, so it must not be an event loop's.
     """
 
     @functools.wraps(method)
     def repeat(*args: P.args, **kwargs: P.kwargs) -> Result:
-        engine: Engine = args[0]._engine  # type: ignore[attr-defined]
         end, pause = time.monotonic() + PATIENCE_SECONDS, 0.1
         while True:
             try:
                 return method(*args, **kwargs)
-            except OperationalError as error:
-                if engine.dialect.name == "sqlite":
+            except DBAPIError as error:
+                away = unavailable(error)
+                if away is None:
                     raise
                 if time.monotonic() + pause > end:
-                    raise Unavailable(
-                        "the database cannot be reached",
-                        "DATABASE_UNAVAILABLE",
-                        help="Check that the database runs and that TINYMLAAS_DATABASE_URL is right, then call again.",
-                    ) from error
+                    raise away from error
             time.sleep(pause)
             pause = min(pause * 2, 2.0)
 

@@ -201,17 +201,17 @@ class Bridge:
 
     async def install(self, request: InstallRequest) -> AsyncIterator[InstallEvent]:
         """Bring a module into a slot and self-test it; the timeline until its end."""
-        self.fleet.check_free(request.endpoint)
+        await self.fleet.check_free(request.endpoint)
         async for event in self._installer.install(request):
             yield event
 
-    def cancel_install(self, install_id: str) -> None:
+    async def cancel_install(self, install_id: str) -> None:
         """Stop an install at the next safe point."""
-        record = self._store.get_install(install_id)
+        record = await self._install_log.read(install_id)
         if record is not None and not record.step.terminal:
-            self.fleet.check_here(record.request.endpoint)
-            self.fleet.check_free(record.request.endpoint)
-        self._installer.cancel(install_id)
+            await self.fleet.check_here(record.request.endpoint)
+            await self.fleet.check_free(record.request.endpoint)
+        await self._installer.cancel(install_id)
 
     async def trigger_bootstrap(self, endpoint: str) -> None:
         """Let a registered device ask its bootstrap server for its accounts anew (Core TS 1.1, clause 6.1.3)."""
@@ -300,7 +300,7 @@ class Bridge:
         """Counters and self-test result now and whenever the device notifies; asked for anew where it registers anew."""
         moved = True
         while moved:
-            self.fleet.check_here(endpoint)
+            await self.fleet.check_here(endpoint)
             device = await self._awake(endpoint)
             if not device.has(ML_CAPABILITY):
                 raise BridgeError(Reason.DEVICE_REJECTED, "the device has no ML capability object", device=endpoint)

@@ -71,18 +71,18 @@ class Fleet:
         """Whether an install of an image is open; this instance serves it soon, or may be the next to."""
         return self._store.is_open(digest)
 
-    def check_here(self, endpoint: str) -> None:
+    async def check_here(self, endpoint: str) -> None:
         """DEVICE_ELSEWHERE where the device is registered at another instance, with the address of that one."""
         with suppress(BridgeError):
             self._directory.get(endpoint)
             return
-        owner = self._store.owner(endpoint)
+        owner = await asyncio.to_thread(self._store.owner, endpoint)
         if owner is not None:
             raise elsewhere(endpoint, owner.instance, owner.address)
 
-    def check_free(self, endpoint: str) -> None:
+    async def check_free(self, endpoint: str) -> None:
         """DEVICE_ELSEWHERE while another instance has not let go of an install on the device."""
-        holder = self._store.installing(endpoint)
+        holder = await asyncio.to_thread(self._store.installing, endpoint)
         if holder is not None:
             raise elsewhere(endpoint, holder, "")
 

@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from tinymlaas_servicekit.leases import Leases
-from tinymlaas_servicekit.sql import WRITE, database_time
+from tinymlaas_servicekit.sql import WRITE, database_time, patient
 
 from .core.install_record import InstallRecord
 from .core.registration import Registration
@@ -40,6 +40,7 @@ class FleetStore:
         self._me = store.instance
         self.leases = Leases(store.engine, instances, store.instance, lease_seconds)
 
+    @patient
     def owner(self, endpoint: str) -> Owner | None:
         """Whose the device is, None where that is this instance, a dead one, or none."""
         query = (
@@ -51,6 +52,7 @@ class FleetStore:
             row = connection.execute(query.where(instances.c.expires_at > database_time(connection))).first()
         return None if row is None else Owner(row.instance, row.address)
 
+    @patient
     def installing(self, endpoint: str) -> str | None:
         """The other instance that runs an install on the device now, None where there is none."""
         query = sa.select(installs.c.owner).where(

@@ -1,4 +1,4 @@
-"""What runs of installs write and who follows them reads, in threads: a slow database delays an install and not the bridge."""
+"""What is written and read of installs, in threads: a slow database delays an install and not the bridge."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ THREADS = 4
 class EventStore(Protocol):
     """A store whose calls wait for the database."""
 
+    def get_install(self, install_id: str) -> InstallRecord | None:
+        """The record of an install, or None."""
+        ...
+
+    def begin_install(self, record: InstallRecord) -> InstallRecord:
+        """Store the record of a new install, unless its id has one; the one that is stored."""
+        ...
+
     def note_install(self, record: InstallRecord | None, event: InstallEvent | None) -> None:
         """Store a record, and append to its timeline, both or none."""
         ...
@@ -34,6 +42,14 @@ class ThreadedInstallLog:
     def __init__(self, store: EventStore) -> None:
         self._store = store
         self._threads = ThreadPoolExecutor(THREADS, "installs")
+
+    async def read(self, install_id: str) -> InstallRecord | None:
+        """See `InstallLog`."""
+        return await self._in_thread(partial(self._store.get_install, install_id))
+
+    async def begin(self, record: InstallRecord) -> InstallRecord:
+        """See `InstallLog`."""
+        return await self._in_thread(partial(self._store.begin_install, record))
 
     async def note(self, record: InstallRecord | None, event: InstallEvent | None) -> None:
         """See `InstallLog`."""

@@ -72,7 +72,7 @@ class BridgeServicer(bridge_pb2_grpc.BridgeServicer):
 
     async def ReadCapabilities(self, request: bridge_pb2.ReadCapabilitiesRequest, context: Any) -> devices_pb2.Device:
         """The device's record, afresh."""
-        return await self._device(self._endpoint(request.device))
+        return await self._device(await self._endpoint(request.device))
 
     async def Install(
         self, request: bridge_pb2.InstallRequest, context: Any
@@ -82,7 +82,7 @@ class BridgeServicer(bridge_pb2_grpc.BridgeServicer):
             raise BridgeError(Reason.ARGUMENT_INVALID, "unknown transfer", field="transfer")
         wanted = InstallRequest(
             install_id=request.install_id,
-            endpoint=self._endpoint(request.device),
+            endpoint=await self._endpoint(request.device),
             digest=request.module_sha256,
             slot=request.slot if request.HasField("slot") else None,
             transfer=_TRANSFERS[request.transfer],
@@ -92,30 +92,30 @@ class BridgeServicer(bridge_pb2_grpc.BridgeServicer):
 
     async def CancelInstall(self, request: bridge_pb2.CancelInstallRequest, context: Any) -> empty_pb2.Empty:
         """Stop an install at the next safe point."""
-        self._bridge.cancel_install(request.install_id)
+        await self._bridge.cancel_install(request.install_id)
         return empty_pb2.Empty()
 
     async def Activate(self, request: bridge_pb2.ActivateRequest, context: Any) -> devices_pb2.Device:
         """Make a slot's module the active one."""
-        endpoint = self._endpoint(request.device)
+        endpoint = await self._endpoint(request.device)
         await self._bridge.activate(endpoint, request.slot)
         return await self._device(endpoint)
 
     async def Deactivate(self, request: bridge_pb2.DeactivateRequest, context: Any) -> devices_pb2.Device:
         """Take a slot's module out of use."""
-        endpoint = self._endpoint(request.device)
+        endpoint = await self._endpoint(request.device)
         await self._bridge.deactivate(endpoint, request.slot)
         return await self._device(endpoint)
 
     async def Rollback(self, request: bridge_pb2.RollbackRequest, context: Any) -> devices_pb2.Device:
         """Back to the module before."""
-        endpoint = self._endpoint(request.device)
+        endpoint = await self._endpoint(request.device)
         await self._bridge.rollback(endpoint)
         return await self._device(endpoint)
 
     async def Uninstall(self, request: bridge_pb2.UninstallRequest, context: Any) -> devices_pb2.Device:
         """Empty a slot."""
-        endpoint = self._endpoint(request.device)
+        endpoint = await self._endpoint(request.device)
         await self._bridge.uninstall(endpoint, request.slot)
         return await self._device(endpoint)
 
@@ -123,25 +123,25 @@ class BridgeServicer(bridge_pb2_grpc.BridgeServicer):
         self, request: bridge_pb2.ObserveRequest, context: Any
     ) -> AsyncIterator[bridge_pb2.ObserveResponse]:
         """Counters now and at each change."""
-        async with aclosing(self._bridge.observe(self._endpoint(request.device))) as observations:
+        async with aclosing(self._bridge.observe(await self._endpoint(request.device))) as observations:
             async for seen in observations:
                 yield _counters(seen)
 
     async def Infer(self, request: bridge_pb2.InferRequest, context: Any) -> bridge_pb2.InferResponse:
         """One inference with the active module."""
-        result = await self._bridge.infer(self._endpoint(request.device), tuple(request.inputs.tensors))
+        result = await self._bridge.infer(await self._endpoint(request.device), tuple(request.inputs.tensors))
         return bridge_pb2.InferResponse(
             outputs=tensor_pb2.TensorValues(tensors=result.outputs),
             latency=result.latency,
             latency_unit=result.latency_unit,
         )
 
-    def _endpoint(self, name: str) -> str:
+    async def _endpoint(self, name: str) -> str:
         """Endpoint of a device of this bridge's project; DEVICE_UNKNOWN for another's, DEVICE_ELSEWHERE for a peer's."""
         ids = parse_name(DEVICE, name)
         if ids["project"] != self._project:
             raise BridgeError(Reason.DEVICE_UNKNOWN, "this bridge has no devices of that project", device=name)
-        self._bridge.fleet.check_here(ids["device"])
+        await self._bridge.fleet.check_here(ids["device"])
         return ids["device"]
 
     async def _device(self, endpoint: str) -> devices_pb2.Device:

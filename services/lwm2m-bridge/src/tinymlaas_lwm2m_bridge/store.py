@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from tinymlaas_lwm2m import ObjectLink
-from tinymlaas_servicekit.sql import WRITE, open_engine, patient, upsert
+from tinymlaas_servicekit.sql import WRITE, insert_if_absent, open_engine, patient, upsert
 
 from . import schema
 from .core.bootstrap import BootstrapRecord, BootstrapState
@@ -84,13 +84,22 @@ class SqlStore:
             body = connection.execute(query).scalar()
         return None if body is None else record_of(body)
 
-    def put_install(self, record: InstallRecord) -> None:
-        """Store a record, replacing the earlier one, unless another instance has taken it meanwhile."""
-        self.note_install(record, None)
+    @patient
+    def begin_install(self, record: InstallRecord) -> InstallRecord:
+        """Store the record of a new install, unless its id has one; the one that is stored."""
+        row = self._row(record)
+        with self._writer.begin() as connection:
+            if insert_if_absent(connection, schema.installs, row, "install_id"):
+                return record
+            query = sa.select(schema.installs.c.body).where(schema.installs.c.install_id == row["install_id"])
+            return record_of(connection.execute(query).scalar_one())
 
     @patient
     def note_install(self, record: InstallRecord | None, event: InstallEvent | None) -> None:
-        """Store a record as `put_install` does, and append to its timeline, both or none."""
+        """Store a record, replacing the earlier one, and append to its timeline, both or none.
+
+        A record that another instance has taken meanwhile stays as it is.
+        """
         with self._writer.begin() as connection:
             if record is not None:
                 self._put_install(connection, record)
@@ -99,7 +108,14 @@ class SqlStore:
                 connection.execute(schema.events.insert().values(row))
 
     def _put_install(self, connection: sa.Connection, record: InstallRecord) -> None:
-        row = {
+        row, table = self._row(record), schema.installs
+        insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+        free = table.c.owner.in_(("", self.instance))
+        statement = insert(table).values(row)
+        connection.execute(statement.on_conflict_do_update(index_elements=["install_id"], set_=row, where=free))
+
+    def _row(self, record: InstallRecord) -> dict[str, object]:
+        return {
             "install_id": record.request.install_id,
             "ended": record.step.terminal,
             "created_at": record.created_at,
@@ -107,11 +123,6 @@ class SqlStore:
             "endpoint": record.request.endpoint,
             "owner": self.instance,
         }
-        table = schema.installs
-        insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-        free = table.c.owner.in_(("", self.instance))
-        statement = insert(table).values(row)
-        connection.execute(statement.on_conflict_do_update(index_elements=["install_id"], set_=row, where=free))
 
     @patient
     def open_installs(self) -> list[InstallRecord]:

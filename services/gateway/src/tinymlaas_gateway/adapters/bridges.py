@@ -13,7 +13,7 @@ import structlog
 from tinymlaas.bridge.v1 import bridge_pb2, bridge_pb2_grpc
 from tinymlaas.registry.v1 import devices_pb2
 from tinymlaas.type.v1 import tensor_pb2
-from tinymlaas_servicekit import Cancelled, FailedPrecondition, ServiceError, TlsFiles, Unavailable, adapt
+from tinymlaas_servicekit import Cancelled, ServiceError, TlsFiles, Unavailable, from_rpc_error
 
 from .catalogue import Catalogue, patiently
 from .endpoints import Endpoint
@@ -143,37 +143,36 @@ class BridgeDirectory:
         return _async(self._endpoints[entry].channel())
 
     async def _call(self, device: str, call: Callable[[AsyncBridge], Awaitable[Result]]) -> Result:
-        """A repeatable call for a device that a bridge has told of, repeated for a while while it or the bridge is away.
-
-        A device that is not registered is away, too: its bridge has died and the next one has not taken it over yet, or its
-        lifetime ran out and it registers again.
-        """
+        """A repeatable call for a device that a bridge has told of, repeated for a while while it or the bridge is away."""
 
         async def attempt() -> Result:
             try:
                 return await call(self._stub(device))
             except grpc.RpcError as error:
-                self._learn(device, error)
-                adapted = adapt(error)
-                if adapted is not None and adapted.reason == "DEVICE_UNKNOWN":
-                    raise Unavailable(adapted.message, adapted.reason, adapted.metadata, adapted.help) from error
-                raise
+                raise self._told(device, error) from error
 
         return await patiently(attempt, self._patience)
 
-    def _learn(self, device: str, error: grpc.RpcError) -> None:
-        """Take note of the bridge that another one named as the device's, if it is one of ours (DO-BRIDGE-012)."""
-        adapted = adapt(error)
-        if adapted is None or adapted.reason != "DEVICE_ELSEWHERE":
-            return
-        for entry in self._endpoints:
-            if entry.location.resolve() == adapted.metadata.get("bridge"):
-                self._owners[device] = entry
+    def _told(self, device: str, error: grpc.RpcError) -> ServiceError:
+        """What a bridge answered on a device; the one that it named as the device's own is noted (DO-BRIDGE-012).
+
+        A device that is not registered is away: its bridge has died and the next one has not taken it over yet, or its
+        lifetime ran out and it registers again.
+        """
+        told = from_rpc_error(error)
+        if told.reason == "DEVICE_UNKNOWN":
+            return Unavailable(told.message, told.reason, told.metadata, told.help)
+        if told.reason == "DEVICE_ELSEWHERE":
+            for entry in self._endpoints:
+                if entry.location.resolve() == told.metadata.get("bridge"):
+                    self._owners[device] = entry
+        return told
 
     async def install(self, request: bridge_pb2.InstallRequest) -> AsyncIterator[bridge_pb2.InstallResponse]:
         """Follow an install to its terminal step; asked again, with the same id, whenever the bridge went away.
 
-        One that sleeping devices keep waiting says nothing for hours: only the time counts in which the bridge is away.
+        One that sleeping devices keep waiting says nothing for hours: only the time counts in which the bridge or the device
+        is away.
         """
         loop = asyncio.get_running_loop()
         away: float | None = None
@@ -185,15 +184,13 @@ class BridgeDirectory:
                     yield event
                 return
             except (grpc.RpcError, ServiceError) as error:
-                adapted = adapt(error)
-                if isinstance(error, grpc.RpcError):
-                    self._learn(request.device, error)
+                told = self._told(request.device, error) if isinstance(error, grpc.RpcError) else error
                 now = loop.time()
                 if away is None or now - began > self._patience:  # a call that lasted so long was a connection
                     away = now
                 # CANCELLED is how a stream of a bridge that dies can end; an install that was cancelled ends with an event.
-                if not isinstance(adapted, Unavailable | Cancelled) or now - away > self._patience:
-                    raise (adapted or error) from error
+                if not isinstance(told, Unavailable | Cancelled) or now - away > self._patience:
+                    raise told from error
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def cancel_install(self, device: str, install_id: str) -> None:
@@ -221,7 +218,7 @@ class BridgeDirectory:
             answer: devices_pb2.Device = await self._stub(device).Rollback(request, timeout=CALL_SECONDS)
             return answer
         except grpc.RpcError as error:
-            raise (adapt(error) or FailedPrecondition("rollback failed")) from error
+            raise self._told(device, error) from error
 
     async def read_capabilities(self, device: str) -> devices_pb2.Device:
         """Read a device afresh."""
@@ -235,7 +232,7 @@ class BridgeDirectory:
             answer: bridge_pb2.InferResponse = await self._stub(device).Infer(request, timeout=CALL_SECONDS)
             return answer
         except grpc.RpcError as error:
-            raise (adapt(error) or Unavailable("the bridge cannot be reached")) from error
+            raise from_rpc_error(error) from error
 
     async def observe(self, device: str) -> AsyncIterator[bridge_pb2.ObserveResponse]:
         """What a device counts, now and at each change; ServiceErrors when the bridge or the device went away."""
@@ -243,4 +240,4 @@ class BridgeDirectory:
             async for seen in self._stub(device).Observe(bridge_pb2.ObserveRequest(device=device)):
                 yield seen
         except grpc.RpcError as error:
-            raise (adapt(error) or Unavailable("the bridge cannot be reached")) from error
+            raise from_rpc_error(error) from error

@@ -16,7 +16,7 @@ from tinymlaas.bridge.v1 import bridge_pb2
 from tinymlaas.gateway.v1 import builds_pb2, deployments_pb2
 from tinymlaas.registry.v1 import devices_pb2, modules_pb2
 from tinymlaas.type.v1 import target_pb2
-from tinymlaas_servicekit import Cancelled, FailedPrecondition, NotFound, ServiceError, adapt
+from tinymlaas_servicekit import Cancelled, FailedPrecondition, NotFound, ServiceError, Unavailable, adapt
 
 from ..adapters.store import Record
 from ..core import rollout
@@ -32,6 +32,7 @@ log = structlog.get_logger("tinymlaas.gateway")
 Rollout = deployments_pb2.DeviceRollout
 Step = bridge_pb2.InstallResponse
 CANCEL_SECONDS = 30.0
+ROLLBACK_TRIES = 3
 PLACES = 4096
 # Where devices stood when they were looked for: deployments are looked at often by all who work on their devices.
 _places: dict[tuple[str, str], int] = {}
@@ -300,12 +301,12 @@ async def roll_back(context: Context, deployment: str, device: str) -> str:
         return Outcome.FAILED.name
     try:
         module = await context.catalogue.module(item.module)
-        there = await context.bridges.read_capabilities(device)
         if module.payload_kind == target_pb2.PAYLOAD_KIND_FIRMWARE:
+            there = await context.bridges.read_capabilities(device)
             if _runs(there, module):
                 there = await firmware.reinstall_former(context, deployment, device, item, module)
-        elif rollout.active_image(there) == module.device_image_sha256:
-            there = await _undo(context, device, item)
+        else:
+            there = await _undone(context, device, item, module)
         await context.catalogue.record_active(there, await _name_of_active(context, there, item, module))
     except ServiceError as error:
         fault, why = error.to_status(), str(error)
@@ -324,6 +325,22 @@ async def roll_back(context: Context, deployment: str, device: str) -> str:
         lambda item: noted(item, context.clock(), "rolled back", item.previous_module or "no module"),
     )
     return Outcome.GOOD.name
+
+
+async def _undone(
+    context: Context, device: str, item: deployments_pb2.DeviceRollout, module: modules_pb2.Module
+) -> devices_pb2.Device:
+    """The device once it does not run our module; looked at again after a call that broke off, which may have been heard."""
+    for again in reversed(range(ROLLBACK_TRIES)):
+        there = await context.bridges.read_capabilities(device)
+        if rollout.active_image(there) != module.device_image_sha256:
+            break
+        try:
+            return await _undo(context, device, item)
+        except (Unavailable, Cancelled):
+            if not again:
+                raise
+    return there
 
 
 async def _undo(context: Context, device: str, item: deployments_pb2.DeviceRollout) -> devices_pb2.Device:

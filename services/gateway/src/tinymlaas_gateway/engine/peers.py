@@ -58,7 +58,10 @@ class Peers:
             await asyncio.sleep(self._leases.seconds / 4)
             try:
                 if not await asyncio.to_thread(self._leases.renew):
-                    log.error("another gateway has this name; give each its own", instance=self._leases.instance)
+                    log.error(
+                        "the lease was lost: this gateway was too slow, or another one has its name",
+                        instance=self._leases.instance,
+                    )
                     await asyncio.to_thread(self._leases.take)
                 for name in await asyncio.to_thread(self._leases.expired):
                     await self._take_over(name)

@@ -50,7 +50,9 @@ class Installer:
         self._site = Site(
             directory, link, packages, artifacts, check, log_of_installs, surveyor, sleepers, clock, settings, places
         )
+        self._opening: dict[InstallRequest, asyncio.Task[None]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._ends = 0
         self._endpoints: dict[str, str] = {}
         self._changed: dict[str, asyncio.Event] = {}
         self._cancels: dict[str, asyncio.Event] = {}
@@ -70,10 +72,9 @@ class Installer:
 
     async def abandon(self, endpoints: set[str]) -> None:
         """Stop to work on devices that are another instance's now; their installs stay open in the store."""
-        tasks = [task for name, task in self._tasks.items() if self._endpoints[name] in endpoints]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # Those that are just begun first: none starts behind the back of this.
+        await _end([task for request, task in self._opening.items() if request.endpoint in endpoints])
+        await _end([task for name, task in self._tasks.items() if self._endpoints[name] in endpoints])
 
     def running(self) -> int:
         """How many installs are worked on, waiting ones among them."""
@@ -85,9 +86,8 @@ class Installer:
 
     async def close(self) -> None:
         """Stop all tasks; the installs stay open in the store."""
-        for task in list(self._tasks.values()):
-            task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await _end(list(self._opening.values()))
+        await _end(list(self._tasks.values()))
 
     async def install(self, request: InstallRequest) -> AsyncIterator[InstallEvent]:
         """Start an install, or join the one with that id; yields its timeline from the start to its end.
@@ -101,24 +101,24 @@ class Installer:
             )
         if not _DIGEST.fullmatch(request.digest):
             raise BridgeError(Reason.ARGUMENT_INVALID, "a digest is 64 lower-case hex digits", field="module_sha256")
-        record = self._store.get_install(request.install_id)
-        if record is None:
-            self._directory.get(request.endpoint)
-            now = self._clock()
-            record = InstallRecord(request, created_at=now, updated_at=now, trace=traceparent())
-            self._store.put_install(record)
-        elif record.request != request:
-            raise BridgeError(
-                Reason.INSTALL_ID_REUSED, "the id belongs to another request", install_id=request.install_id
-            )
-        if not record.step.terminal and request.install_id not in self._tasks:
-            self._start(record)
+        opening = self._opening.get(request)
+        if opening is None:
+            opening = asyncio.create_task(self._open(request), name=f"begin of install {request.install_id}")
+            self._opening[request] = opening
+            opening.add_done_callback(lambda _: self._opening.pop(request, None))
+        try:
+            # A caller that leaves now stops nothing either: what is recorded is worked on.
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            if not opening.cancelled():
+                raise
+            raise _elsewhere(request.install_id) from None
         async for event in self._follow(request.install_id):
             yield event
 
-    def cancel(self, install_id: str) -> None:
+    async def cancel(self, install_id: str) -> None:
         """Ask an install to stop at the next safe point. Repeatable; without effect on one that has ended."""
-        record = self._store.get_install(install_id)
+        record = await self._read(install_id)
         if record is None:
             raise BridgeError(Reason.INSTALL_UNKNOWN, "no such install", install_id=install_id[:128])
         if record.step.terminal:
@@ -126,6 +126,28 @@ class Installer:
         if install_id not in self._tasks:
             self._start(record)
         self._cancels[install_id].set()
+
+    async def _open(self, request: InstallRequest) -> None:
+        """Work on an install from now on, unless it has ended."""
+        record = await self._read(request.install_id)
+        if record is None:
+            self._directory.get(request.endpoint)
+            now = self._clock()
+            record = await self._log.begin(InstallRecord(request, created_at=now, updated_at=now, trace=traceparent()))
+        if record.request != request:
+            raise BridgeError(
+                Reason.INSTALL_ID_REUSED, "the id belongs to another request", install_id=request.install_id
+            )
+        if not record.step.terminal and request.install_id not in self._tasks:
+            self._start(record)
+
+    async def _read(self, install_id: str) -> InstallRecord | None:
+        """The record of an install, which none of the runs that ended meanwhile has changed since."""
+        while True:
+            ends = self._ends
+            record = await self._log.read(install_id)
+            if ends == self._ends:
+                return record
 
     async def _follow(self, install_id: str) -> AsyncIterator[InstallEvent]:
         told = 0
@@ -139,9 +161,7 @@ class Installer:
                 if event.step.terminal:
                     return
             if changed is None:
-                raise BridgeError(
-                    Reason.DEVICE_ELSEWHERE, "the install goes on at another instance", install_id=install_id
-                )
+                raise _elsewhere(install_id)
             await changed.wait()
 
     def _start(self, record: InstallRecord) -> None:
@@ -162,6 +182,7 @@ class Installer:
 
     def _ended(self, request: InstallRequest) -> None:
         install_id = request.install_id
+        self._ends += 1
         self._packages.withdraw(request.digest)
         self._tasks.pop(install_id, None)
         self._endpoints.pop(install_id, None)
@@ -191,6 +212,17 @@ class Installer:
                     return
                 log.exception("install failed unexpectedly", install_id=record.request.install_id)
                 await run.fail(BridgeError("INTERNAL_ERROR", "the bridge failed; its log says why"))
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancel tasks and wait for their end."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _elsewhere(install_id: str) -> BridgeError:
+    return BridgeError(Reason.DEVICE_ELSEWHERE, "the install goes on at another instance", install_id=install_id)
 
 
 def _adopt(error: Exception) -> BridgeError:

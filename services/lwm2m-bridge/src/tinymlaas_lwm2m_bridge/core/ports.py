@@ -77,24 +77,24 @@ class PackageServer(Protocol):
 class InstallStore(Protocol):
     """Where installs outlive the process."""
 
-    def get_install(self, install_id: str) -> InstallRecord | None:
-        """The record of an install, or None."""
-        ...
-
-    def put_install(self, record: InstallRecord) -> None:
-        """Store a record, replacing the earlier one."""
-        ...
-
     def open_installs(self) -> list[InstallRecord]:
         """Records that have not ended, oldest first."""
         ...
 
 
 class InstallLog(Protocol):
-    """The same memory while an install runs, for which the event loop does not stop.
+    """The same memory while the bridge runs, for which the event loop does not stop.
 
     A call that is cancelled ends only once it is carried out: nothing is written behind the back of who takes over then.
     """
+
+    async def read(self, install_id: str) -> InstallRecord | None:
+        """The record of an install, or None."""
+        ...
+
+    async def begin(self, record: InstallRecord) -> InstallRecord:
+        """Store the record of a new install, unless its id has one; the one that is stored."""
+        ...
 
     async def note(self, record: InstallRecord | None, event: InstallEvent | None) -> None:
         """Store a record, replacing the earlier one, and append to its timeline, both or none."""
