@@ -12,14 +12,20 @@ export UV_CACHE_DIR=/build/cache/uv UV_LINK_MODE=copy UV_NO_CONFIG=1
 action=$1
 shift
 python=/opt/tinymlaas/bin/python
-setting() { python3 -m pip config list | sed -n "s/^[a-z:]*\.$1='\(.*\)'$/\1/p" | head -n 1; } # of the environment first
+# pip's value of a setting, of the environment first; of several values a line each.
+setting() { python3 -m pip config list | sed -n "s/^[a-z:]*\.$1='\(.*\)'$/\1/p" | head -n 1 | sed 's/\\n/\n/g; s/^\n//'; }
+listed() { setting "$1" | tr -s '\n ' "$2" | sed "s/$2\$//"; }
 case $action in
 lock)
     python3 -m pip install --quiet --target /build/tools --require-hashes -r /build/requirements-tools.lock
-    index=$(setting index-url)
-    authorities=$(setting cert)
-    [ -z "$index" ] || export UV_DEFAULT_INDEX="$index"
-    [ -z "$authorities" ] || export SSL_CERT_FILE="$authorities"
+    # uv has names of its own for pip's settings, and takes one that is empty for one that is given.
+    tell() { [ -z "$2" ] || export "$1=$2"; }
+    tell UV_DEFAULT_INDEX "$(setting index-url)"
+    tell UV_INDEX "$(listed extra-index-url ' ')"
+    tell UV_INDEX_STRATEGY "${UV_INDEX:+unsafe-best-match}" # as pip does: the locks' hashes say which package it is
+    tell UV_FIND_LINKS "$(listed find-links ,)"
+    tell UV_INSECURE_HOST "$(listed trusted-host ' ')"
+    tell SSL_CERT_FILE "$(setting cert)"
     /build/tools/bin/uv pip install --quiet --target /build/tools -r /build/requirements-build.txt
     python3 -m venv --without-pip /opt/tinymlaas
     for lock in "$@"; do
