@@ -50,7 +50,7 @@ async def test_faulty_compilers_fail_by_name_while_the_honest_one_wins(world: Wo
     world.add_plugin("rejects", roles="compiler", mode="rejects")
     world.add_plugin("honest", roles="compiler")
     world.add_plugin("witness", roles="profiler")
-    await world.start_gateway(TINYMLAAS_COMPILE_SECONDS="4", TINYMLAAS_COMPILES_AT_ONCE="3")
+    await world.start_gateway(TINYMLAAS_COMPILE_SECONDS="15", TINYMLAAS_COMPILES_AT_ONCE="3")
     build = started(await world.builds.CreateBuild(request(model_in(world))))
     build = await finished(world, build.name)
     assert build.state == Build.STATE_SUCCEEDED, build.error
