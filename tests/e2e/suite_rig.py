@@ -78,11 +78,12 @@ def suite_below(state: Path, **settings: str) -> Suite:
     return Suite(replace(manifest, processes=processes), state)
 
 
-def start_suite(state: Path, sink: Sink | None = None) -> RunningSuite:
+def start_suite(state: Path, sink: Sink | None = None, **settings: str) -> RunningSuite:
     """Start every process of the embedded suite below `state`; what they tell of themselves goes to `sink`."""
     session = Session(address="", token_file=None, project="default", state=state, as_json=True)
     often = {"OTEL_METRIC_EXPORT_INTERVAL": "2000", "OTEL_BSP_SCHEDULE_DELAY": "1000"}
-    settings = {} if sink is None else {"TINYMLAAS_OTLP_ENDPOINT": sink.address, **often}
+    if sink is not None:
+        settings |= {"TINYMLAAS_OTLP_ENDPOINT": sink.address, **often}
     running = RunningSuite(suite_below(state, **settings), session, sink or Sink())
     asyncio.run(running.start_missing())
     return running

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import psycopg
 import structlog
 from dbos import DBOS, DBOSConfig, SetWorkflowID
 from google.rpc import code_pb2
@@ -304,9 +305,13 @@ async def _begin_rollback(context: Context, deployment: str) -> None:
 
 
 @event.listens_for(Engine, "handle_error")
-def _unresolved_is_away(failure: ExceptionContext) -> None:
-    """A server whose name is not found just now is away, like one whose port is closed: DBOS repeats what failed so."""
-    if "failed to resolve host" in str(failure.original_exception):
+def _unreached_is_away(failure: ExceptionContext) -> None:
+    """A server that no connection was made to is away, whatever the driver calls that: DBOS repeats what failed so.
+
+    Of itself it knows some of psycopg's texts ("connection failed") and not others ("connection is bad", "failed to resolve
+    host"), which would end the workflow that met them.
+    """
+    if failure.connection is None and isinstance(failure.original_exception, psycopg.OperationalError):
         failure.is_disconnect = True
 
 
