@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import ipaddress
-import os
-import secrets
-import shutil
-import socket
-import ssl
-import subprocess
-import time
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -24,60 +15,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
+from minio_server import MinioServer, minio_running
 from registry_rig import onnx_model, running
 
 from tinymlaas_registry.adapters import FolderStore, S3Settings, S3Store
 from tinymlaas_registry.app import sweep
 from tinymlaas_registry.core.ports import ArtifactStore
-from tinymlaas_servicekit import InvalidArgument, Unavailable
+from tinymlaas_servicekit import FailedPrecondition, InvalidArgument, Unavailable
 
-ROOT = Path(__file__).resolve().parents[3]
-PATIENCE_S = 60
 DATA = bytes(range(256)) * 20_000
 DIGEST = hashlib.sha256(DATA).hexdigest()
-
-
-@dataclass(frozen=True)
-class MinioServer:
-    """A running server; `bucket` settings name a bucket of their own each."""
-
-    endpoint: str
-    secret: str
-
-    def bucket(self) -> S3Settings:
-        return S3Settings(self.endpoint, f"t-{secrets.token_hex(6)}", "tests", self.secret)
-
-
-@contextlib.contextmanager
-def minio_running(folder: Path, scheme: str = "http") -> Iterator[MinioServer]:
-    """A MinIO server on loopback, with TLS where `folder`/certs has a certificate; a skip where there is no `minio` program."""
-    program = shutil.which("minio") or shutil.which("minio", path=str(ROOT / "build" / "tools" / "bin"))
-    if program is None:
-        pytest.skip("no `minio` program: `make minio` builds it (needs Go)")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    server = MinioServer(f"{scheme}://{address}", secrets.token_hex(16))
-    environment = {**os.environ, "MINIO_ROOT_USER": "tests", "MINIO_ROOT_PASSWORD": server.secret}
-    with (folder / "log").open("wb") as log:
-        certificates = ["--certs-dir", str(folder / "certs")]
-        command = [program, "server", "--quiet", *certificates, "--address", address, str(folder / "data")]
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    try:
-        end = time.monotonic() + PATIENCE_S
-        while True:
-            # Whether it answers is asked without looking at its certificate; the tests look.
-            blind = ssl._create_unverified_context() if scheme == "https" else None
-            live = f"{server.endpoint}/minio/health/live"
-            with contextlib.suppress(OSError), urllib.request.urlopen(live, context=blind):
-                break
-            assert process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < end, "MinIO does not answer"
-            time.sleep(0.05)
-        yield server
-    finally:
-        process.terminate()
-        process.wait(PATIENCE_S)
 
 
 @pytest.fixture(scope="session")
@@ -211,7 +158,7 @@ def test_an_endpoint_that_is_none_is_refused(endpoint: str) -> None:
 
 
 def test_a_wrong_key_is_told_with_what_to_look_at(minio: MinioServer) -> None:
-    with pytest.raises(Unavailable) as error:
+    with pytest.raises(FailedPrecondition) as error:
         S3Store(S3Settings(minio.endpoint, "bucket", "tests", "wrong"))
     assert error.value.reason == "BUCKET_UNAVAILABLE"
     assert "TINYMLAAS_S3_" in error.value.help

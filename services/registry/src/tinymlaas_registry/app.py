@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 import grpc.aio
 import structlog
@@ -16,18 +20,21 @@ from tinymlaas.registry.v1 import (
     modules_pb2_grpc,
     plugins_pb2_grpc,
 )
-from tinymlaas_servicekit import GrpcServer
+from tinymlaas_servicekit import GrpcServer, Unavailable
 
 from . import servicers
 from .adapters import FolderStore, S3Store, SqlAccess, SqlRecords, migrate, open_engine
 from .core.imports import CheckModel, ImportLimits, Imports
 from .core.ports import AccessRecords, ArtifactStore, Records
+from .core.storing import Storing
 from .settings import RegistrySettings
 
+Result = TypeVar("Result")
 log = structlog.get_logger("tinymlaas.registry")
 
 NAME = "tinymlaas-registry"
 _NAMES = ("Models", "Artifacts", "Modules", "Devices", "Plugins", "ApiKeys", "Projects", "AuditLog")
+PATIENCE_SECONDS = 60.0
 SERVICES = tuple(f"tinymlaas.registry.v1.{name}" for name in _NAMES)
 
 
@@ -42,11 +49,12 @@ class Registry(GrpcServer):
         defaults = settings.default_quotas()
         self.records: Records = SqlRecords(engine, defaults=defaults)
         self.access: AccessRecords = SqlAccess(engine, defaults)
+        self._storing: Storing | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
     def _add_servicers(self, server: grpc.aio.Server) -> tuple[str, ...]:
         settings, records, store = self._configured, self.records, self._store
-        storing = asyncio.Lock()
+        storing = self._storing = Storing(store)
         limits = ImportLimits(
             settings.max_model_bytes, settings.max_uploads, settings.max_checks, settings.stall_seconds
         )
@@ -67,8 +75,8 @@ class Registry(GrpcServer):
 
     async def start(self) -> str:
         """Removes bytes that nothing refers to (of a process that was killed between two steps), then serves."""
-        await self._sweep()
-        await asyncio.to_thread(measure, self.records, self._store)
+        await asyncio.to_thread(patiently, self._sweep)
+        await asyncio.to_thread(patiently, partial(measure, self.records, self._store))
         if self._store.shared:
             self._sweeper = asyncio.create_task(self._keep_swept(), name="sweep of unreferenced artifacts")
         return await super().start()
@@ -81,20 +89,22 @@ class Registry(GrpcServer):
         try:
             await super().drain()
         finally:
+            if self._storing is not None:
+                self._storing.close()
             self._engine.dispose()
 
     async def _keep_swept(self) -> None:
         while True:
             await asyncio.sleep(self._configured.sweep_seconds)
             try:
-                await self._sweep()
+                await asyncio.to_thread(self._sweep)
             except Exception:
                 # The store or the database may be away for a while; the next sweep does what this one did not.
                 log.exception("unreferenced artifacts were not removed")
 
-    async def _sweep(self) -> None:
+    def _sweep(self) -> None:
         grace = self._configured.sweep_grace_seconds if self._store.shared else 0.0
-        removed = await asyncio.to_thread(sweep, self.records, self._store, grace)
+        removed = sweep(self.records, self._store, grace)
         if removed:
             log.info("removed unreferenced artifacts", count=removed)
 
@@ -117,10 +127,32 @@ def measure(records: Records, store: ArtifactStore) -> int:
     return len(sizes)
 
 
+def patiently(attempt: Callable[[], Result]) -> Result:
+    """What `attempt` gives, repeated for `PATIENCE_SECONDS` while it raises Unavailable, which is raised then. Blocks.
+
+    A registry that died instead would be started again later and later, longer than its store is away.
+    """
+    end, pause, told = time.monotonic() + PATIENCE_SECONDS, 0.1, False
+    while True:
+        try:
+            return attempt()
+        except Unavailable as error:
+            if time.monotonic() + pause > end:
+                raise
+            if not told:
+                log.warning(
+                    "waiting for what the registry needs to start", at_most_s=PATIENCE_SECONDS, error=str(error)
+                )
+            told = True
+        time.sleep(pause)
+        pause = min(pause * 2, 2.0)
+
+
 def build_registry(settings: RegistrySettings, check: CheckModel | None = None) -> Registry:
-    """A registry on its database, brought to the newest schema, and its store; not started yet."""
+    """A registry on its database, brought to the newest schema, and its store, which are waited for; not started yet."""
     engine = open_engine(settings.resolve_database_url())
     migrate(engine)
     bucket = settings.s3()
-    store: ArtifactStore = FolderStore(settings.resolve_artifacts_dir()) if bucket is None else S3Store(bucket)
+    store: ArtifactStore
+    store = FolderStore(settings.resolve_artifacts_dir()) if bucket is None else patiently(partial(S3Store, bucket))
     return Registry(settings, engine, store, check)

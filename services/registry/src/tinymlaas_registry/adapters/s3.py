@@ -6,26 +6,32 @@ import io
 import re
 import ssl
 import tempfile
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Self, cast
 from urllib.parse import urlsplit
 
 import urllib3
 from minio import Minio
-from minio.error import S3Error
+from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 
-from tinymlaas_servicekit import InvalidArgument, Unavailable
+from tinymlaas_servicekit import FailedPrecondition, InvalidArgument, Unavailable
 
 _PREFIX = "sha256/"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _IN_MEMORY = 4 * 1024 * 1024
 _PART_BYTES = 16 * 1024 * 1024
-_TIMEOUT_S = 30.0
+# With `_Retries` a bucket that is not reached, or takes a call and is silent, is told of before a caller gives up (60 s), also
+# where what was uploaded of an artifact is removed after its failure.
+_CONNECT_S = 5.0
+_SILENCE_S = 20.0
+_PAUSE_S = 0.2
 _MISSING = frozenset({"NoSuchKey", "NoSuchObject", "NoSuchBucket"})
+_PASSING_STATUS = frozenset({408, 429, 500, 502, 503, 504})
+_PASSING_CODES = frozenset({"RequestTimeout", "NoSuchUpload"})
 
 
 @dataclass(frozen=True)
@@ -41,12 +47,19 @@ class S3Settings:
 
 
 class S3Store:
-    """An ArtifactStore in a bucket that several registries may share."""
+    """An ArtifactStore in a bucket that several registries may share.
+
+    Where the bucket is away or overloaded, every method, and every reading of an artifact, raises Unavailable /
+    BUCKET_UNAVAILABLE; what it refuses (S3Error) passes as it is.
+    """
 
     shared = True
 
     def __init__(self, settings: S3Settings) -> None:
-        """Connect, and make the bucket where it is missing. BUCKET_UNAVAILABLE where the store does not let us."""
+        """Connect, and make the bucket where it is missing.
+
+        Unavailable / BUCKET_UNAVAILABLE where it can't be reached, FailedPrecondition with that reason where it refuses us.
+        """
         url = urlsplit(settings.endpoint)
         if url.scheme not in ("http", "https") or not url.netloc or url.path not in ("", "/"):
             raise InvalidArgument("an S3 endpoint is http(s)://host[:port]", "FIELD_INVALID", {"field": "s3_endpoint"})
@@ -58,21 +71,25 @@ class S3Store:
             secret_key=settings.secret_key,
             secure=url.scheme == "https",
             region=settings.region or None,
-            http_client=urllib3.PoolManager(
+            http_client=_Connections(
                 maxsize=16,
-                timeout=urllib3.Timeout(_TIMEOUT_S),
-                retries=urllib3.Retry(3, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504)),
+                timeout=urllib3.Timeout(connect=_CONNECT_S, read=_SILENCE_S),
+                retries=_Retries(
+                    3,
+                    backoff_factor=_PAUSE_S,
+                    status_forcelist=(500, 502, 503, 504),
+                    respect_retry_after_header=False,  # a MinIO that starts asks for minutes
+                ),
                 ssl_context=context,
             ),
         )
         try:
-            if not self._client.bucket_exists(self._bucket):
-                self._client.make_bucket(self._bucket)
+            with _reaching(self._bucket):
+                if not self._client.bucket_exists(self._bucket):
+                    self._client.make_bucket(self._bucket)
         except S3Error as error:
             if error.code != "BucketAlreadyOwnedByYou":
-                raise _unavailable(error, self._bucket) from error
-        except urllib3.exceptions.HTTPError as error:
-            raise _unavailable(error, self._bucket) from error
+                raise FailedPrecondition(**_failure(error, self._bucket)) from error
 
     def begin(self) -> S3Incoming:
         """See ports.ArtifactStore."""
@@ -81,7 +98,8 @@ class S3Store:
     def size(self, sha256: str) -> int | None:
         """See ports.ArtifactStore."""
         try:
-            return self._client.stat_object(self._bucket, _key(sha256)).size
+            with _reaching(self._bucket):
+                return self._client.stat_object(self._bucket, _key(sha256)).size
         except S3Error as error:
             if error.code in _MISSING:
                 return None
@@ -96,22 +114,50 @@ class S3Store:
 
     def delete(self, sha256: str) -> None:
         """See ports.ArtifactStore."""
-        self._client.remove_object(self._bucket, _key(sha256))
+        with _reaching(self._bucket):
+            self._client.remove_object(self._bucket, _key(sha256))
 
     def digests(self, older_than_s: float = 0.0) -> Iterable[str]:
         """See ports.ArtifactStore."""
         newest = datetime.now(UTC) - timedelta(seconds=older_than_s)
-        for found in self._client.list_objects(self._bucket, _PREFIX, recursive=True):
-            digest = (found.object_name or "").removeprefix(_PREFIX).replace("/", "")
-            old = found.last_modified is not None and found.last_modified <= newest
-            if _SHA256.fullmatch(digest) and (old or not older_than_s):
-                yield digest
+        with _reaching(self._bucket):
+            for found in self._client.list_objects(self._bucket, _PREFIX, recursive=True):
+                digest = (found.object_name or "").removeprefix(_PREFIX).replace("/", "")
+                old = found.last_modified is not None and found.last_modified <= newest
+                if _SHA256.fullmatch(digest) and (old or not older_than_s):
+                    yield digest
 
     def put(self, sha256: str, data: BinaryIO, size: int) -> None:
         """Writes an object, whole or not at all, also where it is there already: it counts as new then."""
-        self._client.put_object(
-            self._bucket, _key(sha256), data, size, "application/octet-stream", part_size=_PART_BYTES
-        )
+        kind, key = "application/octet-stream", _key(sha256)
+        with _reaching(self._bucket):
+            # One part after the other: the first that fails is the last that is tried.
+            self._client.put_object(self._bucket, key, data, size, kind, part_size=_PART_BYTES, num_parallel_uploads=1)
+
+
+class _Retries(urllib3.Retry):
+    """Repeats what failed at once, or was not connected, but waits only once for a bucket that is silent."""
+
+    def increment(
+        self,
+        method: str | None = None,
+        url: str | None = None,
+        response: urllib3.BaseHTTPResponse | None = None,
+        error: Exception | None = None,
+        *others: Any,
+        **rest: Any,
+    ) -> Self:
+        aborted = error.args[-1] if isinstance(error, urllib3.exceptions.ProtocolError) else None  # what ended a send
+        if error is not None and isinstance(aborted or error, (urllib3.exceptions.ReadTimeoutError, TimeoutError)):
+            raise error
+        return super().increment(method, url, response, error, *others, **rest)
+
+
+class _Connections(urllib3.PoolManager):
+    """Sends bodies in blocks: urllib3 bounds a send by the time to connect, which is short for a whole part of an upload."""
+
+    def urlopen(self, method: str, url: str, body: Any = None, **rest: Any) -> urllib3.BaseHTTPResponse:  # type: ignore[override]
+        return super().urlopen(method, url, body=io.BytesIO(body) if body and isinstance(body, bytes) else body, **rest)
 
 
 class S3Incoming:
@@ -165,9 +211,14 @@ class _ObjectReader(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         if self._position >= self._size:
             return 0
-        if self._response is None:
-            self._response = self._client.get_object(self._bucket, self._key, offset=self._position)
-        data = self._response.read(len(buffer))
+        try:
+            with _reaching(self._bucket):
+                if self._response is None:
+                    self._response = self._client.get_object(self._bucket, self._key, offset=self._position)
+                data = self._response.read(len(buffer))
+        except Exception:
+            self._release()  # what is read next is asked for anew
+            raise
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
@@ -178,8 +229,9 @@ class _ObjectReader(io.RawIOBase):
 
     def _release(self) -> None:
         if self._response is not None:
-            with closing(self._response):
-                self._response.release_conn()
+            # In this order: a connection on which the rest of the object is still to come must not be used again.
+            self._response.close()
+            self._response.release_conn()
             self._response = None
 
 
@@ -190,10 +242,31 @@ def _key(sha256: str) -> str:
     return f"{_PREFIX}{sha256[:2]}/{sha256[2:]}"
 
 
-def _unavailable(error: Exception, bucket: str) -> Unavailable:
-    return Unavailable(
-        f"the bucket {bucket} can't be used: {error}"[:500],
-        "BUCKET_UNAVAILABLE",
-        {"bucket": bucket},
-        "Look at the object store's address, keys and certificate (TINYMLAAS_S3_*).",
-    )
+@contextmanager
+def _reaching(bucket: str) -> Iterator[None]:
+    """Turns what is raised where a bucket is away or overloaded into Unavailable; all else passes."""
+    try:
+        yield
+    except (urllib3.exceptions.HTTPError, MinioException) as error:
+        if not _passes(error):
+            raise
+        raise Unavailable(**_failure(error, bucket)) from error
+
+
+def _passes(error: Exception) -> bool:
+    """Whether the same call may succeed later: no whole answer came, or one that is not the store's or tells of its trouble."""
+    if isinstance(error, S3Error):
+        return error.response.status in _PASSING_STATUS or error.code in _PASSING_CODES
+    if isinstance(error, ServerError):
+        return error.status_code in _PASSING_STATUS
+    return isinstance(error, (urllib3.exceptions.HTTPError, InvalidResponseError))
+
+
+def _failure(error: Exception, bucket: str) -> dict[str, Any]:
+    """The arguments of the error that a caller is told."""
+    return {
+        "message": f"the bucket {bucket} can't be used: {error}"[:500],
+        "reason": "BUCKET_UNAVAILABLE",
+        "metadata": {"bucket": bucket},
+        "help": "Look whether the object store runs, and at its address, keys and certificate (TINYMLAAS_S3_*); then call again.",
+    }

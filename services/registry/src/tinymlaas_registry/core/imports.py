@@ -22,6 +22,7 @@ from tinymlaas_servicekit.errors import (
 from .archives import check_keras, check_saved_model
 from .models import FORMAT_NAMES, ImportRequest, check_header, describe, redescribe, updated_model
 from .ports import ArtifactStore, Records
+from .storing import Storing
 from .uploads import Upload
 
 CheckModel = Callable[[bytes, str, Limits], Awaitable[ModelReport]]
@@ -45,7 +46,7 @@ class Imports:
         records: Records,
         store: ArtifactStore,
         limits: ImportLimits,
-        storing: asyncio.Lock,
+        storing: Storing,
         check: CheckModel | None = None,
     ) -> None:
         self._records, self._store, self._limits, self._storing = records, store, limits, storing
@@ -79,9 +80,9 @@ class Imports:
                 version = await self._checked(request, upload.size, incoming.read)
                 if not stored:
                     return version
-                async with self._storing:
+                async with self._storing.turn:
                     await asyncio.to_thread(self._records.check_room, request.project, request.sha256, upload.size)
-                    await asyncio.to_thread(incoming.commit, request.sha256)
+                    await self._storing.run(incoming.commit, request.sha256)
                     return await asyncio.to_thread(self._record, request, version)
             finally:
                 await asyncio.to_thread(incoming.abort)

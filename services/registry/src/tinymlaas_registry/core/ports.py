@@ -37,7 +37,7 @@ class Incoming(Protocol):
 
 
 class ArtifactStore(Protocol):
-    """Bytes by sha256 (hex); the same bytes are kept once."""
+    """Bytes by sha256 (hex); the same bytes are kept once. Any method may raise Unavailable where the store is away."""
 
     @property
     def shared(self) -> bool:

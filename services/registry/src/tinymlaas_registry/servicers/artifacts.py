@@ -13,6 +13,7 @@ from tinymlaas_servicekit import DataLoss, DeadlineExceeded, InvalidArgument, No
 from tinymlaas_servicekit.resource_names import PROJECT, parse_name
 
 from ..core.ports import ArtifactStore, Records
+from ..core.storing import Storing
 from ..core.uploads import MAX_CHUNK, Upload
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -22,7 +23,7 @@ class ArtifactsServicer(artifacts_pb2_grpc.ArtifactsServicer):
     """See protos/tinymlaas/registry/v1/artifacts.proto."""
 
     def __init__(
-        self, records: Records, store: ArtifactStore, storing: asyncio.Lock, max_bytes: int, stall_seconds: float
+        self, records: Records, store: ArtifactStore, storing: Storing, max_bytes: int, stall_seconds: float
     ) -> None:
         self._records, self._store, self._storing = records, store, storing
         self._max_bytes, self._stall_seconds = max_bytes, stall_seconds
@@ -34,7 +35,7 @@ class ArtifactsServicer(artifacts_pb2_grpc.ArtifactsServicer):
         sha256 = _digest(request.sha256)
         project = parse_name(PROJECT, request.parent)["project"]
         owned = await asyncio.to_thread(self._records.owns, project, sha256)
-        total = await asyncio.to_thread(self._store.size, sha256) if owned else None
+        total = await self._storing.run(self._store.size, sha256) if owned else None
         if total is None:  # whether another project has it is nobody's business
             raise NotFound(f"{request.parent} has no artifact {sha256}", "NOT_FOUND", {"name": sha256})
         if request.offset > total:
@@ -45,11 +46,11 @@ class ArtifactsServicer(artifacts_pb2_grpc.ArtifactsServicer):
             )
         end = min(total, request.offset + request.limit) if request.limit else total
         whole, seen, position = request.offset == 0 and end == total, hashlib.sha256(), request.offset
-        with await asyncio.to_thread(self._store.open, sha256) as file:
+        with await self._storing.run(self._store.open, sha256) as file:
             file.seek(position)
             first = True
             while first or position < end:
-                data = await asyncio.to_thread(file.read, min(MAX_CHUNK, end - position))
+                data = await self._storing.run(file.read, min(MAX_CHUNK, end - position))
                 position += len(data)
                 if whole:
                     seen.update(data)
@@ -81,9 +82,9 @@ class ArtifactsServicer(artifacts_pb2_grpc.ArtifactsServicer):
                 upload.add(message.data)
                 message = await self._next(request_iterator)
             upload.finish()
-            async with self._storing:
+            async with self._storing.turn:
                 await asyncio.to_thread(self._records.check_room, project, sha256, upload.size)
-                await asyncio.to_thread(incoming.commit, sha256)
+                await self._storing.run(incoming.commit, sha256)
                 await asyncio.to_thread(self._records.add_reference, project, sha256, upload.size)
         finally:
             await asyncio.to_thread(incoming.abort)

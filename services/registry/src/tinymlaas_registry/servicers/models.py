@@ -14,13 +14,14 @@ from tinymlaas_servicekit.resource_names import PROJECT, parse_name
 
 from ..core.imports import Imports
 from ..core.ports import ArtifactStore, Records
+from ..core.storing import Storing
 from ._common import found, page_of
 
 
 class ModelsServicer(models_pb2_grpc.ModelsServicer):
     """See protos/tinymlaas/registry/v1/models.proto."""
 
-    def __init__(self, records: Records, store: ArtifactStore, imports: Imports, storing: asyncio.Lock) -> None:
+    def __init__(self, records: Records, store: ArtifactStore, imports: Imports, storing: Storing) -> None:
         self._records, self._store, self._imports, self._storing = records, store, imports, storing
 
     async def ImportModel(
@@ -42,12 +43,12 @@ class ModelsServicer(models_pb2_grpc.ModelsServicer):
 
     async def DeleteModel(self, request: models_pb2.DeleteModelRequest, context: Any) -> empty_pb2.Empty:
         """See the proto."""
-        # Under the lock of those who store: bytes that are about to be referred to again are not removed.
-        async with self._storing:
+        # In turn with those who store: bytes that are about to be referred to again are not removed.
+        async with self._storing.turn:
             orphans = found(await asyncio.to_thread(self._records.delete_model, request.name), request.name)
             # In a shared store another registry may be about to refer to the same bytes: there the sweep removes them.
             for sha256 in [] if self._store.shared else orphans:
-                await asyncio.to_thread(self._store.delete, sha256)
+                await self._storing.run(self._store.delete, sha256)
         return empty_pb2.Empty()
 
     async def GetModelVersion(

@@ -10,6 +10,7 @@ from tinymlaas_servicekit import AlreadyExists, FailedPrecondition, InvalidArgum
 from tinymlaas_servicekit.resource_names import PROJECT, parse_name
 
 from ..core.ports import ArtifactStore, Records
+from ..core.storing import Storing
 from ._common import found, page_of
 from .artifacts import _digest
 
@@ -17,7 +18,7 @@ from .artifacts import _digest
 class ModulesServicer(modules_pb2_grpc.ModulesServicer):
     """See protos/tinymlaas/registry/v1/modules.proto."""
 
-    def __init__(self, records: Records, store: ArtifactStore, storing: asyncio.Lock) -> None:
+    def __init__(self, records: Records, store: ArtifactStore, storing: Storing) -> None:
         self._records, self._store, self._storing = records, store, storing
 
     async def CreateModule(self, request: modules_pb2.CreateModuleRequest, context: Any) -> modules_pb2.Module:
@@ -29,7 +30,7 @@ class ModulesServicer(modules_pb2_grpc.ModulesServicer):
         if module.name not in ("", name):
             raise InvalidArgument(f"module.name is not {name}", "FIELD_INVALID", {"field": "module.name"})
         module.name = name
-        async with self._storing:
+        async with self._storing.turn:
             module.size_bytes = await self._stored(project, module.sha256)
             if module.device_image_sha256:
                 module.device_image_bytes = await self._stored(project, _digest(module.device_image_sha256))
@@ -58,7 +59,7 @@ class ModulesServicer(modules_pb2_grpc.ModulesServicer):
 
     async def _stored(self, project: str, sha256: str) -> int:
         owned = await asyncio.to_thread(self._records.owns, project, sha256)
-        size = await asyncio.to_thread(self._store.size, sha256) if owned else None
+        size = await self._storing.run(self._store.size, sha256) if owned else None
         if size is None:
             raise FailedPrecondition(
                 f"artifact {sha256} is not stored",
