@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grpc.aio
 import pytest
 from google.rpc import error_details_pb2
 from hypothesis import given
@@ -96,3 +97,14 @@ def test_other_exceptions_are_not_adapted(attributes: dict[str, object]) -> None
 def test_a_code_without_a_class_keeps_its_name() -> None:
     error = from_status(error_for("OUT_OF_RANGE", "far").to_status())
     assert (error.code, error.reason) == ("OUT_OF_RANGE", "OUT_OF_RANGE")
+
+
+def test_a_call_that_was_cut_off_is_unavailable_and_another_internal_error_is_not() -> None:
+    def told(details: str) -> str:
+        error = grpc.aio.AioRpcError(
+            grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), details=details
+        )
+        return errors.from_rpc_error(error).code
+
+    assert told(errors.CUT_OFF) == "UNAVAILABLE"
+    assert told("a fault of ours") == "INTERNAL"

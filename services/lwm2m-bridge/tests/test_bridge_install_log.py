@@ -13,6 +13,7 @@ from lwm2m_rig import DEADLINE_S, Artifacts, Rig, digest_of, eventually, image_o
 
 import postgres_server
 from tinymlaas_lwm2m_bridge import Bridge, BridgeError, InstallEvent, InstallRequest, Step
+from tinymlaas_lwm2m_bridge.core.install_record import InstallRecord
 
 IMAGE = image_of(5_000)
 REQUEST = InstallRequest("i-1", "node-1", digest_of(IMAGE))
@@ -112,9 +113,17 @@ async def test_the_same_install_asked_for_many_times_at_once_is_one(rig: Rig, mo
     bridge = await rig.bridge()
     device = await rig.device()
     await within(device.registered.wait())
-    go_on = threading.Event()
+    go_on, begun = threading.Event(), threading.Event()
     begin = bridge._store.begin_install
-    monkeypatch.setattr(bridge._store, "begin_install", lambda record: go_on.wait(DEADLINE_S) and begin(record))
+
+    def in_turn(record: InstallRecord) -> InstallRecord:
+        first = record.request == REQUEST
+        assert (go_on if first else begun).wait(DEADLINE_S)
+        stored = begin(record)
+        begun.set()
+        return stored
+
+    monkeypatch.setattr(bridge._store, "begin_install", in_turn)
     callers = [asyncio.create_task(run_install(bridge, REQUEST)) for _ in range(4)]
     other = asyncio.create_task(run_install(bridge, replace(REQUEST, slot=1)))
     await eventually(lambda: len(bridge._installer._opening) == 2, "both requests are about to begin")
@@ -138,11 +147,17 @@ async def test_an_install_that_begins_on_a_device_that_moves_away_is_left_to_the
     bridge = await rig.bridge()
     device = await rig.device()
     await within(device.registered.wait())
-    go_on = threading.Event()
+    begun, go_on = threading.Event(), threading.Event()
     begin = bridge._store.begin_install
-    monkeypatch.setattr(bridge._store, "begin_install", lambda record: go_on.wait(DEADLINE_S) and begin(record))
+
+    def hang(record: InstallRecord) -> InstallRecord:
+        begun.set()
+        assert go_on.wait(DEADLINE_S)
+        return begin(record)
+
+    monkeypatch.setattr(bridge._store, "begin_install", hang)
     install = asyncio.create_task(run_install(bridge, REQUEST))
-    await eventually(lambda: len(bridge._installer._opening) == 1, "it is about to begin")
+    await eventually(begun.is_set, "it is about to begin")
     letting_go = asyncio.create_task(bridge._installer.abandon({"node-1"}))
     await within(bridge.read_capabilities("node-1"))  # time enough for a task that does not wait
     go_on.set()

@@ -324,6 +324,7 @@ class LwM2mDevice:
             try:
                 if self._settings.bootstrap and not self._memory.server:
                     await self._bootstrap()
+                self._update_now.clear()  # first: what asks for an update from here on asks for another one
                 if self._location is None:
                     await self._register()
                 else:
@@ -336,7 +337,6 @@ class LwM2mDevice:
                 self.registered.clear()
                 await asyncio.sleep(self._settings.retry_s)
                 continue
-            self._update_now.clear()
             with suppress(TimeoutError):
                 # Early enough for all retransmissions of a lost update (RFC 7252: 93 s) where the lifetime leaves room.
                 pause = max(self._memory.lifetime_s * 0.5, self._memory.lifetime_s - 100)

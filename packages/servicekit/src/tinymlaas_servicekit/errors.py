@@ -39,6 +39,9 @@ MAX_METADATA_TOTAL = 3072
 MAX_VIOLATIONS = 8
 MAX_FIELD = 256
 
+CUT_OFF = "Internal error from Core"
+"""What grpc.aio's client says where the server ended a stream that is being written; the true status is lost then."""
+
 _CODES = frozenset(code_pb2.Code.keys())
 _REASON = re.compile(r"^[A-Z][A-Z0-9_]{0,62}$")
 
@@ -298,7 +301,10 @@ def from_status(status: status_pb2.Status) -> ServiceError:
 
 
 def from_rpc_error(error: grpc.RpcError) -> ServiceError:
-    """The error that a failed call of a gRPC client stands for, details included when the server sent them."""
+    """The error that a failed call of a gRPC client stands for, details included when the server sent them.
+
+    A call that was cut off while it was sent is Unavailable: the server is about to stop, or had refused it.
+    """
     code = error.code()
     text = error.details() or ""
     if error.trailing_metadata() is not None:
@@ -308,6 +314,8 @@ def from_rpc_error(error: grpc.RpcError) -> ServiceError:
             status = None
         if status is not None:
             return from_status(status)
+    if code is grpc.StatusCode.INTERNAL and text == CUT_OFF:
+        return Unavailable("the server ended the call while it was being sent to")
     return error_for(code.name, text, code.name)
 
 

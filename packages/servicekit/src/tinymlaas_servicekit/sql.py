@@ -24,14 +24,18 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, Float, MetaData, Table, create_engine, event, func, literal_column, make_url
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.sql import ColumnElement
 
+from . import patience
 from .errors import ServiceError, Unavailable, translate
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
 _log = structlog.get_logger("tinymlaas.sql")
-PATIENCE_SECONDS = 60.0
+AWAY = "DATABASE_UNAVAILABLE"
+"""Reason of the error that says that a database is away."""
+
 # libpq would wait minutes for a server whose machine is gone; a URL that says otherwise has its way.
 _CONNECTION = {"connect_timeout": 10, "tcp_user_timeout": 30_000}
 
@@ -106,10 +110,11 @@ class Schema:
     def upgrade(self, engine: Engine, revision: str = "head") -> None:
         """Brings a database to a later revision, "head" for the newest; several processes may do it at once.
 
+        A server that is away is waited for as `patient` does: a service that starts meanwhile need not die of it.
         A database that a newer version of the service has changed is left as it is: each migration keeps what the version
         before reads and writes, so an instance of that version that starts again amid an upgrade works on.
         """
-        self._run(engine, self._upgrade_unless_newer, revision)
+        patient(self._run)(engine, self._upgrade_unless_newer, revision)
 
     def _upgrade_unless_newer(self, config: Config, revision: str) -> None:
         connection = config.attributes["connection"]
@@ -169,13 +174,14 @@ def unavailable(error: BaseException) -> ServiceError | None:
 
     None for every other exception, those of SQLite among them. `adapt` knows these, so no caller is told INTERNAL for them.
     """
-    if not isinstance(error, DBAPIError) or isinstance(error.orig, sqlite3.Error):
-        return None
-    if not isinstance(error, OperationalError) and not error.connection_invalidated:
-        return None
+    if not isinstance(error, PoolTimeout):  # of a pool all of whose connections wait for a server that hangs
+        if not isinstance(error, DBAPIError) or isinstance(error.orig, sqlite3.Error):
+            return None
+        if not isinstance(error, OperationalError) and not error.connection_invalidated:
+            return None
     return Unavailable(
         "the database cannot be reached",
-        "DATABASE_UNAVAILABLE",
+        AWAY,
         help="Check that the database runs and that TINYMLAAS_DATABASE_URL is right, then call again.",
     )
 
@@ -184,25 +190,24 @@ translate(unavailable)
 
 
 def patient(method: Callable[P, Result]) -> Callable[P, Result]:
-    """Decorates a method that runs one transaction on `self._engine` and may be repeated: a server that restarts is waited for.
+    """Decorates a method that runs one transaction and may be repeated: a server that restarts is waited for.
 
-    Raises Unavailable / DATABASE_UNAVAILABLE where it stays away for `PATIENCE_SECONDS`. Errors of SQLite pass. The caller's
-    thread sleeps meanwhile, so it must not be an event loop's.
+    Raises Unavailable / DATABASE_UNAVAILABLE where it stays away for longer than `patience` says. Errors of SQLite pass. The
+    caller's thread sleeps meanwhile, so it must not be an event loop's.
     """
 
     @functools.wraps(method)
     def repeat(*args: P.args, **kwargs: P.kwargs) -> Result:
-        end, pause = time.monotonic() + PATIENCE_SECONDS, 0.1
+        end, pause = time.monotonic() + patience.seconds(), 0.1
         while True:
             try:
                 return method(*args, **kwargs)
-            except DBAPIError as error:
+            except (DBAPIError, PoolTimeout) as error:
                 away = unavailable(error)
                 if away is None:
                     raise
-                if time.monotonic() + pause > end:
+                if time.monotonic() + pause > end or not patience.pause(pause):
                     raise away from error
-            time.sleep(pause)
             pause = min(pause * 2, 2.0)
 
     return repeat

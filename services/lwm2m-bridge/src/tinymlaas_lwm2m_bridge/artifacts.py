@@ -5,9 +5,12 @@ from __future__ import annotations
 import grpc.aio
 
 from tinymlaas.registry.v1 import artifacts_pb2, artifacts_pb2_grpc
-from tinymlaas_servicekit import from_rpc_error
+from tinymlaas_servicekit import ServiceError, Unavailable, from_rpc_error
 
 from .core.errors import BridgeError, Reason
+
+_BROKEN_STREAM = ("RST_STREAM", "Stream removed")
+"""What gRPC's client says where a stream ended without the server's own status."""
 
 
 class RegistryArtifacts:
@@ -20,13 +23,14 @@ class RegistryArtifacts:
         self._timeout_s = timeout_s
 
     async def read(self, digest: str) -> bytes:
-        """All bytes of an artifact; ARTIFACT_NOT_FOUND, LIMIT_EXCEEDED, or the registry's own error."""
+        """See `ArtifactSource`; LIMIT_EXCEEDED, or the registry's own error. An answer that breaks off is UNAVAILABLE."""
         request = artifacts_pb2.ReadArtifactRequest(sha256=digest, parent=self._parent)
-        body = bytearray()
+        body, total = bytearray(), 0
         try:
             async for part in self._stub.ReadArtifact(request, timeout=self._timeout_s):
                 body += part.data
-                if max(part.total_bytes, len(body)) > self._max_bytes:
+                total = max(part.total_bytes, total)
+                if max(total, len(body)) > self._max_bytes:
                     raise BridgeError(
                         Reason.LIMIT_EXCEEDED,
                         "the artifact is too long",
@@ -38,5 +42,19 @@ class RegistryArtifacts:
                 raise BridgeError(
                     Reason.ARTIFACT_NOT_FOUND, "the registry has no such artifact", digest=digest
                 ) from error
-            raise from_rpc_error(error) from error
+            raise error_of(error) from error
+        if len(body) < total:
+            raise _broken_off()
         return bytes(body)
+
+
+def error_of(error: grpc.aio.AioRpcError) -> ServiceError:
+    """What a failed read stands for; a stream that broke off is Unavailable, whatever code gRPC gives it."""
+    told = from_rpc_error(error)
+    if told.code in ("INTERNAL", "UNKNOWN") and any(mark in told.message for mark in _BROKEN_STREAM):
+        return _broken_off()
+    return told
+
+
+def _broken_off() -> Unavailable:
+    return Unavailable("the registry's answer broke off")

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol
+
+import structlog
+
+from tinymlaas_servicekit import Unavailable
 
 from .core.install_record import InstallEvent, InstallRecord
+from .in_threads import carried_out
 
-T = TypeVar("T")
+log = structlog.get_logger("tinymlaas.bridge.install")
 
 THREADS = 4
 """Each holds a connection to the database while it works."""
+_PAUSE_S = 1.0
 
 
 class EventStore(Protocol):
-    """A store whose calls wait for the database."""
+    """A store whose calls wait for the database; Unavailable where it stays away for long."""
 
     def get_install(self, install_id: str) -> InstallRecord | None:
         """The record of an install, or None."""
@@ -41,37 +46,33 @@ class ThreadedInstallLog:
 
     def __init__(self, store: EventStore) -> None:
         self._store = store
-        self._threads = ThreadPoolExecutor(THREADS, "installs")
+        # Apart: who asks is told after a while that the database is away, however many installs wait to write.
+        self._noted = ThreadPoolExecutor(THREADS, "installs")
+        self._asked = ThreadPoolExecutor(THREADS, "callers")
 
     async def read(self, install_id: str) -> InstallRecord | None:
         """See `InstallLog`."""
-        return await self._in_thread(partial(self._store.get_install, install_id))
+        return await carried_out(self._asked, partial(self._store.get_install, install_id))
 
     async def begin(self, record: InstallRecord) -> InstallRecord:
         """See `InstallLog`."""
-        return await self._in_thread(partial(self._store.begin_install, record))
+        return await carried_out(self._asked, partial(self._store.begin_install, record))
 
     async def note(self, record: InstallRecord | None, event: InstallEvent | None) -> None:
         """See `InstallLog`."""
-        await self._in_thread(partial(self._store.note_install, record, event))
+        while True:
+            try:
+                return await carried_out(self._noted, partial(self._store.note_install, record, event))
+            except Unavailable as error:
+                # Only a cancel ends this: to fail the install would be to record the outage as its outcome.
+                log.warning("an install waits for the database", error=str(error))
+            await asyncio.sleep(_PAUSE_S)
 
     async def events(self, install_id: str, skip: int) -> list[InstallEvent]:
         """See `InstallLog`."""
-        return await self._in_thread(partial(self._store.events, install_id, skip))
+        return await carried_out(self._asked, partial(self._store.events, install_id, skip))
 
     def close(self) -> None:
         """End the threads."""
-        self._threads.shutdown()
-
-    async def _in_thread(self, call: Callable[[], T]) -> T:
-        """The result of a call; cancelled, it ends only once the call has, however often it is cancelled."""
-        work = asyncio.ensure_future(asyncio.get_running_loop().run_in_executor(self._threads, call))
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            while not work.done():
-                try:
-                    await asyncio.wait({work})
-                except asyncio.CancelledError:
-                    continue
-            raise
+        self._noted.shutdown()
+        self._asked.shutdown()

@@ -10,6 +10,8 @@ import sqlalchemy as sa
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from tinymlaas_servicekit.sql import insert_if_absent, patient_methods
+
 from .core.device_keys import DeviceKey
 from .core.errors import BridgeError, Reason
 from .schema import device_keys as _keys
@@ -37,8 +39,12 @@ def master_key(path: Path, *, make: bool) -> bytes:
     return key
 
 
+@patient_methods
 class SqlKeyStore:
-    """Implements `KeyStore` on the bridge's engine. The identity is authenticated with its secret: rows can't be swapped."""
+    """Implements `KeyStore` on the bridge's engine. The identity is authenticated with its secret: rows can't be swapped.
+
+    Blocking: each call waits for a database that is away, up to a minute.
+    """
 
     def __init__(self, engine: sa.Engine, master: bytes) -> None:
         self._engine = engine
@@ -60,7 +66,8 @@ class SqlKeyStore:
             "secret": nonce + self._cipher.encrypt(nonce, secret, key.identity.encode()),
         }
         with self._engine.begin() as connection:
-            connection.execute(_keys.insert().values(row))
+            # Identities are random: one that is there is this key, whose commit went unanswered the time before.
+            insert_if_absent(connection, _keys, row, "identity")
 
     def get(self, identity: str) -> tuple[DeviceKey, bytes] | None:
         """A key with its secret; DATA_LOSS where the row does not decrypt under this master key."""

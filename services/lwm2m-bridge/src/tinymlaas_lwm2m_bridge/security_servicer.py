@@ -1,4 +1,7 @@
-"""gRPC servicers of tinymlaas.bridge.v1.DeviceKeys and SecureSessions: map messages, nothing else."""
+"""gRPC servicers of tinymlaas.bridge.v1.DeviceKeys and SecureSessions: map messages, nothing else.
+
+Keys are asked for in threads, where they wait for the database.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +33,21 @@ class Fronts:
         self._keys = keys
         self._sessions = sessions
         self._streams: dict[str, asyncio.Queue[security_pb2.RelayResponse]] = {}
+        self._opening: dict[str, str] = {}
 
-    def end_sessions(self, identity: str) -> None:
-        """End the open sessions of an identity that has no key any more."""
+    async def delete_key(self, identity: str) -> None:
+        """Take a key back and end its sessions; a caller that leaves amid that does not keep them open."""
+        await asyncio.shield(self._delete_key(identity))
+
+    async def _delete_key(self, identity: str) -> None:
+        await asyncio.to_thread(self._keys.delete, identity)
+        self._end_sessions(identity)
+        log.info("device key deleted", identity=identity)
+
+    def _end_sessions(self, identity: str) -> None:
+        """End the sessions of an identity that has no key any more; one that is being opened is not taken."""
+        for session_id in [opening for opening, of in self._opening.items() if of == identity]:
+            del self._opening[session_id]
         for session in self._sessions.of_identity(identity):
             self._sessions.closed(session.id)
             queue = self._streams.pop(session.id, None)
@@ -78,25 +93,29 @@ class Fronts:
                     self._sessions.closed(session_id)
                     self._streams.pop(session_id, None)
             elif request.HasField("opened"):
-                await answers.put(self._open(request.opened, answers, mine))
+                await answers.put(await self._open(request.opened, answers, mine))
             else:
                 raise BridgeError(Reason.ARGUMENT_INVALID, "neither opened nor closed", field="event")
 
-    def _open(
+    async def _open(
         self,
         opened: security_pb2.SessionOpened,
         answers: asyncio.Queue[security_pb2.RelayResponse],
         mine: set[str],
     ) -> security_pb2.RelayResponse:
+        refused = security_pb2.RelayResponse(session_id=opened.session_id, accepted=False)
+        self._opening[opened.session_id] = opened.identity.decode("ascii", errors="replace")
         try:
-            key, retired = self._keys.used(opened.identity)
-        except BridgeError as error:
-            if error.reason != Reason.IDENTITY_UNKNOWN:
-                raise
-            return security_pb2.RelayResponse(session_id=opened.session_id, accepted=False)
-        for identity in retired:
-            log.info("device key retired by a newer one", identity=identity, endpoint=key.endpoint)
-            self.end_sessions(identity)
+            # A front that leaves amid that does not keep the sessions open that this handshake ends.
+            key = await asyncio.shield(self._used(opened.identity))
+        except Exception as error:  # the front's other sessions are none the worse for it
+            if not isinstance(error, BridgeError) or error.reason != Reason.IDENTITY_UNKNOWN:
+                log.warning("session not taken", session_id=opened.session_id, error=str(error) or type(error).__name__)
+            return refused
+        finally:
+            has_key = self._opening.pop(opened.session_id, None) is not None
+        if not has_key:
+            return refused
         self._sessions.opened(
             Session(
                 opened.session_id, key.identity, key.endpoint, f"coap://{opened.relay_address}", opened.peer_address
@@ -105,6 +124,13 @@ class Fronts:
         self._streams[opened.session_id] = answers
         mine.add(opened.session_id)
         return security_pb2.RelayResponse(session_id=opened.session_id, accepted=True)
+
+    async def _used(self, identity: bytes) -> DeviceKey:
+        key, retired = await asyncio.to_thread(self._keys.used, identity)
+        for old in retired:
+            log.info("device key retired by a newer one", identity=old, endpoint=key.endpoint)
+            self._end_sessions(old)
+        return key
 
 
 class SecureSessionsServicer(security_pb2_grpc.SecureSessionsServicer):
@@ -118,7 +144,7 @@ class SecureSessionsServicer(security_pb2_grpc.SecureSessionsServicer):
         self, request: security_pb2.ResolveKeyRequest, context: Any
     ) -> security_pb2.ResolveKeyResponse:
         """The key of an identity."""
-        _, secret = self._keys.resolve(request.identity)
+        _, secret = await asyncio.to_thread(self._keys.resolve, request.identity)
         return security_pb2.ResolveKeyResponse(secret=secret)
 
     async def Relay(
@@ -142,7 +168,9 @@ class DeviceKeysServicer(security_pb2_grpc.DeviceKeysServicer):
     ) -> security_pb2.CreateDeviceKeyResponse:
         """A new key."""
         self._check(request.parent)
-        key, secret = self._keys.create(request.endpoint, request.secret, bootstrap=request.bootstrap)
+        key, secret = await asyncio.to_thread(
+            self._keys.create, request.endpoint, request.secret, bootstrap=request.bootstrap
+        )
         log.info("device key created", identity=key.identity, endpoint=key.endpoint)
         return security_pb2.CreateDeviceKeyResponse(key=_message(key), secret=secret)
 
@@ -152,22 +180,19 @@ class DeviceKeysServicer(security_pb2_grpc.DeviceKeysServicer):
         """Keys without their secrets."""
         self._check(request.parent)
         if request.endpoint:
-            return security_pb2.ListDeviceKeysResponse(
-                keys=[_message(key) for key in self._keys.of_endpoint(request.endpoint)]
-            )
+            keys = await asyncio.to_thread(self._keys.of_endpoint, request.endpoint)
+            return security_pb2.ListDeviceKeysResponse(keys=[_message(key) for key in keys])
         if request.page_size < 0:
             raise BridgeError(Reason.ARGUMENT_INVALID, "must not be negative", field="page_size")
         count = min(request.page_size or DEFAULT_PAGE, LARGEST_PAGE)
-        found = self._keys.page(request.page_token, count + 1)
+        found = await asyncio.to_thread(self._keys.page, request.page_token, count + 1)
         more = found[count - 1].identity if len(found) > count else ""
         return security_pb2.ListDeviceKeysResponse(keys=[_message(key) for key in found[:count]], next_page_token=more)
 
     async def DeleteDeviceKey(self, request: security_pb2.DeleteDeviceKeyRequest, context: Any) -> empty_pb2.Empty:
         """Take a key back."""
         self._check(request.parent)
-        self._keys.delete(request.identity)
-        self._fronts.end_sessions(request.identity)
-        log.info("device key deleted", identity=request.identity)
+        await self._fronts.delete_key(request.identity)
         return empty_pb2.Empty()
 
     def _check(self, parent: str) -> None:

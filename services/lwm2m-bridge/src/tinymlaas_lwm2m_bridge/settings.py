@@ -69,6 +69,7 @@ class LwM2mBridgeSettings(ServiceSettings):
     install_poll_seconds: float = Field(0.25, gt=0, description="pause between looks at a device that installs")
     install_stuck_seconds: float = Field(120.0, gt=0, description="no progress for so long: start the transfer again")
     install_offline_seconds: float = Field(86_400.0, gt=0, description="how long an install waits for its device")
+    install_registry_seconds: float = Field(600.0, gt=0, description="how long an install waits for the registry")
     coap_ack_timeout_seconds: float = Field(2.0, gt=0, description="ACK_TIMEOUT of RFC 7252")
     coap_max_retransmit: int = Field(4, ge=0, description="MAX_RETRANSMIT of RFC 7252")
 
@@ -98,6 +99,7 @@ class LwM2mBridgeSettings(ServiceSettings):
                 concurrency=self.concurrent_installs,
                 poll_s=self.install_poll_seconds,
                 offline_s=self.install_offline_seconds,
+                registry_s=self.install_registry_seconds,
                 stuck_s=self.install_stuck_seconds,
                 max_image_bytes=self.max_image_bytes,
             ),

@@ -147,6 +147,7 @@ class SqlStore:
         with self._engine.connect() as connection:
             return [_event(body) for body in connection.execute(query).scalars()]
 
+    @patient
     def get_bootstrap(self, endpoint: str) -> BootstrapRecord | None:
         """How the last bootstrap of an endpoint went, or None."""
         query = sa.select(schema.bootstraps.c.body).where(schema.bootstraps.c.endpoint == endpoint)
@@ -157,6 +158,7 @@ class SqlStore:
         fields = json.loads(body)
         return BootstrapRecord(state=BootstrapState(fields.pop("state")), **fields)
 
+    @patient
     def put_bootstrap(self, record: BootstrapRecord) -> None:
         """Store a bootstrap, replacing the endpoint's earlier one."""
         row = {"endpoint": record.endpoint, "body": json.dumps(asdict(record))}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import aiocoap
@@ -25,6 +27,7 @@ from ..core.bootstrap import (
 )
 from ..core.directory import Admission, Clock
 from ..core.errors import BridgeError, Reason
+from ..in_threads import carried_out
 from .endpoint import CoapSettings, check_address, free_port
 from .intake import Intake, interface_of
 from .registrar import refusal
@@ -34,7 +37,10 @@ from .sources import Sources
 log = structlog.get_logger("tinymlaas.bridge.bootstrap")
 
 Accounts = Callable[[str], Account]
-"""endpoint → the server that it is given; a `BridgeError` refuses it."""
+"""endpoint → the server that it is given; a `BridgeError` refuses it. Called in a thread: it may wait for a database."""
+
+THREADS = 2
+"""Each holds a connection to the database while it works."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,9 @@ class BootstrapServer:
         self._admit = admit
         self._clock = clock
         self._settings = settings
+        self._threads = ThreadPoolExecutor(THREADS, "bootstraps")
+        self._closing = False
+        self._beginning: set[str] = set()
         self._sessions: dict[str, asyncio.Task[None]] = {}
         self.address = ""
 
@@ -75,32 +84,43 @@ class BootstrapServer:
 
     async def close(self) -> None:
         """End all sessions and free the socket."""
+        self._closing = True
         for task in list(self._sessions.values()):
             task.cancel()
         await asyncio.gather(*self._sessions.values(), return_exceptions=True)
         await self._context.shutdown()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def record(self, endpoint: str) -> BootstrapRecord | None:
-        """How the last bootstrap of an endpoint went."""
-        return self._store.get_bootstrap(endpoint)
-
-    def requested(self, endpoint: str, remote: Any) -> None:
-        """Begin a session with a device that asked for one."""
+    async def requested(self, endpoint: str, remote: Any) -> None:
+        """Begin a session with a device that asked for one. A `BridgeError` refuses it; other errors are the database's."""
         address = f"coap://{remote.hostinfo}"
         self._admit(endpoint, address)
-        before = self._sessions.get(endpoint)
-        if before is None and len(self._sessions) >= self._settings.max_sessions:
+        if endpoint in self._beginning:
+            raise BridgeError(Reason.LIMIT_EXCEEDED, "its bootstrap is about to begin", limit="requests", value=1)
+        known = endpoint in self._sessions
+        if not known and len(self._sessions.keys() | self._beginning) >= self._settings.max_sessions:
             raise BridgeError(
                 Reason.LIMIT_EXCEEDED,
                 "too many bootstraps at once",
                 limit="max_sessions",
                 value=self._settings.max_sessions,
             )
-        account = self._accounts(endpoint)
+        self._beginning.add(endpoint)
+        try:
+            await self._begin(endpoint, address, remote)
+        finally:
+            self._beginning.discard(endpoint)
+
+    async def _begin(self, endpoint: str, address: str, remote: Any) -> None:
+        account = await carried_out(self._threads, partial(self._accounts, endpoint))
+        before = self._sessions.get(endpoint)
         if before is not None:
             before.cancel()
+            await asyncio.wait({before})  # it writes nothing any more
         record = BootstrapRecord(endpoint, BootstrapState.REQUESTED, address, self._clock())
-        self._store.put_bootstrap(record)
+        await self._remember(record)
+        if self._closing:
+            return
         task = asyncio.create_task(self._session(record, account, remote), name=f"bootstrap of {endpoint}")
         self._sessions[endpoint] = task
         task.add_done_callback(lambda done: self._ended(endpoint, done))
@@ -109,11 +129,21 @@ class BootstrapServer:
         if self._sessions.get(endpoint) is done:
             del self._sessions[endpoint]
 
+    async def _remember(self, record: BootstrapRecord) -> None:
+        await carried_out(self._threads, partial(self._store.put_bootstrap, record))
+
     async def _session(self, record: BootstrapRecord, account: Account, remote: Any) -> None:
+        try:
+            await self._remember(await self._bootstrap(record, account, remote))
+        except Exception as error:  # such as a database that is away: there is nobody to tell, and no record
+            log.warning("bootstrap broke off", endpoint=record.endpoint, error=str(error) or type(error).__name__)
+
+    async def _bootstrap(self, record: BootstrapRecord, account: Account, remote: Any) -> BootstrapRecord:
+        """Write the account; how that has ended."""
         try:
             security_taken, server_taken = await self._discover(remote)
             record = replace(record, state=BootstrapState.WRITING)
-            self._store.put_bootstrap(record)
+            await self._remember(record)
             # The device keeps its account at this server, whatever is deleted (clause 6.1.7.5).
             await self._ask(remote, Message(code=Code.DELETE), (str(SERVER),), Code.DELETED)
             await self._ask(remote, Message(code=Code.DELETE), (str(SECURITY),), Code.DELETED)
@@ -131,7 +161,7 @@ class BootstrapServer:
         else:
             log.info("bootstrapped", endpoint=record.endpoint)
             state, failure = BootstrapState.FINISHED, ""
-        self._store.put_bootstrap(replace(record, state=state, ended_at=self._clock(), failure=failure))
+        return replace(record, state=state, ended_at=self._clock(), failure=failure)
 
     async def _discover(self, remote: Any) -> tuple[frozenset[int] | None, frozenset[int]]:
         """Ids of objects 0 and 1 that the bootstrap must leave free; None where the device can't tell (LwM2M 1.0)."""
@@ -178,7 +208,10 @@ class _Request(resource.Resource):  # type: ignore[misc]  # aiocoap is not typed
         """Take the request; the session begins once this answer is on its way."""
         try:
             endpoint = parse_request(request.opt.uri_query)
-            self._server.requested(endpoint, request.remote)
+            await self._server.requested(endpoint, request.remote)
         except BridgeError as error:
             return as_message(refusal(error))
+        except Exception as error:  # the database's: a device asks again after 5.03
+            log.warning("bootstrap can't begin", error=str(error) or type(error).__name__)
+            return Message(code=Code.SERVICE_UNAVAILABLE)
         return Message(code=Code.CHANGED)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from tinymlaas_lwm2m import MlRes, UpdateResult, UpdateState, ml
 from tinymlaas_module import Requirement
@@ -27,8 +28,12 @@ from .sleep import Sleepers, asleep_error
 from .survey import Surveyor
 from .targets import Target, slot_target
 
+T = TypeVar("T")
+
 _LOOK_AT_SLEEPER_S = 60.0
 _RETRIED = {Reason.CONNECTION_LOST}
+_REGISTRY_AWAY = {"UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED"}
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 5.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class InstallSettings:
     attempts: int = 5
     poll_s: float = 0.5
     offline_s: float = 86_400.0
+    registry_s: float = 600.0
     stuck_s: float = 120.0
     max_image_bytes: int = 16 * 1024 * 1024
 
@@ -121,7 +127,7 @@ class InstallRun:
         await self._tell(step, error.detail, Failure.of(error))
 
     async def _checked_image(self) -> bytes:
-        image = await self._in.artifacts.read(self._request.digest)
+        image = await self._fetched_image()
         if len(image) > self._in.settings.max_image_bytes:
             raise BridgeError(
                 Reason.LIMIT_EXCEEDED,
@@ -139,6 +145,53 @@ class InstallRun:
             )
         self._need = await asyncio.to_thread(self._in.check, image)
         return image
+
+    async def _fetched_image(self) -> bytes:
+        """The image as the registry gives it; one that is away is asked again for `registry_s`."""
+        loop = asyncio.get_running_loop()
+        end, pause = loop.time() + self._in.settings.registry_s, _FIRST_PAUSE_S
+        while True:
+            reading = await self._done_or_cancelled(self._in.artifacts.read(self._request.digest))
+            error = reading.exception()
+            if error is None:
+                return reading.result()
+            if getattr(error, "code", None) not in _REGISTRY_AWAY or loop.time() + pause > end:
+                raise error
+            if pause == _FIRST_PAUSE_S:
+                detail = f"waiting for the registry: {getattr(error, 'message', error)}"
+                await self._tell(self._record.step, detail, always=True)
+            await self._done_or_cancelled(asyncio.sleep(pause))
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    async def _done_or_cancelled(self, work: Coroutine[object, object, T]) -> asyncio.Task[T]:
+        """Work that has ended; a cancel ends it, and the install with it where that does not come too late."""
+        task = asyncio.create_task(work)
+        cancel = asyncio.create_task(self._cancel.wait())
+        try:
+            await asyncio.wait({task, cancel}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                await self._cancelled_unread()
+                await asyncio.wait({task})
+            return task
+        finally:
+            task.cancel()
+            cancel.cancel()
+
+    async def _cancelled_unread(self) -> None:
+        """End a cancelled install whose image has not come, unless the device is past cancelling: that needs the image."""
+        try:
+            if self._record.slot is not None:
+                device = self._in.directory.get(self._request.endpoint)
+                slot = (await self._in.surveyor.view(device)).slot(self._record.slot)
+                if slot.past_cancelling and self._record.install_sent:
+                    return
+                await self._cancelled(device, slot)
+        except BridgeError as error:
+            if error.reason not in (Reason.DEVICE_UNREACHABLE, Reason.DEVICE_UNKNOWN):
+                raise
+        raise BridgeError(
+            Reason.INSTALL_CANCELLED, "cancelled before the image was read", install_id=self._request.install_id
+        )
 
     async def _step(self, device: Registration) -> bool:
         """One look and one action; True at the end."""

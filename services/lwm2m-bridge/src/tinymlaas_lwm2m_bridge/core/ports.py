@@ -21,7 +21,8 @@ class ArtifactSource(Protocol):
     async def read(self, digest: str) -> bytes:
         """All bytes of the artifact with that sha256 (hex); ARTIFACT_NOT_FOUND where there is none.
 
-        The caller checks the digest again; a source need not.
+        An error with the code UNAVAILABLE, CANCELLED or DEADLINE_EXCEEDED where the same call may succeed later. The caller
+        checks the digest again; a source need not.
         """
         ...
 
@@ -85,7 +86,8 @@ class InstallStore(Protocol):
 class InstallLog(Protocol):
     """The same memory while the bridge runs, for which the event loop does not stop.
 
-    A call that is cancelled ends only once it is carried out: nothing is written behind the back of who takes over then.
+    A call that is cancelled ends only once it is carried out or given up: nothing is written behind the back of who takes
+    over then.
     """
 
     async def read(self, install_id: str) -> InstallRecord | None:
@@ -97,7 +99,10 @@ class InstallLog(Protocol):
         ...
 
     async def note(self, record: InstallRecord | None, event: InstallEvent | None) -> None:
-        """Store a record, replacing the earlier one, and append to its timeline, both or none."""
+        """Store a record, replacing the earlier one, and append to its timeline, both or none.
+
+        A memory that is away is waited for, however long: an install that is under way outlives that.
+        """
         ...
 
     async def events(self, install_id: str, skip: int) -> list[InstallEvent]:
