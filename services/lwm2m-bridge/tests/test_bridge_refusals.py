@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from pathlib import Path
 
@@ -144,7 +145,9 @@ async def test_the_module_before_stays_until_the_third_one_needs_its_slot(rig: R
         events = await run_install(bridge, InstallRequest(f"i-{number}", "node-1", digest_of(image)))
         assert (events[-1].step, events[-1].slot) == (Step.READY, slot)
         await within(bridge.activate("node-1", slot))
-    await within(bridge.rollback("node-1"))
+    await within(asyncio.gather(*(bridge.rollback("node-1", digest_of(third)) for _ in range(3))))
+    assert board.active_slot() == 1, "DO-ACT-007: asked for three times at once, done once"
+    await within(bridge.rollback("node-1", digest_of(third)))
     assert board.active_slot() == 1
     await device.close()
     await bridge.close()

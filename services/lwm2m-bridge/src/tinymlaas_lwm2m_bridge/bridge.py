@@ -261,11 +261,14 @@ class Bridge:
             if await self._is_active(device, slot):
                 await self._deactivate(device, slot)
 
-    async def rollback(self, endpoint: str) -> None:
-        """Make the module active again that was active before."""
+    async def rollback(self, endpoint: str, leave: str = "") -> None:
+        """Make the module active again that was active before. Repeatable where `leave` is the digest (hex) of the present one."""
         async with self._installer.device_lock(endpoint):
             device = await self._awake(endpoint)
-            before = (await self._surveyor.view(device)).active
+            view = await self._surveyor.view(device)
+            if leave and (view.running is None or view.running.hex() != leave):
+                return
+            before = view.active
             try:
                 await self._link.execute(device, ml(MlRes.ROLLBACK))
             except BridgeError as error:

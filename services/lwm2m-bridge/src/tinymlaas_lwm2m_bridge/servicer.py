@@ -110,7 +110,7 @@ class BridgeServicer(bridge_pb2_grpc.BridgeServicer):
     async def Rollback(self, request: bridge_pb2.RollbackRequest, context: Any) -> devices_pb2.Device:
         """Back to the module before."""
         endpoint = await self._endpoint(request.device)
-        await self._bridge.rollback(endpoint)
+        await self._bridge.rollback(endpoint, request.active_module_sha256)
         return await self._device(endpoint)
 
     async def Uninstall(self, request: bridge_pb2.UninstallRequest, context: Any) -> devices_pb2.Device:

@@ -300,15 +300,19 @@ class RollbackRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DEVICE_FIELD_NUMBER: _builtins.int
+    ACTIVE_MODULE_SHA256_FIELD_NUMBER: _builtins.int
     device: _builtins.str
+    active_module_sha256: _builtins.str
+    """sha256 (hex) of the image to go back from: while another one is active, nothing is done. Empty: from whichever is."""
     def __init__(
         self,
         *,
         device: _builtins.str = ...,
+        active_module_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_module_sha256", b"active_module_sha256", "device", b"device"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -140,7 +140,8 @@ class BridgeServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Rollback(self, request, context):
-        """Goes back to the module that was active before. FAILED_PRECONDITION / NO_PREVIOUS_MODULE when there is none.
+        """Goes back to the module that was active before. FAILED_PRECONDITION / NO_PREVIOUS_MODULE when there is none. Repeatable
+        where the request names the module to go back from.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

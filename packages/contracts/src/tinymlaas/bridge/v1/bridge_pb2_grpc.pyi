@@ -54,7 +54,9 @@ class BridgeStub:
     Deactivate: _grpc.UnaryUnaryMultiCallable[_bridge_pb2.DeactivateRequest, _devices_pb2.Device]
     """Repeatable."""
     Rollback: _grpc.UnaryUnaryMultiCallable[_bridge_pb2.RollbackRequest, _devices_pb2.Device]
-    """Goes back to the module that was active before. FAILED_PRECONDITION / NO_PREVIOUS_MODULE when there is none."""
+    """Goes back to the module that was active before. FAILED_PRECONDITION / NO_PREVIOUS_MODULE when there is none. Repeatable
+    where the request names the module to go back from.
+    """
     Uninstall: _grpc.UnaryUnaryMultiCallable[_bridge_pb2.UninstallRequest, _devices_pb2.Device]
     """Empties a slot. Repeatable."""
     Observe: _grpc.UnaryStreamMultiCallable[_bridge_pb2.ObserveRequest, _bridge_pb2.ObserveResponse]
@@ -86,7 +88,9 @@ class BridgeAsyncStub(BridgeStub):
     Deactivate: _aio.UnaryUnaryMultiCallable[_bridge_pb2.DeactivateRequest, _devices_pb2.Device]  # type: ignore[assignment]
     """Repeatable."""
     Rollback: _aio.UnaryUnaryMultiCallable[_bridge_pb2.RollbackRequest, _devices_pb2.Device]  # type: ignore[assignment]
-    """Goes back to the module that was active before. FAILED_PRECONDITION / NO_PREVIOUS_MODULE when there is none."""
+    """Goes back to the module that was active before. FAILED_PRECONDITION / NO_PREVIOUS_MODULE when there is none. Repeatable
+    where the request names the module to go back from.
+    """
     Uninstall: _aio.UnaryUnaryMultiCallable[_bridge_pb2.UninstallRequest, _devices_pb2.Device]  # type: ignore[assignment]
     """Empties a slot. Repeatable."""
     Observe: _aio.UnaryStreamMultiCallable[_bridge_pb2.ObserveRequest, _bridge_pb2.ObserveResponse]  # type: ignore[assignment]
@@ -157,7 +161,9 @@ class BridgeServicer(metaclass=_abc_1.ABCMeta):
         request: _bridge_pb2.RollbackRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_devices_pb2.Device, _abc.Awaitable[_devices_pb2.Device]]:
-        """Goes back to the module that was active before. FAILED_PRECONDITION / NO_PREVIOUS_MODULE when there is none."""
+        """Goes back to the module that was active before. FAILED_PRECONDITION / NO_PREVIOUS_MODULE when there is none. Repeatable
+        where the request names the module to go back from.
+        """
 
     @_abc_1.abstractmethod
     def Uninstall(
