@@ -58,6 +58,11 @@ images: ## build the container images of deploy/images (needs docker or buildah)
 test-cluster: setup ## install the chart on a cluster (KUBECONFIG, or the kit that CLUSTER_KIT names) and do it harm
 	@TINYMLAAS_CLUSTER=1 $(BIN)/python -m pytest tests/cluster -vv -s -rs --timeout 3600
 
+.PHONY: cluster-kit
+cluster-kit: setup ## build the kit's cluster for the two below, where that was not done yet
+	@PYTHONPATH=scripts:tests/cluster $(BIN)/python -c \
+	  "import cluster_kit as c; kit = c.usable_kit(); print(kit) if isinstance(kit, str) else c.build(kit)"
+
 .PHONY: test-cluster-fast
 test-cluster-fast: setup ## the same for a quarter of the time: install, upgrade under a rollout, helm test, boards as pods
 	@TINYMLAAS_CLUSTER=1 $(BIN)/python -m pytest tests/cluster/test_cluster.py \

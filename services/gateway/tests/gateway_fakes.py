@@ -363,6 +363,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         breaks = fake.rollbacks_break.pop(0) if fake.rollbacks_break else ""
         if breaks == "unheard":
             raise Unavailable("the bridge starts")
+        assert fake.images[fake.active] == request.active_module_sha256, "asked to leave a module that is not active"
         fake.active, fake.previous = fake.previous, fake.active
         self.log.append(f"rollback {request.device.rsplit('/', 1)[1]}")
         if breaks == "heard":

@@ -6,10 +6,12 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import gateway_fakes as fakes
+import grpc
 import pytest
 from gateway_world import until
 from structlog.testing import capture_logs
@@ -80,6 +82,33 @@ async def test_while_the_registry_is_away_entries_wait_and_calls_go_on(world, mo
     await until(lambda: len(registry.audit) == 3, "all entries are written")
     await writer.close()
     assert [entry.resources[0][-1] for entry in registry.audit] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED])
+async def test_an_entry_whose_registry_dies_or_hangs_is_written_once_it_is_back(
+    monkeypatch: pytest.MonkeyPatch, code: grpc.StatusCode
+) -> None:
+    """AC-AUD-004"""
+    monkeypatch.setattr(audit, "PAUSE_SECONDS", 0.01)
+    append, calls = fakes._Access.AppendAuditEntries, []
+
+    async def broken(self: Any, request: Any, context: Any) -> Any:
+        calls.append(1)
+        if len(calls) < 3:
+            await context.abort(code)
+        return await append(self, request, context)
+
+    monkeypatch.setattr(fakes._Access, "AppendAuditEntries", broken)
+    registry = fakes.FakeRegistry()
+    async with fakes.registry_server(registry, ServiceSettings(listen="127.0.0.1:0", grace_seconds=0.0)) as server:
+        endpoint = Endpoint("the registry", Location(server.address))
+        writer = AuditWriter(endpoint)
+        writer.start()
+        await writer.record(_attempt("m"))
+        await until(lambda: registry.audit, "the entry is written", 30)
+        await writer.close()
+        await endpoint.close()
+    assert (len(calls), len(registry.audit)) == (3, 1)
 
 
 async def test_what_cannot_be_kept_stands_in_the_log(world, monkeypatch: pytest.MonkeyPatch) -> None:

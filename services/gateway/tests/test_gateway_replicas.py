@@ -57,6 +57,12 @@ async def port() -> AsyncIterator[int]:
             yield int(chosen)
 
 
+async def recorded(directory: PluginDirectory) -> None:
+    """Wait until the registry was told what the last look found."""
+    assert directory._recording is not None
+    await directory._recording
+
+
 async def test_replicas_are_one_plugin_whose_calls_are_shared_and_none_is_cut(
     port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +88,7 @@ async def test_replicas_are_one_plugin_whose_calls_are_shared_and_none_is_cut(
         ] * 2:
             await directory.look()
     assert [known.plugin.name for known in directory.known()] == [NAME]
+    await recorded(directory)
     assert {plugin.address for plugin in catalogue.written} == {f"fast.test:{port}"}
 
     first, client = directory._seat(NAME)
@@ -105,6 +112,7 @@ async def test_replicas_are_one_plugin_whose_calls_are_shared_and_none_is_cut(
 
     (tmp_path / "own.json").write_text("[]", encoding="ascii")
     await directory.look()
+    await recorded(directory)
     assert catalogue.written[-1].state == plugins_pb2.Plugin.STATE_UNREACHABLE
     with pytest.raises(PluginUnavailable):
         directory._seat(NAME)
@@ -142,6 +150,59 @@ async def test_a_lone_plugin_that_a_call_found_gone_is_not_ready_until_it_was_lo
     with pytest.raises(PluginUnavailable):
         await directory.check_model(NAME, compiler_pb2.CompileHeader(), b"")
     assert [known.plugin.state for known in directory.known()] == [plugins_pb2.Plugin.STATE_UNREACHABLE]
+
+
+async def looked_until_ready(directory: PluginDirectory, address: str) -> list[tuple[int, ...]]:
+    """Look until the plugin is ready there; the states of all that was known meanwhile, at each turn of the event loop."""
+    seen: list[tuple[int, ...]] = []
+
+    async def note() -> None:
+        while True:
+            seen.append(tuple(known.plugin.state for known in directory.known()))
+            await asyncio.sleep(0)
+
+    noting = asyncio.create_task(note())
+    async with asyncio.timeout(60):
+        while not [
+            seat
+            for seat in directory._named(NAME)
+            if seat.address == address and seat.known and _ready(seat.known.plugin)
+        ]:
+            await directory.look()
+    noting.cancel()
+    await asyncio.gather(noting, return_exceptions=True)
+    return seen
+
+
+@pytest.mark.parametrize("by", ["address file", "name of a service"])
+async def test_a_lone_plugin_that_moves_is_known_all_the_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """What is not known is no compiler or importer at all: devices would be rejected for want of it."""
+    plugin = Plugin("io.example.fast", "1.0", compiler=Compiler("json:loads", "json:loads", [], []))
+    catalogue: Any = Recorder()
+    refutations: Any = NoneRefuted()
+    loop = asyncio.get_running_loop()
+    where: list[str] = []
+
+    async def getaddrinfo(host: Any, port: Any, **options: Any) -> Any:
+        return [(None, None, None, "", (address.rsplit(":", 1)[0], port)) for address in where]
+
+    async with plugin.server(ServiceSettings(listen="127.0.0.1:0")) as before:
+        port = before.address.rsplit(":", 1)[1]
+        async with plugin.server(ServiceSettings(listen=f"127.0.0.2:{port}")) as after:
+            file = tmp_path / "address"
+            entry = {"address_file": str(file)} if by == "address file" else {"service": f"fast.test:{port}"}
+            (tmp_path / "own.json").write_text(json.dumps([entry]), encoding="ascii")
+            if by != "address file":
+                monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
+            directory = PluginDirectory(Manifest([], tmp_path), catalogue, refutations)
+            for server in (before, after):
+                file.write_text(server.address, encoding="ascii")
+                where[:] = [server.address]
+                seen = await looked_until_ready(directory, server.address)
+    assert () not in seen
+    assert (plugins_pb2.Plugin.STATE_UNREACHABLE,) in seen, "nor is it ready before it has answered there"
 
 
 def _ready(plugin: plugins_pb2.Plugin) -> bool:

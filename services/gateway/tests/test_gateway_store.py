@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
@@ -15,12 +16,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from dbos._utils import retriable_postgres_exception
 
+import postgres_server
 from tinymlaas.gateway.v1 import builds_pb2
 from tinymlaas_gateway.adapters.schema import SCHEMA, device_rollouts, instances, metadata, releases, resources
 from tinymlaas_gateway.adapters.store import Refutations, Resources, Results, open_engine
 from tinymlaas_gateway.core import projection
 from tinymlaas_gateway.engine import durable  # noqa: F401  # it teaches SQLAlchemy so
-from tinymlaas_servicekit import adapt, sql
+from tinymlaas_servicekit import Unavailable, adapt, patience, sql
 from tinymlaas_servicekit.leases import Leases
 
 Build = builds_pb2.Build
@@ -288,3 +290,61 @@ def test_who_never_renews_is_taken_for_dead_in_the_end(opened: Callable[[], sa.E
         assert time.monotonic() < end
         assert one.renew()
         time.sleep(0.05)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callers give up at once."""
+    monkeypatch.setattr(patience, "CALL_SECONDS", 0.0)
+
+
+async def test_a_durable_step_waits_for_the_database_for_longer_than_a_caller(
+    postgresql_server: postgres_server.Server, tmp_path: Path, impatient: None
+) -> None:
+    engine = open_engine(postgres_server.database(postgresql_server.url, str(tmp_path)))
+    store = builds_of(engine)
+    store.create("default", Build(name=NAME), "print")
+    await asyncio.to_thread(postgresql_server.crash)
+    try:
+        with pytest.raises(Unavailable) as told:
+            await asyncio.to_thread(store.get, NAME)
+        assert told.value.reason == sql.AWAY
+        with patience.durable():
+            step = asyncio.create_task(asyncio.to_thread(store.get, NAME))
+        with pytest.raises(Unavailable):
+            await asyncio.to_thread(store.get, NAME)
+        assert not step.done()
+    finally:
+        await asyncio.to_thread(postgresql_server.start)
+    async with asyncio.timeout(60):
+        assert await step is not None
+    engine.dispose()
+
+
+async def test_what_waits_for_the_database_ends_when_the_process_stops(
+    postgresql_server: postgres_server.Server, tmp_path: Path
+) -> None:
+    engine = open_engine(postgres_server.database(postgresql_server.url, str(tmp_path)))
+    store = builds_of(engine)
+    await asyncio.to_thread(postgresql_server.crash)
+    try:
+        with patience.durable():
+            step = asyncio.create_task(asyncio.to_thread(store.get, NAME))
+        patience.give_up()
+        with pytest.raises(Unavailable):
+            async with asyncio.timeout(60):
+                await step
+    finally:
+        patience.resume()
+        await asyncio.to_thread(postgresql_server.start)
+    engine.dispose()
+
+
+def test_a_pool_whose_connections_all_wait_is_an_outage_too(database_url: str, impatient: None) -> None:
+    engine = sa.create_engine(sql.with_driver(database_url), pool_size=1, max_overflow=0, pool_timeout=0.01)
+    if database_url.startswith("sqlite"):
+        Path(database_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    with engine.connect(), pytest.raises(Unavailable) as told:
+        builds_of(engine).get(NAME)
+    assert told.value.reason == sql.AWAY
+    engine.dispose()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from time import monotonic
 from typing import Any, TypeVar
 
 import grpc
@@ -14,8 +15,10 @@ from google.protobuf.json_format import ParseDict
 from tinymlaas_servicekit.errors import from_rpc_error
 
 T = TypeVar("T")
-WATCH_TRIES = 8
+AWAY_SECONDS = 60.0
+"""How long the server of a watch may be away: a service that restarts goes on with its work."""
 WATCH_PAUSE_SECONDS = 0.25
+MAX_WATCH_PAUSE_SECONDS = 2.0
 # How a stream ends whose server goes away: at once, or when its time to leave is over.
 _BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
@@ -62,17 +65,20 @@ async def all_pages(page: Callable[[str], Awaitable[Any]], field: str) -> list[A
 async def watched(watch: Callable[[], AsyncIterable[T]]) -> AsyncIterator[T]:
     """What a Watch call tells until it ends; one that broke off with its server is begun again, and tells the state anew.
 
-    ServiceError when it is refused, or broke off `WATCH_TRIES` times without telling anything.
+    ServiceError when it is refused, or broke off again and again for `AWAY_SECONDS` without telling anything.
     """
-    broken = 0
+    away_since, pause = None, WATCH_PAUSE_SECONDS
     while True:
         try:
             async for item in watch():
-                broken = 0
+                away_since, pause = None, WATCH_PAUSE_SECONDS
                 yield item
             return
         except grpc.RpcError as error:
-            broken += 1
-            if not isinstance(error, grpc.aio.AioRpcError) or error.code() not in _BROKEN or broken >= WATCH_TRIES:
+            now = monotonic()
+            away_since = now if away_since is None else away_since
+            broken = isinstance(error, grpc.aio.AioRpcError) and error.code() in _BROKEN
+            if not broken or now - away_since >= AWAY_SECONDS:
                 raise from_rpc_error(error) from error
-        await asyncio.sleep(WATCH_PAUSE_SECONDS * broken)
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, MAX_WATCH_PAUSE_SECONDS)

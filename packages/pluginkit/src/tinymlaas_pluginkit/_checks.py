@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError, Message
 
 from tinymlaas.plugin.v1 import compiler_pb2, identity_pb2, profiler_pb2
 from tinymlaas.type.v1 import target_pb2, tensor_pb2
-from tinymlaas_servicekit.errors import ServiceError, error_for, from_rpc_error, from_status
+from tinymlaas_servicekit.errors import CUT_OFF, ServiceError, error_for, from_rpc_error, from_status
 from tinymlaas_servicekit.validation import validate
 
 from ._text import clean
@@ -30,8 +30,6 @@ _SVG_ELEMENTS = frozenset(
         "tspan", "defs", "linearGradient", "stop",
     }
 )  # fmt: skip
-# What grpc.aio's client says when the other side ends a stream that is being written; the true status is lost then.
-_CUT_OFF = "Internal error from Core"
 MAX_CAPABILITY = 128
 _CODES = {reason.code for reason in Reason}
 _ELEMENT_BYTES = {
@@ -256,7 +254,7 @@ def _bare_error(code: str, message: str, seconds: float) -> ServiceError:
         return PluginTimeout("CP-IDENTITY-005" if seconds else "CP-LIMIT-004", "no answer in time", seconds)
     if code == "CANCELLED":
         return PluginUnavailable("the plugin closed the stream")
-    if code == "INTERNAL" and message == _CUT_OFF:
+    if code == "INTERNAL" and message == CUT_OFF:
         return PluginUnavailable("the plugin ended the call while it was being sent to")
     if code == "UNIMPLEMENTED":
         return PluginProtocol("CP-IDENTITY-006", f"advertised, but not implemented: {message}")

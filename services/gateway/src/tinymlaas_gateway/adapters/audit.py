@@ -14,11 +14,11 @@ from google.rpc import error_details_pb2, status_pb2
 from opentelemetry import trace
 
 from tinymlaas.registry.v1 import access_pb2, access_pb2_grpc
-from tinymlaas_servicekit import Attempt, ServiceError, Unavailable, adapt, redacted
+from tinymlaas_servicekit import Attempt, ServiceError, adapt, redacted
 from tinymlaas_servicekit.messages import named_in, project_of
 from tinymlaas_servicekit.resource_names import SEGMENT
 
-from .endpoints import Endpoint
+from .endpoints import AWAY, Endpoint, unless_closed
 
 log = structlog.get_logger("tinymlaas.gateway")
 
@@ -147,11 +147,12 @@ class AuditWriter:
         while True:
             try:
                 stub = access_pb2_grpc.AuditLogStub(self._registry.channel())
-                await stub.AppendAuditEntries(request, timeout=CALL_SECONDS)
+                with unless_closed("the registry"):
+                    await stub.AppendAuditEntries(request, timeout=CALL_SECONDS)
                 return
             except (ServiceError, grpc.RpcError) as error:
                 adapted = adapt(error)
-                if adapted is None or adapted.code not in (Unavailable.code, "DEADLINE_EXCEEDED"):
+                if not isinstance(adapted, AWAY):  # an entry has a name, so one that was written is not written twice
                     for entry in entries:
                         self._lose(entry, str(error)[:500])
                     return

@@ -13,10 +13,10 @@ import structlog
 from tinymlaas.bridge.v1 import bridge_pb2, bridge_pb2_grpc
 from tinymlaas.registry.v1 import devices_pb2
 from tinymlaas.type.v1 import tensor_pb2
-from tinymlaas_servicekit import Cancelled, ServiceError, TlsFiles, Unavailable, from_rpc_error
+from tinymlaas_servicekit import Cancelled, Internal, ServiceError, TlsFiles, Unavailable, from_rpc_error
 
 from .catalogue import Catalogue, patiently
-from .endpoints import Endpoint
+from .endpoints import AWAY, Endpoint, unless_closed
 from .manifest import Entry, Manifest
 
 log = structlog.get_logger("tinymlaas.gateway")
@@ -63,27 +63,17 @@ class BridgeDirectory:
         self._endpoints: dict[Entry, Endpoint] = {}
         self._watchers: dict[tuple[Entry, str], asyncio.Task[None]] = {}
         self._owners: dict[str, Entry] = {}
+        # Devices that the registry could not record the last time for a fault of its own.
+        self._refused: set[str] = set()
 
     async def watch(self) -> None:
-        """Keep one watch per bridge and project, until cancelled."""
+        """Keep one watch per bridge and project, until cancelled; what goes wrong in one look is logged."""
         try:
             while True:
-                entries = self._manifest.entries()
-                for entry in entries:
-                    if entry not in self._endpoints:
-                        self._endpoints[entry] = Endpoint(
-                            f"bridge {entry.label}",
-                            entry.location,
-                            entry.token or self._token,
-                            tls=self._tls,
-                            peer=entry.peer or BRIDGE,
-                        )
-                    for project in self._projects:
-                        key = (entry, project)
-                        if key not in self._watchers or self._watchers[key].done():
-                            self._watchers[key] = asyncio.create_task(self._watch_one(entry, project))
-                for key in [key for key in self._watchers if key[0] not in entries]:
-                    self._watchers.pop(key).cancel()
+                try:
+                    self._look()
+                except Exception:
+                    log.exception("bridges could not be looked at")
                 await asyncio.sleep(LOOK_SECONDS)
         finally:
             for task in self._watchers.values():
@@ -92,14 +82,34 @@ class BridgeDirectory:
             for endpoint in self._endpoints.values():
                 await endpoint.close()
 
+    def _look(self) -> None:
+        """Begin a watch for what the manifest lists anew and again where one broke; end those of what it lists no more."""
+        entries = self._manifest.entries()
+        for entry in entries:
+            if entry not in self._endpoints:
+                self._endpoints[entry] = Endpoint(
+                    f"bridge {entry.label}",
+                    entry.location,
+                    entry.token or self._token,
+                    tls=self._tls,
+                    peer=entry.peer or BRIDGE,
+                )
+            for project in self._projects:
+                key = (entry, project)
+                if key not in self._watchers or self._watchers[key].done():
+                    self._watchers[key] = asyncio.create_task(self._watch_one(entry, project))
+        for key in [key for key in self._watchers if key[0] not in entries]:
+            self._watchers.pop(key).cancel()
+
     async def _watch_one(self, entry: Entry, project: str) -> None:
         """Follow one bridge's devices; begins again whenever the stream ends."""
         request = bridge_pb2.WatchDevicesRequest(parent=f"projects/{project}")
         while True:
             try:
                 stub = _async(self._endpoints[entry].channel())
-                async for event in stub.WatchDevices(request):
-                    await self._take(entry, project, event)
+                with unless_closed(f"bridge {entry.label}"):
+                    async for event in stub.WatchDevices(request):
+                        await self._take(entry, project, event)
             except (grpc.RpcError, ServiceError) as error:
                 log.debug("bridge away", bridge=entry.label, error=str(error)[:200])
             await asyncio.sleep(RECONNECT_SECONDS)
@@ -117,9 +127,13 @@ class BridgeDirectory:
             device.state = devices_pb2.Device.STATE_LOST
         try:
             await self._catalogue.tell_device(device)
-        except Unavailable:
-            raise  # the watch begins again, with all devices
+            self._refused.discard(device.name)
         except ServiceError as error:
+            fault = isinstance(error, Internal) and device.name not in self._refused
+            if fault:
+                self._refused.add(device.name)
+            if fault or isinstance(error, AWAY):
+                raise  # the watch begins again, with all devices; one that cannot be recorded must not keep back the others
             log.warning("a device was not recorded", device=device.name, error=str(error)[:500])
 
     def any_channel(self) -> grpc.aio.Channel:
@@ -179,9 +193,10 @@ class BridgeDirectory:
         while True:
             began = loop.time()
             try:
-                async for event in self._stub(request.device).Install(request):
-                    away = None
-                    yield event
+                with unless_closed("the bridge"):
+                    async for event in self._stub(request.device).Install(request):
+                        away = None
+                        yield event
                 return
             except (grpc.RpcError, ServiceError) as error:
                 told = self._told(request.device, error) if isinstance(error, grpc.RpcError) else error
@@ -208,14 +223,16 @@ class BridgeDirectory:
         request = bridge_pb2.DeactivateRequest(device=device, slot=slot)
         return await self._call(device, lambda stub: stub.Deactivate(request, timeout=CALL_SECONDS))
 
-    async def rollback(self, device: str) -> devices_pb2.Device:
-        """Go back to the module that was active before.
+    async def rollback(self, device: str, leave: str) -> devices_pb2.Device:
+        """Go back to the module that was active before, if the one with the digest `leave` is active.
 
-        Not repeatable by itself: after a call that broke off, the caller looks which module is active before asking again.
+        A bridge from before that condition does not look: after a call that broke off, the caller asks which module is active
+        before it asks again.
         """
-        request = bridge_pb2.RollbackRequest(device=device)
+        request = bridge_pb2.RollbackRequest(device=device, active_module_sha256=leave)
         try:
-            answer: devices_pb2.Device = await self._stub(device).Rollback(request, timeout=CALL_SECONDS)
+            with unless_closed("the bridge"):
+                answer: devices_pb2.Device = await self._stub(device).Rollback(request, timeout=CALL_SECONDS)
             return answer
         except grpc.RpcError as error:
             raise self._told(device, error) from error
@@ -229,7 +246,8 @@ class BridgeDirectory:
         """Run one inference with the active module; a bridge that is away is an error at once."""
         request = bridge_pb2.InferRequest(device=device, inputs=inputs)
         try:
-            answer: bridge_pb2.InferResponse = await self._stub(device).Infer(request, timeout=CALL_SECONDS)
+            with unless_closed("the bridge"):
+                answer: bridge_pb2.InferResponse = await self._stub(device).Infer(request, timeout=CALL_SECONDS)
             return answer
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
@@ -237,7 +255,8 @@ class BridgeDirectory:
     async def observe(self, device: str) -> AsyncIterator[bridge_pb2.ObserveResponse]:
         """What a device counts, now and at each change; ServiceErrors when the bridge or the device went away."""
         try:
-            async for seen in self._stub(device).Observe(bridge_pb2.ObserveRequest(device=device)):
-                yield seen
+            with unless_closed("the bridge"):
+                async for seen in self._stub(device).Observe(bridge_pb2.ObserveRequest(device=device)):
+                    yield seen
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error

@@ -28,9 +28,10 @@ from tinymlaas.registry.v1 import (
     plugins_pb2_grpc,
 )
 from tinymlaas.type.v1 import measurement_pb2, tensor_pb2
-from tinymlaas_servicekit import Cancelled, DataLoss, NotFound, ResourceExhausted, ServiceError, Unavailable, adapt
+from tinymlaas_servicekit import DataLoss, DeadlineExceeded, NotFound, ResourceExhausted, ServiceError, adapt
+from tinymlaas_servicekit.patience import seconds as waiting_seconds
 
-from .endpoints import Endpoint
+from .endpoints import AWAY, Endpoint, unless_closed
 from .memory import ByteCache, Recent
 
 Result = TypeVar("Result")
@@ -38,6 +39,7 @@ Result = TypeVar("Result")
 CHUNK_BYTES = 1 << 20
 CALL_SECONDS = 60.0
 PATIENCE_SECONDS = 60.0
+SLOW_TRIES = 10
 MAX_ARTIFACT_BYTES = 256 << 20
 CACHE_BYTES = 64 << 20
 FRESH_SECONDS = 1.0
@@ -50,26 +52,28 @@ _STATUS = {"capabilities", "last_seen_time"}
 
 
 async def patiently(call: Callable[[], Awaitable[Result]], seconds: float = PATIENCE_SECONDS) -> Result:
-    """Repeat a repeatable call while the other side is Unavailable, with growing pauses; then its error stands.
+    """Repeat a repeatable call with a deadline of its own while the other side is `AWAY`, with growing pauses.
 
-    CANCELLED is how a call ends whose server dies under it, or finds that its time ran out before we do (a call that we cancel
-    ourselves raises CancelledError).
+    After `seconds` its error stands, as does that of a call which has run out of time `SLOW_TRIES` times in a row: it takes
+    longer than its deadline. A call whose channel was closed under it is Unavailable / CHANNEL_CLOSED.
     """
     loop = asyncio.get_running_loop()
-    end, pause = loop.time() + seconds, 0.1
+    end, pause, slow = loop.time() + seconds, 0.1, 0
     while True:
         try:
-            return await call()
+            with unless_closed("another service"):
+                return await call()
         except (ServiceError, grpc.RpcError) as error:
             adapted = adapt(error)
-            if not isinstance(adapted, Unavailable | Cancelled) or loop.time() + pause > end:
+            slow = slow + 1 if isinstance(adapted, DeadlineExceeded) else 0
+            if not isinstance(adapted, AWAY) or loop.time() + pause > end or slow == SLOW_TRIES:
                 raise (adapted or error) from error
         await asyncio.sleep(pause)
         pause = min(pause * 2, 2.0)
 
 
 class Catalogue:
-    """Client of the registry."""
+    """Client of the registry. Durable steps wait for it as long as it takes, others for `patience` seconds."""
 
     def __init__(self, endpoint: Endpoint, patience: float = PATIENCE_SECONDS) -> None:
         self._endpoint = endpoint
@@ -84,7 +88,7 @@ class Catalogue:
         async def attempt() -> Result:
             return await call(self._endpoint.channel())
 
-        return await patiently(attempt, self._patience if patience is None else patience)
+        return await patiently(attempt, waiting_seconds(self._patience if patience is None else patience))
 
     async def model_version(self, name: str, patience: float | None = None) -> models_pb2.ModelVersion:
         """Return a model version; `name` may end in "versions/latest".

@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc.aio
 
-from tinymlaas_servicekit import TlsFiles, Unavailable, connect
+from tinymlaas_servicekit import Cancelled, DeadlineExceeded, TlsFiles, Unavailable, connect
 
 CLOSE_GRACE_SECONDS = 60.0
+AWAY = (Unavailable, Cancelled, DeadlineExceeded)
+"""How a call ends whose server is away, dies under it or hangs: a repeatable one is made again.
+
+A call that we cancel ourselves raises CancelledError instead of Cancelled.
+"""
+
+
+@contextmanager
+def unless_closed(what: str) -> Iterator[None]:
+    """Surrounds calls: Unavailable / CHANNEL_CLOSED for the CancelledError of one whose channel was closed under it.
+
+    A channel is closed when the part moves or its certificates change. The CancelledError of a task that is cancelled passes.
+    """
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise Unavailable(
+            f"the connection to {what} was closed during a call", "CHANNEL_CLOSED", {"part": what}, "Call again."
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)

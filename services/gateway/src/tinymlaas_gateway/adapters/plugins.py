@@ -16,14 +16,24 @@ from sqlalchemy.exc import SQLAlchemyError
 from tinymlaas.plugin.v1 import compiler_pb2, importer_pb2, optimizer_pb2, profiler_pb2
 from tinymlaas.registry.v1 import plugins_pb2
 from tinymlaas.type.v1 import tensor_pb2
-from tinymlaas_pluginkit import ClientLimits, LogEvent, PluginCall, PluginClient, PluginUnavailable, ProgressEvent
+from tinymlaas_pluginkit import (
+    ClientLimits,
+    LogEvent,
+    PluginCall,
+    PluginClient,
+    PluginTimeout,
+    PluginUnavailable,
+    ProgressEvent,
+)
 from tinymlaas_pluginkit.client import outputs_of
 from tinymlaas_servicekit import FailedPrecondition, NotFound, ServiceError, TlsFiles
 from tinymlaas_servicekit.metrics import measure
 
+from ..engine.calls import fell_silent
 from ..engine.fairness import FairPlaces
 from ..engine.ports import KnownPlugin, Listener, Sign
 from .catalogue import Catalogue
+from .endpoints import unless_closed
 from .manifest import Entry, Manifest
 from .replicas import Replica, Resolver, best
 from .store import Refutations
@@ -40,13 +50,15 @@ R = TypeVar("R", bound=Message)
 class _Seat:
     """One entry of the manifest, or one replica of it, with the plugin that sits there.
 
-    `busy`: calls under way or waiting. `turn`: how many calls all seats had taken with this one's last.
+    `moved`: what is known was told at another address, and is asked anew at this one. `busy`: calls under way or waiting.
+    `turn`: how many calls all seats had taken with this one's last.
     """
 
     entry: Entry
     address: str | None = None
     client: PluginClient | None = None
     known: KnownPlugin | None = None
+    moved: bool = False
     busy: int = 0
     turn: int = 0
     places: FairPlaces = field(default_factory=lambda: FairPlaces(1))
@@ -75,6 +87,9 @@ class PluginDirectory:
         self._seats: dict[Entry, _Seat] = {}
         self._leaving: list[_Seat] = []
         self._recorded: dict[str, bytes] = {}
+        # As they were last, those that the manifest lists no more.
+        self._unlisted: dict[str, plugins_pb2.Plugin] = {}
+        self._recording: asyncio.Task[None] | None = None
         # Builds with a refuted claim by plugin and version, and how often this process has added one.
         self._refuted: dict[tuple[str, str], int] = {}
         self._noted = 0
@@ -112,27 +127,34 @@ class PluginDirectory:
         await self._looked.wait()
 
     async def watch(self) -> None:
-        """Look at every plugin again and again, until cancelled."""
+        """Look at every plugin again and again, until cancelled; what goes wrong in one look is logged."""
         try:
             while True:
-                await self.look()
+                try:
+                    await self.look()
+                except Exception:
+                    log.exception("plugins could not be looked at")
                 await asyncio.sleep(LOOK_SECONDS)
         finally:
+            if self._recording is not None:
+                self._recording.cancel()
+                await asyncio.gather(self._recording, return_exceptions=True)
             for seat in [*self._seats.values(), *self._leaving]:
                 if seat.client is not None:
                     await seat.client.close()
 
     async def look(self) -> None:
-        """Look at every plugin once, at the same time."""
+        """Look at every plugin once, at the same time; the registry is told of changes without being waited for."""
         entries = await self._resolver.expand(self._manifest.entries())
-        for gone in [entry for entry in self._seats if entry not in entries]:
-            await self._leave(self._seats.pop(gone))
+        gone = [self._seats.pop(entry) for entry in list(self._seats) if entry not in entries]
+        for seat in gone:
+            self._leave(seat)
         for entry in entries:
-            self._seats.setdefault(entry, _Seat(entry))
+            if entry not in self._seats:
+                self._seats[entry] = self._seat_for(entry, gone)
         await self._read_refuted()
         await asyncio.gather(*(self._look_at(seat) for seat in list(self._seats.values())))
-        for known in self.known():
-            await self._record(known.plugin)
+        self._record_soon()
         await self._end_leaving()
         self._looked.set()
 
@@ -143,6 +165,13 @@ class PluginDirectory:
             counts = await asyncio.to_thread(self._refutations.counts)
             if self._noted == noted:
                 self._refuted = counts
+
+    def _seat_for(self, entry: Entry, gone: Sequence[_Seat]) -> _Seat:
+        """A seat for a new entry; a service whose only replica has moved is known all the while, and away until it answers."""
+        former = [seat.known for seat in gone if entry.of and seat.entry.of == entry.of and seat.known is not None]
+        seat = _Seat(entry, known=former[0] if former else None, moved=bool(former))
+        self._set_state(seat, State.STATE_UNREACHABLE, "it has moved")
+        return seat
 
     async def _look_at(self, seat: _Seat) -> None:
         address = seat.entry.location.resolve()
@@ -162,18 +191,21 @@ class PluginDirectory:
                 )
             )
             if address is not None:
-                seat.known = None
+                seat.moved = True
+                self._set_state(seat, State.STATE_UNREACHABLE, "it has moved")
         if seat.client is None:
             self._set_state(seat, State.STATE_UNREACHABLE, "it is not up")
         else:
             try:
-                ready = await seat.client.probe()
-                known = seat.known
-                # A replaced container answers on the same address, so who sits there is asked each time.
-                if known is None or known.plugin.info != await seat.client.info():
-                    seat.known = await self._ask(seat.client, seat.entry.of or seat.address or "")
-                    limit = max(1, min(seat.known.plugin.limits.max_concurrency, 64))
-                    seat.places = FairPlaces(limit)
+                with unless_closed("the plugin"):  # by another look, at one that has moved
+                    ready = await seat.client.probe()
+                    known = seat.known
+                    # A replaced container answers on the same address, so who sits there is asked each time.
+                    if known is None or seat.moved or known.plugin.info != await seat.client.info():
+                        seat.known = await self._ask(seat.client, seat.entry.of or seat.address or "")
+                        seat.moved = False
+                        limit = max(1, min(seat.known.plugin.limits.max_concurrency, 64))
+                        seat.places = FairPlaces(limit)
                 self._set_state(seat, State.STATE_READY if ready else State.STATE_LOADING, "")
             except ServiceError as error:
                 if seat.known is None:
@@ -217,21 +249,27 @@ class PluginDirectory:
         if plugin != seat.known.plugin:
             seat.known = KnownPlugin(plugin, seat.known.profiler)
 
-    async def _record(self, plugin: plugins_pb2.Plugin) -> None:
-        """Write a plugin into the registry when it changed; a registry that is away gets it later."""
-        data = plugin.SerializeToString(deterministic=True)
-        if data == self._recorded.get(plugin.name):
-            return
-        with suppress(ServiceError):
-            await self._catalogue.upsert_plugin(plugin, patience=0.0)
-            self._recorded[plugin.name] = data
+    def _record_soon(self) -> None:
+        """Have the registry told of what has changed, unless that is under way: what changes meanwhile the next look tells."""
+        if self._recording is None or self._recording.done():
+            self._recording = asyncio.create_task(self._record_changes(), name="record plugins")
 
-    async def _leave(self, seat: _Seat) -> None:
+    async def _record_changes(self) -> None:
+        known = {item.plugin.name: item.plugin for item in self.known()}
+        self._unlisted = {name: plugin for name, plugin in self._unlisted.items() if name not in known}
+        for plugin in [*self._unlisted.values(), *known.values()]:
+            data = plugin.SerializeToString(deterministic=True)
+            if data != self._recorded.get(plugin.name):
+                with suppress(ServiceError):  # a registry that is away gets it later
+                    await self._catalogue.upsert_plugin(plugin, patience=0.0)
+                    self._recorded[plugin.name] = data
+
+    def _leave(self, seat: _Seat) -> None:
         """A seat that is no longer listed takes no new call; its connection ends with the last one under way."""
         self._leaving.append(seat)
         if seat.known is not None and not self._named(seat.known.plugin.name):
             self._set_state(seat, State.STATE_UNREACHABLE, "it is no longer in the manifest")
-            await self._record(seat.known.plugin)
+            self._unlisted[seat.known.plugin.name] = seat.known.plugin
 
     async def _end_leaving(self) -> None:
         for seat in [seat for seat in self._leaving if not seat.busy]:
@@ -248,7 +286,7 @@ class PluginDirectory:
         for seat in self._named(plugin):
             if seat.known is not None:
                 self._set_state(seat, seat.known.plugin.state, seat.known.plugin.detail)
-                await self._record(seat.known.plugin)
+        self._record_soon()
 
     async def release(self, plugin: str, version: str) -> plugins_pb2.Plugin:
         """Let a version of a plugin that is in quarantine take part again; return the plugin as it is now."""
@@ -301,9 +339,13 @@ class PluginDirectory:
         try:
             async with seat.places.taken():
                 return await call.finish(on_event)
-        except PluginUnavailable as error:
+        except (PluginUnavailable, PluginTimeout) as error:
             # The next try goes to another replica, or waits until the next look has found this one, not a dead container's address.
-            self._set_state(seat, State.STATE_UNREACHABLE, error.message[:200])
+            if isinstance(error, PluginUnavailable) or fell_silent(error):
+                self._set_state(seat, State.STATE_UNREACHABLE, error.message[:200])
+                # It may be found ready before the next try, which should go to another one all the same.
+                self._turns += 1
+                seat.turn = self._turns
             raise
         finally:
             seat.busy -= 1

@@ -21,6 +21,8 @@ from .objections import bytes_text, clean, error_info, kind_text, objection
 
 MAX_OBJECTIONS = 32
 COMPILER_ROLE = "role.compiler"
+AWAY_REASON = "PLUGIN_UNAVAILABLE"
+AWAY_REMEDY = "needs the plugin to run; try again when it is ready"
 
 # How far a change reaches: a bigger number is a bigger change. New silicon weighs more than new firmware, and that
 # more than freeing memory.
@@ -244,14 +246,16 @@ def judge(
     model: ModelFacts,
     conversions: Sequence[importer_pb2.Conversion] = (),
     peripherals: Sequence[str] = (),
+    away: Sequence[importer_pb2.Conversion] = (),
 ) -> routing_pb2.Verdict:
     """Match one compiler with one target by capabilities alone; no plugin is asked.
 
     The objections are those of the constraint that comes closest. ``peripherals`` are what the device has, by kind and
-    by object id. The model format, limits, peripherals and the plugin's own state are judged too.
+    by object id; ``away`` what importers convert that are known but not ready. The model format, limits, peripherals and
+    the plugin's own state are judged too.
     """
     verdict = routing_pb2.Verdict(plugin=plugin.name, destination=destination)
-    objections = _plugin_objections(plugin, model, conversions) + _peripheral_objections(model.needs, peripherals)
+    objections = _plugin_objections(plugin, model, conversions, away) + _peripheral_objections(model.needs, peripherals)
     candidates = []
     for constraint in plugin.compiler.targets:
         # A source package is linked into firmware, never installed: to accept it is no change that anybody should make.
@@ -276,7 +280,10 @@ def judge(
 
 
 def _plugin_objections(
-    plugin: plugins_pb2.Plugin, model: ModelFacts, conversions: Sequence[importer_pb2.Conversion]
+    plugin: plugins_pb2.Plugin,
+    model: ModelFacts,
+    conversions: Sequence[importer_pb2.Conversion],
+    away: Sequence[importer_pb2.Conversion],
 ) -> list[routing_pb2.Objection]:
     found = []
     if plugin.state == plugins_pb2.Plugin.STATE_QUARANTINED:
@@ -292,9 +299,9 @@ def _plugin_objections(
         state = plugins_pb2.Plugin.State.Name(plugin.state) if plugin.state in range(5) else str(plugin.state)
         found.append(
             objection(
-                "PLUGIN_UNAVAILABLE",
+                AWAY_REASON,
                 f"{plugin.name} is not ready: {plugin.detail or state}",
-                "needs the plugin to run; try again when it is ready",
+                AWAY_REMEDY,
                 state=state,
             )
         )
@@ -313,8 +320,17 @@ def _plugin_objections(
     if model_form(model.format, plugin.compiler.model_formats, conversions) is None:
         have = format_text(model.format)
         wanted = ", ".join(format_text(form) for form in plugin.compiler.model_formats) or "nothing"
+        comes_back = model_form(model.format, plugin.compiler.model_formats, away) is not None
         found.append(
             objection(
+                AWAY_REASON,
+                f"the model is {have}, {plugin.name} takes {wanted}, and the importer is not ready",
+                AWAY_REMEDY,
+                format=have,
+                accepted=wanted,
+            )
+            if comes_back
+            else objection(
                 "FORMAT_UNSUPPORTED",
                 f"the model is {have}, {plugin.name} takes {wanted}",
                 f"needs an importer from {have} to {wanted}, or the model as {wanted}",
@@ -323,6 +339,11 @@ def _plugin_objections(
             )
         )
     return found
+
+
+def only_away(verdict: routing_pb2.Verdict) -> bool:
+    """Tell whether nothing speaks against a pair but that a plugin is away: once it is back it may be admitted."""
+    return not verdict.admitted and all(item.reason == AWAY_REASON for item in verdict.objections)
 
 
 def format_text(form: tensor_pb2.ModelFormat.ValueType) -> str:
@@ -410,6 +431,7 @@ def objection_from(reason: str, message: str, metadata: Mapping[str, str]) -> ro
         "OP_UNSUPPORTED": f"needs the model without operator {metadata.get('op', '(unnamed)')}, or another compiler",
         "TARGET_UNSUPPORTED": "needs another target or another compiler",
         "LIMIT_EXCEEDED": "needs a smaller model",
+        AWAY_REASON: AWAY_REMEDY,
     }
     remedy = remedies.get(reason, "needs another compiler")
     need, have = metadata.get("need", ""), metadata.get("have", "")

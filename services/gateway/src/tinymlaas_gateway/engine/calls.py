@@ -19,6 +19,7 @@ from tinymlaas_servicekit import (
 
 from .context import Context
 
+SILENCE = "CP-STREAM-008"
 Result = TypeVar("Result")
 BACK_POLL_SECONDS = 0.25
 BUSY_POLL_SECONDS = 0.25
@@ -27,9 +28,9 @@ BUSY_POLL_SECONDS = 0.25
 async def bounded(context: Context, plugin: str, seconds: float, call: Callable[[], Awaitable[Result]]) -> Result:
     """Call a plugin; raise DeadlineExceeded / PLUGIN_TIMEOUT after `seconds` per try, ServiceErrors otherwise.
 
-    A connection that broke and bytes that do not match their digest are tried again, at most `plugin_tries` times, each
-    time as soon as the plugin is back; one that stays away longer than `plugin_patience_seconds` is given up. A plugin that
-    works for others already, such as another gateway, is asked again for `plugin_busy_seconds`.
+    A connection that broke, a plugin that fell silent and bytes that do not match their digest are tried again, at most
+    `plugin_tries` times, each time as soon as the plugin is back; one that stays away longer than `plugin_patience_seconds`
+    is given up. A plugin that works for others already, such as another gateway, is asked again for `plugin_busy_seconds`.
     """
     limits = context.limits
     free = asyncio.get_running_loop().time() + limits.plugin_busy_seconds
@@ -64,7 +65,8 @@ async def bounded(context: Context, plugin: str, seconds: float, call: Callable[
             if _is_busy(adapted) and asyncio.get_running_loop().time() < free:
                 await asyncio.sleep(BUSY_POLL_SECONDS)
                 continue
-            if isinstance(adapted, (Unavailable, DataLoss)) and attempt < limits.plugin_tries:
+            broke_off = isinstance(adapted, (Unavailable, DataLoss)) or fell_silent(adapted)
+            if broke_off and attempt < limits.plugin_tries:
                 await asyncio.sleep(limits.retry_pause_seconds * attempt)
                 attempt += 1
                 if await back(context, plugin):
@@ -75,6 +77,11 @@ async def bounded(context: Context, plugin: str, seconds: float, call: Callable[
 def _is_busy(error: ServiceError) -> bool:
     """Whether a plugin refused a call because it runs as many as it can (CP-LIMIT-002)."""
     return isinstance(error, ResourceExhausted) and error.metadata.get("limit") == "max_concurrency"
+
+
+def fell_silent(error: ServiceError) -> bool:
+    """Whether a plugin gave no sign of life during a call, unlike one that works and takes longer than its time."""
+    return error.reason == "PLUGIN_TIMEOUT" and error.metadata.get("clause") == SILENCE
 
 
 async def back(context: Context, plugin: str) -> bool:

@@ -19,7 +19,7 @@ from tinymlaas.gateway.v1 import builds_pb2, routing_pb2
 from tinymlaas.plugin.v1 import compiler_pb2, profiler_pb2
 from tinymlaas.registry.v1 import models_pb2, plugins_pb2
 from tinymlaas.type.v1 import measurement_pb2, target_pb2, tensor_pb2
-from tinymlaas_servicekit import Cancelled, FailedPrecondition, Internal, ServiceError
+from tinymlaas_servicekit import Cancelled, FailedPrecondition, Internal, ServiceError, sql
 
 from ..core import claims, projection, routing, samples, sealing
 from ..core.objections import status
@@ -76,6 +76,8 @@ def step(function: Step[P, R]) -> Callable[Concatenate[Context, str, str, P], Co
         except Cancelled as error:
             await context.edit_build(build, projection.fail(plugin, error.to_status()))
         except ServiceError as error:
+            if error.reason == sql.AWAY:  # no fault of the candidate's
+                raise
             await context.edit_build(build, projection.fail(plugin, error.to_status()))
         except samples.SampleError as error:
             await context.edit_build(
@@ -138,9 +140,15 @@ async def check(context: Context, name: str, plugin: str) -> str | None:
     build = (await context.edit_build(name, projection.enter(plugin, State.STATE_CHECKING, "check"))).body
     version = await model_version(context, build)
     facts = routing.ModelFacts(version.format, version.size_bytes, dict(version.operators))
-    await back(context, plugin)
-    entry = known(context, plugin)
-    verdict = routing.judge(0, build.target, entry.plugin, facts, conversions(context))
+    patience = context.limits.plugin_patience_seconds if await back(context, plugin) else 0.0
+
+    def judged() -> routing_pb2.Verdict:
+        here, away = conversions(context), conversions(context, AWAY)
+        return routing.judge(0, build.target, known(context, plugin).plugin, facts, here, away=away)
+
+    # Whatever else it takes, such as an importer that restarts, is waited for as the plugin itself is.
+    await sought(lambda: None if routing.only_away(judged()) else True, patience)
+    verdict, entry = judged(), known(context, plugin)
     if not verdict.admitted:
         await context.edit_build(name, projection.verdict(plugin, verdict))
         return None

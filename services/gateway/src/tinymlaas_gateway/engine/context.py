@@ -47,7 +47,6 @@ class Limits:
     plugin_patience_seconds: float = 60.0
     plugin_busy_seconds: float = 900.0
     witness_patience_seconds: float = 10.0
-    plan_patience_seconds: float = 20.0
     verification_samples: int = 8
     labelled_samples: int = 32
     golden_vectors: int = 1

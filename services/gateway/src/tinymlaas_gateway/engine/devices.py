@@ -249,9 +249,9 @@ async def activate(context: Context, deployment: str, device: str) -> str:
         noted(item, context.clock(), "activate", f"slot {item.slot}")
 
     item = await edit(context, deployment, device, starting)
+    module = await context.catalogue.module(item.module)
     try:
         after = await context.bridges.activate(device, item.slot)
-        module = await context.catalogue.module(item.module)
         if module.payload_kind == target_pb2.PAYLOAD_KIND_FIRMWARE and not _runs(after, module):
             raise FailedPrecondition(
                 f"{device} runs other firmware than the package that it installed",
@@ -336,16 +336,18 @@ async def _undone(
         if rollout.active_image(there) != module.device_image_sha256:
             break
         try:
-            return await _undo(context, device, item)
+            return await _undo(context, device, item, module)
         except (Unavailable, Cancelled):
             if not again:
                 raise
     return there
 
 
-async def _undo(context: Context, device: str, item: deployments_pb2.DeviceRollout) -> devices_pb2.Device:
+async def _undo(
+    context: Context, device: str, item: deployments_pb2.DeviceRollout, module: modules_pb2.Module
+) -> devices_pb2.Device:
     try:
-        return await context.bridges.rollback(device)
+        return await context.bridges.rollback(device, module.device_image_sha256)
     except FailedPrecondition as error:
         if error.reason != "NO_PREVIOUS_MODULE":
             raise

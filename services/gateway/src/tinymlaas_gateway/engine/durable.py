@@ -21,6 +21,7 @@ from sqlalchemy import Engine, event
 from sqlalchemy.engine import ExceptionContext
 
 from tinymlaas.gateway.v1 import deployments_pb2
+from tinymlaas_servicekit import patience
 from tinymlaas_servicekit.telemetry import traced, traceparent
 
 from ..core import projection, rollout
@@ -60,14 +61,16 @@ async def _plain(name: str, parent: str, function: Callable[..., Awaitable[Resul
 def in_trace(function: Callable[P, Awaitable[Result]]) -> Callable[P, Awaitable[Result]]:
     """Makes a workflow go on in the trace of whoever asked for it, also after a restart: its input has the context.
 
-    Workflows that an older gateway began have none, and begin a trace of their own.
+    Workflows that an older gateway began have none, and begin a trace of their own. All that it does waits for the suite's own
+    database and registry as long as it takes.
     """
 
     @functools.wraps(function)
     async def run(*names: P.args, **kwargs: P.kwargs) -> Result:
         parent = str(kwargs.pop("trace", ""))
         name = str(names[0])
-        with traced(function.__name__.replace("_", " "), parent, resource=name), on_behalf_of(name):
+        trace = traced(function.__name__.replace("_", " "), parent, resource=name)
+        with trace, on_behalf_of(name), patience.durable():
             return await function(*names, **kwargs)
 
     return run
@@ -322,6 +325,7 @@ async def launch(context: Context, database_url: str, executor: str = "gateway")
     """
     global _context, _stopping
     _context, _stopping = context, False
+    patience.resume()
     if database_url.startswith("sqlite:///"):
         Path(database_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     config = DBOSConfig(
@@ -351,6 +355,7 @@ async def stop() -> None:
     """Stop durable execution without ending its work: the next launch goes on with it."""
     global _context, _stopping
     _stopping = True
+    patience.give_up()
     await asyncio.to_thread(DBOS.destroy, workflow_completion_timeout_sec=0)
     rollouts.forget()
     _context = None

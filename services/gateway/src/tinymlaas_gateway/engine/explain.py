@@ -11,13 +11,13 @@ from google.rpc import status_pb2
 from tinymlaas.gateway.v1 import routing_pb2
 from tinymlaas.plugin.v1 import compiler_pb2
 from tinymlaas.registry.v1 import devices_pb2, models_pb2, plugins_pb2
-from tinymlaas.type.v1 import target_pb2
-from tinymlaas_servicekit import ServiceError
+from tinymlaas.type.v1 import target_pb2, tensor_pb2
+from tinymlaas_servicekit import Internal, ServiceError, Unavailable
 
 from ..core import race, rollout, routing
-from .calls import bounded, sought
+from .calls import bounded
 from .context import Context
-from .forms import conversions, in_form
+from .forms import AWAY, conversions, in_form
 
 NEEDS_TAG = "needs:"
 CHECKS_AT_ONCE = 4
@@ -33,10 +33,14 @@ class Place:
 
 @dataclass(slots=True)
 class Explanation:
-    """Verdicts by compiler and place, and the plugins that could not be asked."""
+    """Verdicts by compiler and place, and the plugins that could not be asked.
+
+    `undecided` are destinations that a compiler may yet admit: one that is away, broke off, or is not known so far.
+    """
 
     verdicts: list[routing_pb2.Verdict] = field(default_factory=list)
     unreachable: dict[str, status_pb2.Status] = field(default_factory=dict)
+    undecided: set[int] = field(default_factory=set)
 
 
 async def facts_of(context: Context, version: models_pb2.ModelVersion) -> routing.ModelFacts:
@@ -62,6 +66,7 @@ async def explain(
     known = context.plugins.known()
     compilers = [item.plugin for item in known if routing.is_compiler(item.plugin)]
     compilers = [item for item in compilers if not plugins or item.name in plugins]
+    missing = not compilers or len(compilers) < len(set(plugins))
     # Where nothing about model, target, and plugins has changed, the verdicts are those of the last time.
     asked = (version.name, version.sha256, facts.needs, tuple(item.name for item in compilers), routing_only)
     judge = _Judge(context, version, facts, routing_only)
@@ -76,11 +81,15 @@ async def explain(
             found.append([judge.begin(place, item, peripherals) for item in compilers] if kept is None else kept)
         await judge.finished()
         for index, verdicts in enumerate(found):
+            faults: dict[str, ServiceError] = {}
             if isinstance(verdicts, list):
-                faults = len(result.unreachable)
-                verdicts = tuple(_decided(places[index], item, result.unreachable) for item in verdicts)
-                if len(result.unreachable) == faults:
+                verdicts = tuple(_decided(places[index], item, faults) for item in verdicts)
+                if not faults:
                     context.judged.put(known, keys[index], verdicts)
+            result.unreachable.update((plugin, error.to_status()) for plugin, error in faults.items())
+            broken = {plugin for plugin, error in faults.items() if isinstance(error, Unavailable | Internal)}
+            if missing or any(routing.only_away(item) or item.plugin in broken for item in verdicts):
+                result.undecided.add(index)
             for verdict in verdicts:
                 told = routing_pb2.Verdict()
                 told.CopyFrom(verdict)
@@ -107,19 +116,21 @@ class _Judge:
     ) -> None:
         self._context, self._version, self._facts = context, version, facts
         self._routing_only = routing_only
+        self._offered, self._away = conversions(context), conversions(context, AWAY)
         self._slots = asyncio.Semaphore(CHECKS_AT_ONCE)
         self._checks: dict[tuple[str, str], asyncio.Task[compiler_pb2.CheckModelResult]] = {}
 
     def begin(self, place: Place, plugin: plugins_pb2.Plugin, peripherals: Sequence[str]) -> _Pending:
         """The verdict by capabilities; CheckModel is begun where they match."""
-        offered = conversions(self._context)
-        verdict = routing.judge(0, place.target, plugin, self._facts, offered, peripherals)
+        verdict = routing.judge(0, place.target, plugin, self._facts, self._offered, peripherals, self._away)
         if not verdict.admitted or self._routing_only:
             return _Pending(verdict, None)
+        form = routing.model_form(self._version.format, plugin.compiler.model_formats, self._offered)
+        assert form is not None, "an admitted plugin takes a form"
         key = (plugin.name, race.target_digest(place.target))
         if key not in self._checks:
             self._checks[key] = asyncio.create_task(
-                _check(self._context, self._slots, self._version, plugin, place.target, verdict.payload_kind)
+                _check(self._context, self._slots, self._version, form, plugin, place.target, verdict.payload_kind)
             )
         return _Pending(verdict, self._checks[key])
 
@@ -134,25 +145,11 @@ class _Judge:
             task.cancel()
 
 
-async def settled(context: Context, plugins: Sequence[str]) -> None:
-    """Wait for compilers that are known but just away or loading, so that a restart leaves no device out; not for long."""
-    transient = (plugins_pb2.Plugin.STATE_UNREACHABLE, plugins_pb2.Plugin.STATE_LOADING)
-
-    def look() -> bool | None:
-        away = any(
-            item.plugin.state in transient
-            for item in context.plugins.known()
-            if routing.is_compiler(item.plugin) and (not plugins or item.plugin.name in plugins)
-        )
-        return None if away else True
-
-    await sought(look, context.limits.plan_patience_seconds)
-
-
 async def _check(
     context: Context,
     slots: asyncio.Semaphore,
     version: models_pb2.ModelVersion,
+    form_kind: tensor_pb2.ModelFormat.ValueType,
     plugin: plugins_pb2.Plugin,
     target: target_pb2.Target,
     kind: target_pb2.PayloadKind.ValueType,
@@ -167,7 +164,7 @@ async def _check(
     key = (id(asyncio.get_running_loop()), digest)
     asked = context.checks.get(key)
     if asked is None:
-        asked = asyncio.create_task(_ask(context, slots, version, plugin, target, kind, digest))
+        asked = asyncio.create_task(_ask(context, slots, version, form_kind, plugin, target, kind, digest))
         context.checks[key] = asked
         asked.add_done_callback(lambda _: context.checks.pop(key, None))
     return await asyncio.shield(asked)
@@ -177,6 +174,7 @@ async def _ask(
     context: Context,
     slots: asyncio.Semaphore,
     version: models_pb2.ModelVersion,
+    form_kind: tensor_pb2.ModelFormat.ValueType,
     plugin: plugins_pb2.Plugin,
     target: target_pb2.Target,
     kind: target_pb2.PayloadKind.ValueType,
@@ -184,8 +182,6 @@ async def _ask(
 ) -> compiler_pb2.CheckModelResult:
     """Ask a plugin CheckModel and keep the answer under `digest`."""
     async with slots:
-        form_kind = routing.model_form(version.format, plugin.compiler.model_formats, conversions(context))
-        assert form_kind is not None, "an admitted plugin takes a form"
         form = await in_form(context, version, form_kind, lambda sign: None)
         model = await context.catalogue.read(version.name.split("/")[1], form.sha256)
         header = compiler_pb2.CompileHeader(
@@ -205,7 +201,7 @@ async def _ask(
     return result
 
 
-def _decided(place: Place, pending: _Pending, unreachable: dict[str, status_pb2.Status]) -> routing_pb2.Verdict:
+def _decided(place: Place, pending: _Pending, faults: dict[str, ServiceError]) -> routing_pb2.Verdict:
     verdict = pending.verdict
     if pending.check is None:
         return verdict
@@ -216,5 +212,5 @@ def _decided(place: Place, pending: _Pending, unreachable: dict[str, status_pb2.
         result.CopyFrom(verdict)
         result.admitted = False
         result.objections.append(routing.objection_from(error.reason, error.message, error.metadata))
-        unreachable[verdict.plugin] = error.to_status()
+        faults[verdict.plugin] = error
         return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from tinymlaas.plugin.v1 import importer_pb2
 from tinymlaas.registry.v1 import models_pb2, plugins_pb2
@@ -15,14 +15,18 @@ from .context import Context
 from .ports import Listener, Sign
 
 IMPORTER_ROLE = "role.importer"
+READY = (plugins_pb2.Plugin.STATE_READY,)
+AWAY = (plugins_pb2.Plugin.STATE_UNREACHABLE, plugins_pb2.Plugin.STATE_LOADING)
 
 
-def conversions(context: Context) -> list[importer_pb2.Conversion]:
-    """Conversions that ready importers offer now."""
+def conversions(
+    context: Context, states: Container[plugins_pb2.Plugin.State.ValueType] = READY
+) -> list[importer_pb2.Conversion]:
+    """Conversions that importers in these states offer: the ready ones, or those that are away and may be back soon."""
     return [
         conversion
         for known in context.plugins.known()
-        if known.plugin.state == plugins_pb2.Plugin.STATE_READY and IMPORTER_ROLE in known.plugin.capabilities
+        if known.plugin.state in states and IMPORTER_ROLE in known.plugin.capabilities
         for conversion in known.plugin.conversions
     ]
 
@@ -45,7 +49,7 @@ async def in_form(
         return known
     wanted = importer_pb2.Conversion(to=form)
     setattr(wanted, "from", version.format)
-    for item in context.plugins.known():
+    for item in sorted(context.plugins.known(), key=lambda known: known.plugin.state not in READY):
         if wanted in item.plugin.conversions and IMPORTER_ROLE in item.plugin.capabilities:
             name, project = item.plugin.name, version.name.split("/")[1]
             model = await context.catalogue.read(project, version.sha256)

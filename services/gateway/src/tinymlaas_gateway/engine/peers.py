@@ -1,13 +1,16 @@
 """Gateways that share their records: each holds a lease on its name, and takes up what one that died has left.
 
 DBOS starts a dead gateway's workflows again on whichever gateway is there, each on one only; so several peers may notice
-the same death. A gateway that is stopped gives its lease up and need not be waited for.
+the same death. A gateway that is stopped gives its lease up and need not be waited for. Work that was accepted and never began, as
+its start failed, is begun by whichever gateway finds it.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import structlog
 from dbos import DBOS
@@ -20,6 +23,9 @@ from .context import Context
 
 log = structlog.get_logger("tinymlaas.gateway")
 
+UNBEGUN_SECONDS = 60.0
+ASKED_AT_ONCE = 500
+
 
 class Peers:
     """Keeps this gateway's lease and watches those of the others."""
@@ -27,28 +33,30 @@ class Peers:
     def __init__(self, leases: Leases, context: Context) -> None:
         self._leases = leases
         self._context = context
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def hold(self) -> None:
         """Take the lease, before work begins here that others must leave alone."""
         await asyncio.to_thread(self._leases.take)
 
     def start(self) -> None:
-        """Keep the lease until `stop`, and look after the others', now that durable execution runs."""
-        self._task = asyncio.create_task(self._keep(), name="leases of gateways")
+        """Keep the lease until `stop`, look after the others' and after what never began, now that durable execution runs."""
+        self._tasks = [
+            asyncio.create_task(self._keep(), name="leases of gateways"),
+            asyncio.create_task(self._begin_unbegun(), name="work that never began"),
+        ]
 
     def rest(self) -> None:
         """Look after leases no longer: durable execution is about to stop, and takes the threads for it along."""
-        if self._task is not None:
-            self._task.cancel()
+        for task in self._tasks:
+            task.cancel()
 
     async def stop(self) -> None:
         """Give the lease up: call it once nothing is worked on here any more."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        if self._tasks:
+            self.rest()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._tasks = []
             with suppress(SQLAlchemyError):
                 # Not in a thread: DBOS has closed the event loop's pool by now.
                 self._leases.release()
@@ -77,3 +85,43 @@ class Peers:
         else:
             await asyncio.to_thread(self._leases.clear, instance)
         await durable.begin_what_never_began(self._context)
+
+    async def _begin_unbegun(self) -> None:
+        builds = Unbegun("build", durable.build_workflow, self._context.builds.unfinished)
+        rollouts = Unbegun("rollout", durable.rollout_workflow, self._context.deployments.unfinished)
+        while True:
+            await asyncio.sleep(UNBEGUN_SECONDS)
+            try:
+                await builds.begin()
+                await rollouts.begin()
+            except Exception:
+                log.exception("work that never began could not be looked for")
+
+
+class Unbegun:
+    """Begins resources of one kind that were accepted and whose workflow was never started.
+
+    A resource is looked at once: at the look after the first that finds it, as it may be about to begin. So a look costs one
+    query of names, however much is under way. Another gateway may do the same: a workflow of one id runs once.
+    """
+
+    def __init__(self, kind: str, workflow: Callable[..., Any], unfinished: Callable[[], list[str]]) -> None:
+        self._kind, self._workflow, self._unfinished = kind, workflow, unfinished
+        self._seen: set[str] = set()
+        self._new: list[str] = []
+
+    async def begin(self) -> None:
+        """Look once; what an error keeps from being looked at comes again."""
+        names = await asyncio.to_thread(self._unfinished)
+        unfinished = set(names)
+        left = [name for name in self._new if name in unfinished]
+        for first in range(0, len(left), ASKED_AT_ONCE):
+            ids = {durable.workflow_id(self._kind, name): name for name in left[first : first + ASKED_AT_ONCE]}
+            known = await DBOS.list_workflows_async(workflow_ids=list(ids), load_input=False, load_output=False)
+            for begun in known:
+                del ids[begun.workflow_id]
+            for name in ids.values():
+                log.warning("work that was accepted had not begun", name=name)
+                await durable.start(self._kind, self._workflow, name)
+        self._new = [name for name in names if name not in self._seen]
+        self._seen = unfinished

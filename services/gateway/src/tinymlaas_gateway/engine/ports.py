@@ -101,8 +101,8 @@ class Bridges(Protocol):
     async def deactivate(self, device: str, slot: int) -> devices_pb2.Device:
         """Stop the module of a slot."""
 
-    async def rollback(self, device: str) -> devices_pb2.Device:
-        """Go back to the module that was active before."""
+    async def rollback(self, device: str, leave: str) -> devices_pb2.Device:
+        """Go back to the module that was active before, if the one with the digest `leave` is active."""
 
     async def read_capabilities(self, device: str) -> devices_pb2.Device:
         """Read a device afresh."""

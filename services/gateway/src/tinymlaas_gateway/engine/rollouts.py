@@ -107,7 +107,10 @@ def _wake(context: Context, policy: Policy, decision: Decision, next_look: float
 
 
 async def _take_in(context: Context, record: Record[deployments_pb2.Deployment], policy: Policy) -> None:
-    """Plan for devices that match the query and take no part yet, and put them into the last wave, as long as it is not over."""
+    """Plan for devices that match the query and take no part yet, and put them into the last wave, as long as it is not over.
+
+    One that would be left out just because a plugin is away is none yet: it is looked at again.
+    """
     body = record.body
     if record.cancel_requested or body.stopping or not body.waves or body.waves[-1].state in waves.OVER:
         return
@@ -117,14 +120,17 @@ async def _take_in(context: Context, record: Record[deployments_pb2.Deployment],
         joined = [item for item in matching if item.name not in known][: deployments.MAX_DEVICES - len(known)]
         if not joined:
             return
-        judged = await planning.judged(context, body, joined)
+        judged, undecided = await planning.judged_now(context, body, joined)
     except ServiceError as error:
         log.warning("nobody could join a rollout", deployment=body.name, error=str(error)[:300])
+        return
+    joining = [item for item in judged if item.device not in undecided]
+    if not joining:
         return
 
     def edit(body: deployments_pb2.Deployment) -> None:
         there = {item.device for item in body.rollouts}
-        for item in judged:
+        for item in joining:
             if item.device not in there:
                 item.wave = len(body.waves) - 1
                 rollout_view.noted(item, context.clock(), "joined", body.waves[-1].name)

@@ -17,6 +17,7 @@ from ..engine.fairness import on_behalf_of
 from .operations import operation_of
 from .requests import cursor, project_in
 from .types import ServicerContext
+from .undivided import undivided
 
 
 class BuildsServicer(builds_pb2_grpc.BuildsServicer):
@@ -31,17 +32,21 @@ class BuildsServicer(builds_pb2_grpc.BuildsServicer):
         """Starts a build, or answers at once when its result is known."""
         with on_behalf_of(request.parent):
             async with self._context.call_places.taken():
-                build, to_run = await builds.create(
-                    self._context,
-                    project_in(request.parent),
-                    request.build,
-                    request.request_id,
-                    request.validate_only,
-                    self._admit,
-                )
+                build = await undivided(self._begun(request))
+        return operation_of(build, ended(build))
+
+    async def _begun(self, request: builds_pb2.CreateBuildRequest) -> builds_pb2.Build:
+        build, to_run = await builds.create(
+            self._context,
+            project_in(request.parent),
+            request.build,
+            request.request_id,
+            request.validate_only,
+            self._admit,
+        )
         if to_run:
             await durable.start("build", durable.build_workflow, build.name)
-        return operation_of(build, ended(build))
+        return build
 
     async def GetBuild(self, request: builds_pb2.GetBuildRequest, context: ServicerContext) -> builds_pb2.Build:
         """The build now."""

@@ -16,6 +16,7 @@ from ..engine.context import Context
 from .operations import operation_of
 from .requests import cursor, project_in
 from .types import ServicerContext
+from .undivided import undivided
 
 Deployment = deployments_pb2.Deployment
 ROLLBACK_BEGIN_SECONDS = 5.0
@@ -40,12 +41,16 @@ class DeploymentsServicer(deployments_pb2_grpc.DeploymentsServicer):
         self, request: deployments_pb2.CreateDeploymentRequest, context: ServicerContext
     ) -> operations_pb2.Operation:
         """Starts a deployment; with `validate_only` the operation's metadata is the plan."""
+        deployment = await undivided(self._created(request))
+        return operation_of(deployment, deployments.ended(deployment))
+
+    async def _created(self, request: deployments_pb2.CreateDeploymentRequest) -> deployments_pb2.Deployment:
         deployment, to_run = await deployments.create(
             self._context, project_in(request.parent), request.deployment, request.request_id, request.validate_only
         )
         if to_run:
             await durable.start("rollout", durable.rollout_workflow, deployment.name)
-        return operation_of(deployment, deployments.ended(deployment))
+        return deployment
 
     async def _get(self, name: str) -> deployments_pb2.Deployment:
         record = await asyncio.to_thread(self._context.deployments.get, name)
@@ -123,7 +128,7 @@ class DeploymentsServicer(deployments_pb2_grpc.DeploymentsServicer):
                 {"name": request.name},
                 "Cancel it, wait until it has ended, then roll it back.",
             )
-        await durable.start("rollback", durable.rollback_workflow, request.name, str(record.revision))
+        await undivided(durable.start("rollback", durable.rollback_workflow, request.name, str(record.revision)))
         try:
             async with asyncio.timeout(ROLLBACK_BEGIN_SECONDS):
                 return await self._begun(request.name, record.revision)
