@@ -12,6 +12,7 @@ from gateway_world import TOKEN, until
 
 from tinymlaas.bridge.v1 import bridge_pb2, bridge_pb2_grpc
 from tinymlaas.registry.v1 import devices_pb2
+from tinymlaas.type.v1 import tensor_pb2
 from tinymlaas_gateway.adapters.bridges import BridgeDirectory
 from tinymlaas_gateway.adapters.endpoints import Location
 from tinymlaas_gateway.adapters.manifest import Entry, Manifest
@@ -36,6 +37,10 @@ class OneBridge(bridge_pb2_grpc.BridgeServicer):
     async def Install(self, request: bridge_pb2.InstallRequest, context: Any) -> Any:
         self._here()
         yield bridge_pb2.InstallResponse(step=bridge_pb2.InstallResponse.STEP_READY)
+
+    async def Infer(self, request: bridge_pb2.InferRequest, context: Any) -> bridge_pb2.InferResponse:
+        self._here()
+        return bridge_pb2.InferResponse(latency=7)
 
     def _here(self) -> None:
         self.asked += 1
@@ -119,6 +124,44 @@ async def test_a_device_between_two_bridges_is_waited_for(never: bool) -> None:
                 {"device": "node-1"},
                 "Wait.",
             )
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+
+class NewBridge(OneBridge):
+    """A bridge that has taken the device over, which answers it from its next update on."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason
+
+    def _here(self) -> None:
+        self.asked += 1
+        if self.reason == "DEVICE_UNKNOWN":
+            raise NotFound("it is not registered", self.reason)
+        if self.asked < 3:
+            raise Unavailable("it answers this bridge from its next registration or update on", self.reason)
+
+
+@pytest.mark.parametrize("reason", ["DEVICE_UNREACHABLE", "DEVICE_UNKNOWN"])
+async def test_an_inference_waits_for_a_device_that_changes_bridges_and_not_for_one_that_nobody_knows(
+    reason: str,
+) -> None:
+    settings = ServiceSettings(listen="127.0.0.1:0", token=TOKEN, grace_seconds=0.1)  # type: ignore[arg-type]
+    bridge = NewBridge(reason)
+    async with fakes.bridge_server(cast(Any, bridge), settings) as here:
+        directory = BridgeDirectory(Manifest([Entry(Location(address=here.address))], None), cast(Any, None), [], TOKEN)
+        watching = asyncio.create_task(directory.watch())
+        try:
+            await until(lambda: len(directory._endpoints) == 1, "the bridge is known")
+            if reason == "DEVICE_UNREACHABLE":
+                assert (await directory.infer(DEVICE, tensor_pb2.TensorValues())).latency == 7
+                assert bridge.asked == 3
+            else:
+                with pytest.raises(NotFound):
+                    await directory.infer(DEVICE, tensor_pb2.TensorValues())
+                assert bridge.asked == 1
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)

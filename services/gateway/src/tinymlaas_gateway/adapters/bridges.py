@@ -29,6 +29,7 @@ RECONNECT_SECONDS = 1.0
 CALL_SECONDS = 300.0
 # Sleeping devices answer at their next registration update; a bridge that restarts is back within this time.
 PATIENCE_SECONDS = 120.0
+INFER_PATIENCE_SECONDS = 45.0
 
 
 if TYPE_CHECKING:
@@ -243,14 +244,21 @@ class BridgeDirectory:
         return await self._call(device, lambda stub: stub.ReadCapabilities(request, timeout=CALL_SECONDS))
 
     async def infer(self, device: str, inputs: tensor_pb2.TensorValues) -> bridge_pb2.InferResponse:
-        """Run one inference with the active module; a bridge that is away is an error at once."""
+        """Run one inference with the active module; a bridge or device that is away is waited for, a little.
+
+        A device that its bridge has taken over from another one answers it from the next update of its registration on.
+        """
         request = bridge_pb2.InferRequest(device=device, inputs=inputs)
-        try:
-            with unless_closed("the bridge"):
+
+        async def attempt() -> bridge_pb2.InferResponse:
+            try:
                 answer: bridge_pb2.InferResponse = await self._stub(device).Infer(request, timeout=CALL_SECONDS)
-            return answer
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+                return answer
+            except grpc.RpcError as error:
+                told = self._told(device, error)
+                raise (from_rpc_error(error) if told.reason == "DEVICE_UNKNOWN" else told) from error
+
+        return await patiently(attempt, min(self._patience, INFER_PATIENCE_SECONDS))
 
     async def observe(self, device: str) -> AsyncIterator[bridge_pb2.ObserveResponse]:
         """What a device counts, now and at each change; ServiceErrors when the bridge or the device went away."""
