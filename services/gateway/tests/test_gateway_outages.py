@@ -275,12 +275,12 @@ async def test_a_call_whose_channel_is_closed_under_it_is_made_again_or_unavaila
         def task(work: Awaitable[Any]) -> asyncio.Future[Any]:
             return asyncio.ensure_future(work)
 
-        repeated = task(steps()), task(directory.read_capabilities(DEVICE))
-        refused = (
-            task(observed()),
-            task(directory.rollback(DEVICE, "")),
+        repeated = (
+            task(steps()),
+            task(directory.read_capabilities(DEVICE)),
             task(directory.infer(DEVICE, bridge_pb2.InferRequest().inputs)),
         )
+        refused = task(observed()), task(directory.rollback(DEVICE, ""))
         cancelled = task(steps())
         await until(lambda: len(before.asked) == 6, "all calls are under way", 30)
         cancelled.cancel()
@@ -291,11 +291,12 @@ async def test_a_call_whose_channel_is_closed_under_it_is_made_again_or_unavaila
         begun, ready = Step.STEP_DOWNLOADING, Step.STEP_READY
         try:
             async with asyncio.timeout(60):
-                assert await asyncio.gather(*repeated) == [[begun, begun, ready], devices_pb2.Device(name=DEVICE)]
+                answers = [[begun, begun, ready], devices_pb2.Device(name=DEVICE), bridge_pb2.InferResponse()]
+                assert await asyncio.gather(*repeated) == answers
                 for each in refused:
                     with pytest.raises(Unavailable):
                         await each
-            assert sorted(after.asked) == ["install", "read"]
+            assert sorted(after.asked) == ["infer", "install", "read"]
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
