@@ -143,8 +143,15 @@ class DeployedSuite:
         """host:port of the gateway as this machine reaches it: its cluster address, where this machine is the node."""
         service = self.get("service", f"{NAME}-gateway")["spec"]
         host, port = str(service["clusterIP"]), int(service["ports"][0]["port"])
-        with socket.create_connection((host, port), timeout=20):
-            return f"{host}:{port}"
+        end = time.monotonic() + 20
+        while True:
+            try:
+                with socket.create_connection((host, port), timeout=20):
+                    return f"{host}:{port}"
+            except ConnectionRefusedError:  # kube-proxy hears of a pod that is ready a moment later
+                if time.monotonic() > end:
+                    raise
+            time.sleep(0.5)
 
     def client(self, gateway: str = "", tls: TlsFiles | None = None) -> AsyncClient:
         """A new connection to the gateway's service, or to the pod of that name."""
