@@ -17,6 +17,7 @@ from lwm2m_rig import FAST_INSTALL, Rig, digest_of, eventually, failure, image_o
 import postgres_server
 from tinymlaas.registry.v1 import artifacts_pb2, artifacts_pb2_grpc
 from tinymlaas_device.board import SlotState
+from tinymlaas_device.lwm2m import LwM2mDevice
 from tinymlaas_lwm2m import SoftwareRes, UpdateResult, software
 from tinymlaas_lwm2m_bridge import InstallRequest, InstallSettings, Step, Transfer
 from tinymlaas_lwm2m_bridge.artifacts import RegistryArtifacts, error_of
@@ -139,11 +140,8 @@ async def test_a_registry_that_stays_away_fails_the_install_after_the_limit(rig:
     await bridge.close()
 
 
-@pytest.mark.parametrize("fault", [Unavailable("S3"), "hangs"])
-async def test_a_cancel_is_heard_while_the_registry_is_away(
-    rig: Rig, registry: Registry, fault: ServiceError | str
-) -> None:
-    """DO-INST-013: after a restart too; the part that the device has is removed."""
+async def left_half_installed(rig: Rig) -> tuple[FaultBoard, LwM2mDevice]:
+    """A device that has a part of the image, whose bridge has stopped; its flash holds the next write."""
     bridge = await rig.bridge()
     board = FaultBoard()
     device = await rig.device(board)
@@ -152,6 +150,15 @@ async def test_a_cancel_is_heard_while_the_registry_is_away(
     await eventually(lambda: board.written > 5_000, "some bytes are in flash")
     board.hold["write"] = threading.Event()
     await bridge.close()
+    return board, device
+
+
+@pytest.mark.parametrize("fault", [Unavailable("S3"), "hangs"])
+async def test_a_cancel_is_heard_while_the_registry_is_away(
+    rig: Rig, registry: Registry, fault: ServiceError | str
+) -> None:
+    """DO-INST-013: after a restart too; the part that the device has is removed."""
+    board, device = await left_half_installed(rig)
     registry.faults, asked = [fault] * 100, registry.asked
     bridge = await rig.bridge()
     board.hold.pop("write").set()
@@ -166,14 +173,7 @@ async def test_a_cancel_is_heard_while_the_registry_is_away(
 
 async def test_a_device_that_pulls_asks_later_while_the_registry_is_away(rig: Rig, registry: Registry) -> None:
     """DO-INST-017, DO-INST-019."""
-    bridge = await rig.bridge()
-    board = FaultBoard()
-    device = await rig.device(board)
-    await within(device.registered.wait())
-    await until(bridge.install(REQUEST), Step.DOWNLOADING)
-    await eventually(lambda: board.written > 5_000, "some bytes are in flash")
-    board.hold["write"] = threading.Event()
-    await bridge.close()
+    board, device = await left_half_installed(rig)
     await registry.stop()
     bridge = await rig.bridge()
     board.hold.pop("write").set()

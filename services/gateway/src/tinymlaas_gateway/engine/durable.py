@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -38,6 +38,7 @@ Result = TypeVar("Result")
 # One version for good: workflows of an older gateway are recovered by a newer one. A change of a workflow's order of
 # steps has to keep old ids working (DBOS.patch) or be released as another workflow name.
 APPLICATION_VERSION = "gateway-1"
+ASKED_AT_ONCE = 500
 
 _context: Context | None = None
 _stopping = False
@@ -343,12 +344,20 @@ async def launch(context: Context, database_url: str, executor: str = "gateway")
 
 async def begin_what_never_began(context: Context) -> None:
     """Start the workflows of resources that were accepted by a gateway that died before it started them."""
-    for name in await asyncio.to_thread(context.builds.unfinished):
-        if await DBOS.get_workflow_status_async(workflow_id("build", name)) is None:
-            await start("build", build_workflow, name)
-    for name in await asyncio.to_thread(context.deployments.unfinished):
-        if await DBOS.get_workflow_status_async(workflow_id("rollout", name)) is None:
-            await start("rollout", rollout_workflow, name)
+    await begin_unbegun("build", build_workflow, await asyncio.to_thread(context.builds.unfinished))
+    await begin_unbegun("rollout", rollout_workflow, await asyncio.to_thread(context.deployments.unfinished))
+
+
+async def begin_unbegun(kind: str, workflow: Callable[..., Any], names: Sequence[str]) -> None:
+    """Start the workflows of those of the resources that have none yet."""
+    for first in range(0, len(names), ASKED_AT_ONCE):
+        ids = {workflow_id(kind, name): name for name in names[first : first + ASKED_AT_ONCE]}
+        known = await DBOS.list_workflows_async(workflow_ids=list(ids), load_input=False, load_output=False)
+        for begun in known:
+            del ids[begun.workflow_id]
+        for name in ids.values():
+            log.warning("work that was accepted had not begun", name=name)
+            await start(kind, workflow, name)
 
 
 async def stop() -> None:

@@ -24,7 +24,6 @@ from .context import Context
 log = structlog.get_logger("tinymlaas.gateway")
 
 UNBEGUN_SECONDS = 60.0
-ASKED_AT_ONCE = 500
 
 
 class Peers:
@@ -115,13 +114,6 @@ class Unbegun:
         names = await asyncio.to_thread(self._unfinished)
         unfinished = set(names)
         left = [name for name in self._new if name in unfinished]
-        for first in range(0, len(left), ASKED_AT_ONCE):
-            ids = {durable.workflow_id(self._kind, name): name for name in left[first : first + ASKED_AT_ONCE]}
-            known = await DBOS.list_workflows_async(workflow_ids=list(ids), load_input=False, load_output=False)
-            for begun in known:
-                del ids[begun.workflow_id]
-            for name in ids.values():
-                log.warning("work that was accepted had not begun", name=name)
-                await durable.start(self._kind, self._workflow, name)
+        await durable.begin_unbegun(self._kind, self._workflow, left)
         self._new = [name for name in names if name not in self._seen]
         self._seen = unfinished
